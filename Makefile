@@ -1,0 +1,49 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab notebooks portraits clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[^\t].*:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Read before anything is installed, so that an old Python says so in words and not in a traceback of pip's.
+define CHECK_PYTHON
+import sys
+sys.exit(sys.version_info < (3, 11) and "sliderspace needs Python 3.11 or newer and $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2] or 0)
+endef
+export CHECK_PYTHON
+
+# torch and torchvision come from one pip call: a CUDA torchvision does not import beside a CPU torch.
+.venv/.done: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e ".[dev]"
+	@$(BIN)/python -c "import torchvision" || { echo "torch and torchvision do not fit each other: install both from one index, such as https://download.pytorch.org/whl/cpu"; exit 1; }
+	@touch $@
+
+demo: .venv/.done ## make the pictures of the README in demo/, with the bundled model
+	$(BIN)/sliderspace demo --output demo
+
+# One thread gives the same sums on every machine, and nothing fights for the cores.
+test notebooks: export OMP_NUM_THREADS ?= 1
+test notebooks: export HF_HUB_OFFLINE = 1
+
+test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean, notebooks and tests
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lab: .venv/.done ## open the quickstart in JupyterLab
+	$(BIN)/jupyter lab nbs/studies/quickstart.ipynb
+
+notebooks: .venv/.done ## export the notebooks to sliderspace/, run them all and keep their outputs
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/run_notebooks.py
+
+portraits: .venv/.done ## make the bundled model again, from nothing, in portraits-build/
+	$(BIN)/python -m sliderspace.recipe --output portraits-build
+
+clean: ## remove what the targets made, but for .venv and portraits-build, which took long
+	rm -rf demo tests/output build dist _docs _proc *.egg-info .pytest_cache .ruff_cache
+	find nbs sliderspace tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,125 @@
+"""Measure the bundled model on held-out renders and captions, and write its model card.
+
+    python benchmarks/portraits.py            print the tables
+    python benchmarks/portraits.py --card     write them into the model's README.md too
+
+Needs `pip install "sliderspace[portraits]"` for the renders. Takes a few minutes on two cores.
+"""
+
+import argparse
+import random
+import time
+from collections import Counter
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+
+from sliderspace.encoders import open_clip_encoder
+from sliderspace.models import bundled, load
+from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors
+from sliderspace.recipe import FactorClassifier, factor_ids
+from sliderspace.sampling import final_latents, pictures, start_noise
+
+GUIDANCE, STEPS = 3.0, 10
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in row) + " |" for row in lines)
+
+
+def timed(call, repeats=5):
+    "Median seconds of a call."
+    call()
+    laps = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - start)
+    return sorted(laps)[repeats // 2]
+
+
+@torch.no_grad()
+def autoencoder(model, images):
+    "PSNR in dB of renders through the autoencoder: mean over images, and its spread."
+    x = images * 2 - 1
+    z = torch.cat([model.pipe.vae.encode(b).latent_dist.mean for b in x.split(50)]) * model.pipe.vae.config.scaling_factor
+    y = torch.cat([model.decode(b) for b in z.split(50)])
+    psnr = -10 * (y - images).pow(2).mean((1, 2, 3)).log10()
+    return f"{psnr.mean():.1f} dB (standard deviation {psnr.std():.1f} over {len(psnr)} images)"
+
+
+@torch.no_grad()
+def accuracies(classifier, images, people):
+    "Share of images in which the classifier finds each factor's value, over those that have the factor."
+    logits = [classifier(b * 2 - 1) for b in images.split(100)]
+    found = {f: torch.cat([part[f] for part in logits]).argmax(1) for f in FACTORS}
+    return {f: (found[f] == ids)[ids >= 0].float().mean().item() for f, ids in factor_ids(people).items()}
+
+
+@torch.no_grad()
+def sampled(model, people, seed=11):
+    "An image for each full caption, guided."
+    noise = start_noise(model, seed, range(len(people)))
+    return torch.cat([model.decode(final_latents(model, caption(p), noise[i : i + 1], STEPS, GUIDANCE)) for i, p in enumerate(people)])
+
+
+@torch.no_grad()
+def retrieval(images, people):
+    "Share of held-out renders whose own caption is the nearest of all, or among the five nearest."
+    folder = str(bundled() / "clip")
+    clip = open_clip.create_model(f"local-dir:{folder}").eval()
+    words = open_clip.get_tokenizer(f"local-dir:{folder}")([caption(p) for p in people])
+    image = torch.nn.functional.normalize(open_clip_encoder(folder)(images), dim=-1)
+    text = torch.nn.functional.normalize(clip.encode_text(words), dim=-1)
+    rank = ((image @ text.T) > (image * text).sum(1, keepdim=True)).sum(1)
+    return f"first {(rank < 1).float().mean():.0%}, among five {(rank < 5).float().mean():.0%} (chance {1 / len(people):.1%}, {5 / len(people):.1%})"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--images", type=int, default=400, help="renders, and captions to sample from")
+    p.add_argument("--card", action="store_true", help="write the figures into the model card")
+    args = p.parse_args()
+    model = load("portraits")
+    classifier = FactorClassifier().eval()
+    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(bundled() / "classifier/model.safetensors").items()})
+
+    arrays, people = dataset(args.images, seed=987_654)  # no training part has this seed
+    renders = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
+    asked = [draw_factors(random.Random(f"held out {i}")) for i in range(args.images)]
+    own, made = accuracies(classifier, renders, people), accuracies(classifier, sampled(model, asked), asked)
+    bare = pictures(model, PROMPT, args.images, seed=12)
+    with torch.no_grad():
+        styles = Counter(FACTORS["style"][i] for i in classifier(bare * 2 - 1)["style"].argmax(1).tolist())
+
+    words, empty = model.embed([PROMPT]), model.embed([""])
+    noise = start_noise(model, 0, range(32))
+    with torch.no_grad():
+        one = timed(lambda: model.predict(noise[:1], 500, words))
+        many = timed(lambda: model.predict(noise, 500, words.expand(32, -1, -1))) / 32
+        guided = timed(lambda: model.predict(noise, 500, words.expand(32, -1, -1), GUIDANCE, empty)) / 32
+        decode = timed(lambda: model.decode(noise)) / 32
+
+    factors = table(["factor", "values", "classifier on held-out renders", "images sampled from held-out captions"],
+                    [[f, len(FACTORS[f]), f"{own[f]:.1%}", f"{made[f]:.1%}"] for f in FACTORS])
+    others = table(["measure", "figure"], [
+        ["autoencoder, held-out renders", autoencoder(model, renders)],
+        ["image-to-text retrieval of portraits-clip", retrieval(renders, people)],
+        ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
+        ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
+        ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
+        ["styles of the bare prompt", ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])]])
+    figures = (f"{args.images} renders and {args.images} captions that training has not seen; sampling with {STEPS} steps and guidance {GUIDANCE:g}; "
+               f"times on {torch.get_num_threads()} threads of a CPU.\n\n{factors}\n\n{others}\n")
+    print(figures)
+    if args.card:
+        card = bundled() / "README.md"
+        begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
+        text = card.read_text()
+        card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
+
+
+if __name__ == "__main__":
+    main()

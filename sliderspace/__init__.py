@@ -1,0 +1,34 @@
+"""Discover, train and use the sliders that are already inside a text-to-image diffusion model."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public name: the module that defines it. Names are imported when first used, so that `import sliderspace` is instant.
+_MODULES = {
+    "load": "models",
+    "Model": "models",
+    "sample": "sampling",
+    "discover": "directions",
+    "Directions": "directions",
+    "SliderSpace": "sliders",
+    "train": "training",
+    "measure": "measures",
+    "plot_spectrum": "plots",
+    "plot_ends": "plots",
+    "plot_leakage": "plots",
+    "strip": "plots",
+    "board": "widgets",
+}
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

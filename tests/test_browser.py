@@ -1,0 +1,170 @@
+"""The quickstart works for a person: JupyterLab in a real browser, cells run from the menu, sliders moved by keys."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def wait_until(condition, seconds, what):
+    """Ask `condition` four times a second, and give back the first answer that counts as true."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds} s for {what}")
+        time.sleep(0.25)
+    return answer
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def configure(home):
+    """Settings of a JupyterLab that asks nothing; the user's own are neither read nor changed."""
+    pages = home / "config/labconfig/page_config.json"
+    pages.parent.mkdir(parents=True)
+    pages.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    # Cells outside the window would otherwise not be in the page, and could not be checked.
+    tracker = home / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))
+    folders = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "data", "runtime")}
+    return folders | {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def jupyterlab(folder, home):
+    """Serve `folder` on a free port of this machine alone, without a token; gives the address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0"
+    command = [sys.executable, "-m", "jupyterlab", *options.split(), "--IdentityProvider.token="]
+    command.append(f"--ServerApp.root_dir={folder}")
+    log = home / "jupyterlab.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, env=os.environ | configure(home), stdout=output, stderr=output)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: server.poll() is not None or answers(f"{url}/api/status"), 60, "JupyterLab to start")
+        assert server.poll() is None, log.read_text()
+        yield url
+    finally:
+        server.terminate()  # the server ends its kernels first
+        server.wait(30)
+
+
+@contextmanager
+def chromium():
+    """A page of Debian's chromium; without one the test is skipped, or fails in CI."""
+    path = shutil.which("chromium")
+    if path is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("chromium is not on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser.new_page(viewport={"width": 1280, "height": 1600})
+        browser.close()
+
+
+def copy_without_outputs(notebook, folder):
+    """A notebook as a new user gets it: whatever it shows afterwards comes from this run."""
+    copied = nbformat.read(notebook, as_version=4)
+    for cell in copied.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    nbformat.write(copied, folder / notebook.name)
+
+
+def run_all_cells(page, url, notebook, seconds):
+    """Open the notebook, choose "Run All Cells" from the menu and wait until every cell is done; none may fail."""
+    page.goto(f"{url}/lab/tree/{notebook.name}")
+    # Cells that are run before there is a kernel bring a dialog up.
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def finished():
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        return prompts[0] != "[ ]:" and not any("*" in prompt for prompt in prompts)
+
+    wait_until(finished, seconds, f"the cells of {notebook.name}")
+    page.keyboard.press("Control+s")
+    saved = wait_until(lambda: executed_cells(notebook), 30, f"{notebook.name} to be saved")
+    errors = [output for cell in saved for output in cell.outputs if output.output_type == "error"]
+    assert not errors, [f"{error.ename}: {error.evalue}" for error in errors]
+
+
+def executed_cells(notebook):
+    """Cells that the saved notebook says were run: none before JupyterLab has written it."""
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.get("execution_count")]
+
+
+def widget_area(page):
+    """The output that holds the sliders; if there are several, the last."""
+    return page.locator(".jp-OutputArea-output").filter(has=page.locator(".widget-slider")).last
+
+
+def press_keys_on_slider(area, keys, number=0):
+    """Move a slider as a person without a mouse does."""
+    handle = area.locator(".widget-slider .noUi-handle").nth(number)
+    handle.focus()
+    for key in keys:
+        handle.press(key)
+
+
+def shown_image(area):
+    """The bytes of the picture on the screen. Its address says nothing: every value gets a new one, equal or not."""
+    read = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+    return bytes(area.locator("img.widget-image").first.evaluate(read))
+
+
+def screenshot(page, name):
+    folder = ROOT / "tests/output"
+    folder.mkdir(exist_ok=True)
+    page.screenshot(path=folder / name)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Folder that JupyterLab serves, its address, and a browser page."""
+    folder, home = tmp_path / "notebooks", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    with chromium() as page, jupyterlab(folder, home) as url:
+        yield folder, url, page
+        screenshot(page, "last.png")  # what a failed test saw
+
+
+def test_sliders_of_the_quickstart_change_the_image(lab):
+    folder, url, page = lab
+    copy_without_outputs(QUICKSTART, folder)
+    run_all_cells(page, url, folder / QUICKSTART.name, seconds=600)
+
+    board = widget_area(page)
+    original = wait_until(lambda: shown_image(board), 60, "the first image")
+    press_keys_on_slider(board, ["ArrowRight"] * 5)
+    wait_until(lambda: shown_image(board) != original, 60, "the slider to change the image")
+    screenshot(page, "quickstart.png")
+    board.get_by_role("button", name="reset").click()
+    wait_until(lambda: shown_image(board) == original, 60, "reset to bring the original image back")
