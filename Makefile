@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab notebooks portraits clean
+.PHONY: help demo readme test lab notebooks portraits clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[^\t].*:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,15 +19,19 @@ export CHECK_PYTHON
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e ".[dev]"
-	@$(BIN)/python -c "import torchvision" || { echo "torch and torchvision do not fit each other: install both from one index, such as https://download.pytorch.org/whl/cpu"; exit 1; }
+	@$(BIN)/python -c "import torchvision" || { echo "torch and torchvision do not fit each other: install both from one index"; exit 1; }
 	@touch $@
 
 demo: .venv/.done ## make the pictures of the README in demo/, with the bundled model
 	$(BIN)/sliderspace demo --output demo
 
+readme: demo ## put the demo's pictures and table into the README
+	$(BIN)/python tools/readme.py
+
 # One thread gives the same sums on every machine, and nothing fights for the cores.
 test notebooks: export OMP_NUM_THREADS ?= 1
 test notebooks: export HF_HUB_OFFLINE = 1
+test: export SLIDERSPACE_SMALL = 1
 
 test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean, notebooks and tests
 	$(BIN)/ruff check .

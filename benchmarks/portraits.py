@@ -62,7 +62,8 @@ def accuracies(classifier, images, people):
 def sampled(model, people, seed=11):
     "An image for each full caption, guided."
     noise = start_noise(model, seed, range(len(people)))
-    return torch.cat([model.decode(final_latents(model, caption(p), noise[i : i + 1], STEPS, GUIDANCE)) for i, p in enumerate(people)])
+    finals = [final_latents(model, caption(p), noise[i : i + 1], STEPS, GUIDANCE) for i, p in enumerate(people)]
+    return torch.cat([model.decode(z) for z in finals])
 
 
 @torch.no_grad()
@@ -74,7 +75,8 @@ def retrieval(images, people):
     image = torch.nn.functional.normalize(open_clip_encoder(folder)(images), dim=-1)
     text = torch.nn.functional.normalize(clip.encode_text(words), dim=-1)
     rank = ((image @ text.T) > (image * text).sum(1, keepdim=True)).sum(1)
-    return f"first {(rank < 1).float().mean():.0%}, among five {(rank < 5).float().mean():.0%} (chance {1 / len(people):.1%}, {5 / len(people):.1%})"
+    first, five = ((rank < n).float().mean() for n in (1, 5))
+    return f"first {first:.0%}, among five {five:.0%} (chance {1 / len(people):.1%}, {5 / len(people):.1%})"
 
 
 def main():
@@ -84,7 +86,7 @@ def main():
     args = p.parse_args()
     model = load("portraits")
     classifier = FactorClassifier().eval()
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(bundled() / "classifier/model.safetensors").items()})
+    classifier.load_state_dict(load_file(bundled() / "classifier/model.safetensors"))  # fp16 is copied into float32
 
     arrays, people = dataset(args.images, seed=987_654)  # no training part has this seed
     renders = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
@@ -93,6 +95,8 @@ def main():
     bare = pictures(model, PROMPT, args.images, seed=12)
     with torch.no_grad():
         styles = Counter(FACTORS["style"][i] for i in classifier(bare * 2 - 1)["style"].argmax(1).tolist())
+
+    mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
 
     words, empty = model.embed([PROMPT]), model.embed([""])
     noise = start_noise(model, 0, range(32))
@@ -110,9 +114,10 @@ def main():
         ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
         ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
         ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
-        ["styles of the bare prompt", ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])]])
-    figures = (f"{args.images} renders and {args.images} captions that training has not seen; sampling with {STEPS} steps and guidance {GUIDANCE:g}; "
-               f"times on {torch.get_num_threads()} threads of a CPU.\n\n{factors}\n\n{others}\n")
+        ["styles of the bare prompt", mixture]])
+    figures = (f"{args.images} renders and {args.images} captions that training has not seen; sampling with {STEPS} "
+               f"steps and guidance {GUIDANCE:g}; times on {torch.get_num_threads()} threads of a CPU.\n\n"
+               f"{factors}\n\n{others}\n")
     print(figures)
     if args.card:
         card = bundled() / "README.md"

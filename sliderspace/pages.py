@@ -18,7 +18,7 @@ from .directions import Directions
 from .files import writable_folder, write_bytes
 from .measures import Report
 from .models import Model
-from .plots import plot_ends, plot_leakage, plot_spectrum, strip
+from .plots import plot_ends, plot_leakage, plot_sliders, plot_spectrum, strip
 
 # %% ../nbs/11_pages.ipynb #cell-04
 def png(
@@ -73,7 +73,7 @@ def write_folder(
     found.save(folder/"directions.safetensors")
     ends = plot_ends(model, found, [r["direction"] for r in space.card["sliders"]])
     pictures = {"spectrum.png": png(plot_spectrum(found)), "ends.png": png(ends),
-                "leakage.png": png(plot_leakage(space))}
+                "leakage.png": png(plot_leakage(space)), "sliders.png": png(plot_sliders(model, report))}
     strips = {f"strips/{i:02d}.png": png(strip(model, report, i)) for i in progress(range(len(space)), desc="strips")}
     for name, data in (pictures | strips).items(): write_bytes(folder/name, data)
     head, *rows = _table(space)
@@ -93,7 +93,8 @@ def write_folder(
 slider trained for each direction. All images below are of noise that was not used to find or to train anything.
 Strength 1 is meant to move an image's score by one standard deviation of the model's own images.</p>
 <h2>Sliders</h2><p>The same seeds at strengths from {report.strengths[0]:g} to {report.strengths[-1]:g}; the middle is
-the unchanged image. Beside each name the strengths within which images stay like the model's own.</p>{shown}
+the unchanged image. Beside each name the strengths within which images stay like the model's own; beyond them they are
+faded.</p>{shown}
 <h2>Table</h2><table>{line("th", head)}{"".join(line("td", r) for r in rows)}</table>
 <h2>Spectrum</h2>{_image(pictures["spectrum.png"], "spectrum", "plot")}
 <h2>Before any training: both ends of each direction</h2>

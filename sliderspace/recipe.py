@@ -59,7 +59,7 @@ def fit(
     """Train with AdamW, with a checkpoint every so often; a finished part returns at once."""
     done, state = folder/f"{name}.safetensors", folder/f"{name}.state"
     if done.exists(): return module.load_state_dict(load_file(done))
-    opt = torch.optim.AdamW(module.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01)
+    opt = torch.optim.AdamW(module.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01, fused=True)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.05)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     start, shown = 0, math.nan
@@ -171,7 +171,7 @@ def new_scheduler()->DDIMScheduler:
 
 # %% ../nbs/13_recipe.ipynb #cell-20
 def denoiser_loss(model:nn.ModuleDict, latents:Tensor, people:list[dict], tokenizer, scheduler,
-                  gen:torch.Generator, batch:int=32)->Tensor:
+                  gen:torch.Generator, batch:int=16)->Tensor:
     """Squared error of the predicted v at uniform timesteps (stratified over a batch); a tenth of captions is empty."""
     x, index = _pick(latents, batch, gen)
     noise = torch.randn(x.shape, generator=gen, device=x.device)

@@ -1,0 +1,132 @@
+"""The clean-image estimate is the schedulers' own; ordinary folders load, and what does not fit is refused by name."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from PIL import Image
+from tiny import PREDICTION_TYPES, PROMPT, tiny_parts
+from torch.testing import assert_close
+from transformers import CLIPTextModelWithProjection
+
+from sliderspace import load
+from sliderspace.models import bundled, x0_estimate
+from sliderspace.sampling import pictures, start_noise
+
+# --- one-step estimate -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_x0_estimate_is_the_schedulers(scheduler_class, kind):
+    off = {} if scheduler_class is EulerDiscreteScheduler else {"clip_sample": False}
+    scheduler = scheduler_class(prediction_type=kind, **off)
+    scheduler.set_timesteps(8)
+    torch.manual_seed(0)
+    x, output = torch.randn(2, 2, 4, 8, 8)
+    for i, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t)
+        theirs = scheduler.step(output, t, x).pred_original_sample
+        scaled = scheduler_class is EulerDiscreteScheduler  # its latents have variance 1 + sigma^2
+        alpha_bar = 1 / (1 + scheduler.sigmas[i] ** 2) if scaled else scheduler.alphas_cumprod[t]
+        assert_close(x0_estimate(output, seen, alpha_bar, kind), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_x0_estimate_takes_a_timestep_for_each_sample(kind):
+    torch.manual_seed(0)
+    (x, output), alpha_bar = torch.randn(2, 3, 4, 8, 8), torch.tensor([0.01, 0.5, 1.0])
+    one_by_one = [x0_estimate(output[[i]], x[[i]], alpha_bar[i], kind) for i in range(3)]
+    assert_close(x0_estimate(output, x, alpha_bar, kind), torch.cat(one_by_one), rtol=0, atol=0)
+
+
+def test_a_clean_image_is_found_again(tiny_of):
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 3, 4, 8, 8)
+    scheduler, t = tiny_of("epsilon").pipe.scheduler, torch.tensor([1, 500, 900])
+    noisy = scheduler.add_noise(clean, noise, t)
+    answers = {"epsilon": noise, "v_prediction": scheduler.get_velocity(clean, noise, t), "sample": clean}
+    for kind, output in answers.items():
+        assert_close(x0_estimate(output, noisy, tiny_of("epsilon").alpha_bar(t), kind), clean, rtol=0, atol=1e-5)
+
+
+def test_other_prediction_types_are_refused():
+    with pytest.raises(ValueError, match="'v_prediction' or 'sample', not 'flow'"):
+        x0_estimate(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), 0.5, "flow")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny_of, kind):
+    model = tiny_of(kind)
+    assert (model.name, model.prediction_type, model.latent_shape) == (tiny_folder(kind).name, kind, (4, 8, 8))
+    assert model.decode(start_noise(model, 0, [0])).shape == (1, 3, 16, 16)
+    parts = (model.pipe.unet, model.pipe.vae, model.pipe.text_encoder)
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+
+
+def test_a_loaded_pipeline_is_taken(fresh):
+    model = load(fresh.pipe, device="cpu")
+    assert model.pipe is fresh.pipe and model.denoiser is fresh.pipe.unet
+
+
+def test_unknown_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown model 'stable-confusion'"):
+        load("stable-confusion")
+    with pytest.raises(ValueError, match=f"unknown model '{tmp_path}'.*model_index.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
+def test_pipelines_with_a_part_missing_are_refused(fresh, part):
+    setattr(fresh.pipe, part, None)
+    with pytest.raises(ValueError, match=f"StableDiffusionPipeline .* has no {part}$"):
+        load(fresh.pipe, device="cpu")
+
+
+def test_other_kinds_of_pipeline_are_refused():
+    parts = tiny_parts()
+    second = CLIPTextModelWithProjection(parts["text_encoder"].config)
+    pipe = StableDiffusionXLPipeline(
+        **parts, text_encoder_2=second, tokenizer_2=parts["tokenizer"], add_watermarker=False
+    )
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline is not of the Stable Diffusion type"):
+        load(pipe, device="cpu")
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(tmp_path, tiny_folder, monkeypatch):
+    (tmp_path / "portraits").symlink_to(tiny_folder("epsilon"))
+    monkeypatch.chdir(tmp_path)
+    assert load(tmp_path / "portraits", device="cpu").latent_shape == (4, 8, 8)
+    assert load("portraits", device="cpu").latent_shape[0] == 12
+    assert load("./portraits", device="cpu").latent_shape == (4, 8, 8)
+
+
+# --- the bundled model -----------------------------------------------------------------------------------------------
+
+
+def test_plain_diffusers_makes_the_same_images(model):
+    pipe = DiffusionPipeline.from_pretrained(bundled(), local_files_only=True)
+    noise = start_noise(model, 3, [0, 1])
+    theirs = pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=3,
+                  guidance_scale=model.guidance, output_type="pt").images
+    assert_close(pictures(model, PROMPT, 2, seed=3, steps=3), theirs, rtol=0, atol=1e-4)
+
+
+def test_open_clip_loads_the_bundled_clip():
+    import open_clip
+
+    source = f"local-dir:{bundled('portraits') / 'clip'}"
+    net, preprocess = open_clip.create_model_from_pretrained(source)
+    tokens = open_clip.get_tokenizer(source)([PROMPT, "hat"])
+    assert open_clip.create_model(source).visual.image_size == net.visual.image_size
+    image = net.encode_image(preprocess(Image.new("RGB", (64, 64), "teal"))[None])
+    text = net.encode_text(tokens)
+    assert tokens.shape == (2, net.context_length)
+    assert image.shape[1] == text.shape[1] and image.isfinite().all() and text.isfinite().all()
+    assert not torch.equal(text[0], text[1])
+
+
+def test_the_bundled_files_are_small():
+    assert sum(path.stat().st_size for path in bundled().rglob("*") if path.is_file()) <= 40e6
