@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 from sliderspace.encoders import open_clip_encoder
 from sliderspace.models import bundled, load
-from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors
-from sliderspace.recipe import FactorClassifier, factor_ids
+from sliderspace.portraits import FACTORS, PROMPT, FactorClassifier, caption, dataset, draw_factors, factor_ids
 from sliderspace.sampling import final_latents, pictures, start_noise
 
 GUIDANCE, STEPS = 3.0, 10

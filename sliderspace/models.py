@@ -155,4 +155,4 @@ def load(
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
-    return Model(pipe, name, *((8, 1.5) if own else (30, 7.5)))
+    return Model(pipe, name, *((8, 1.) if own else (30, 7.5)))

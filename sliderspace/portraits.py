@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HAIR', 'SKIN', 'BACKGROUND', 'FACTORS', 'PROMPT', 'factors_of', 'draw_factors', 'caption', 'parse_caption', 'render',
-           'jitter', 'dataset']
+           'jitter', 'dataset', 'FactorClassifier', 'factor_ids']
 
 # %% ../nbs/12_portraits.ipynb #cell-02
 import io, json, random
@@ -12,7 +12,9 @@ from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 # %% ../nbs/12_portraits.ipynb #cell-04
 HAIR = {"black hair": "#1f1a17", "brown hair": "#8a5a34", "blond hair": "#ecc65c",
@@ -186,3 +188,22 @@ def dataset(
         people.append(draw_factors(rng))
         images[i] = np.asarray(jitter(render(people[-1], f"{seed}-{i}", size), rng))
     return images, people
+
+# %% ../nbs/12_portraits.ipynb #cell-25
+class FactorClassifier(nn.Module):
+    """Logits of every factor's values from images in [-1, 1], `(n, 3, 64, 64)`: a dict of `(n, values)`."""
+    def __init__(self, width:int=24):
+        super().__init__()
+        sizes = [3, width, 2 * width, 4 * width, 6 * width]
+        def stage(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(),
+                                              nn.Conv2d(b, b, 3, 1, 1), nn.BatchNorm2d(b), nn.ReLU())
+        self.trunk = nn.Sequential(*map(stage, sizes, sizes[1:]), nn.Flatten())
+        self.heads = nn.ModuleDict({f: nn.Linear(sizes[-1] * 16, len(vs)) for f, vs in FACTORS.items()})
+    def forward(self, x:Tensor)->dict[str, Tensor]:
+        x = self.trunk(x)
+        return {f: head(x) for f, head in self.heads.items()}
+
+# %% ../nbs/12_portraits.ipynb #cell-26
+def factor_ids(people:list[dict])->dict[str, Tensor]:
+    """For each factor the value of each person as an index, -1 where the style does not have the factor."""
+    return {f: torch.tensor([vs.index(p[f]) if f in p else -1 for p in people]) for f, vs in FACTORS.items()}
