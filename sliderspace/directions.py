@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .files import read_tensors, write_tensors
 from .models import Model
 from .encoders import encoder as find_encoder
-from .sampling import Run, Samples, check_prompt, collect
+from .sampling import Run, Samples, check_prompt, check_steps, collect
 
 # %% ../nbs/04_directions.ipynb #cell-05
 class Moments:
@@ -161,7 +161,7 @@ def discover(
     hold, before sampling."""
     check_prompt(prompt)
     if timesteps not in ("all", "final"): raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
-    rows = samples * (steps or model.steps if timesteps == "all" else 1)
+    rows = samples * (len(model.scheduler(check_steps(model, steps)).timesteps) if timesteps == "all" else 1)
     if not 1 <= count < rows:
         raise ValueError(f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}")
     encoder = find_encoder(encoder, model)

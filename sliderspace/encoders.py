@@ -9,6 +9,7 @@ __all__ = ['Encoder', 'pixels', 'latents', 'open_clip_encoder', 'encoder', 'feat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
+import re
 
 import torch
 import torch.nn.functional as F
@@ -69,15 +70,15 @@ def open_clip_encoder(
     def encode(x):
         if x.shape[-2:] != tuple(size): x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
         return net.encode_image((x - mean) / std)
-    label = folder.name if tags == [None] else name
-    return Encoder("-".join(filter(None, [label, pretrained and Path(pretrained).stem])), encode)
+    label = str(folder.resolve()) if tags == [None] else name
+    return Encoder(":".join(filter(None, [label, pretrained])), encode)
 
 # %% ../nbs/02_encoders.ipynb #cell-09
 def encoder(
     spec, # None (the default), "portraits-clip", "pixels", "latents", "name:weights" of open_clip, a folder, a callable
     model:Model|None=None, # whose default is meant, and on whose device to be
 )->Encoder:
-    """The encoder that `spec` names.
+    """The encoder that `spec` names; an encoder's `name` finds it again, but for a callable's.
 
     Raises `ValueError` when nothing fits, saying what would."""
     device = model.device if model else "cpu"
@@ -91,9 +92,9 @@ def encoder(
     if spec == "portraits-clip":
         found = open_clip_encoder(str(bundled()/"clip"), device=device)
         return Encoder("portraits-clip", found.encode)
-    if spec == "pixels": return pixels()
+    if size := re.fullmatch(r"pixels(?:-([1-9]\d*))?", str(spec)): return pixels(int(size[1] or 16))
     if spec == "latents": return latents()
-    name, _, tag = str(spec).partition(":")
+    name, tag = (str(spec), "") if Path(spec).is_dir() else str(spec).partition(":")[::2]
     return open_clip_encoder(name, tag or None, device)
 
 # %% ../nbs/02_encoders.ipynb #cell-11

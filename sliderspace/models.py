@@ -37,7 +37,7 @@ class Model:
     pipe: object     # `diffusers.StableDiffusionPipeline` or one built like it
     name: str        # "portraits", or where it came from
     steps: int       # sampler steps when none are given
-    guidance: float  # classifier-free guidance scale when none is given; 1 is none
+    guidance: float  # classifier-free guidance scale when none is given; 1 and below is none
 
     @property
     def denoiser(self)->torch.nn.Module: return self.pipe.unet
@@ -81,14 +81,14 @@ class Model:
         latents:Tensor,        # x_t as the denoiser wants it, `(n, c, h, w)`
         timestep:Tensor,       # one number, or one a sample `(n,)`
         prompt_embeds:Tensor,  # `(n, tokens, d)`
-        guidance:float=1.,     # 1: none
+        guidance:float=1.,     # 1 and below: none, as in diffusers
         empty_embeds:Tensor|None=None, # of the empty prompt, `(1, tokens, d)`; needed for guidance
     )->Tensor:                 # the denoiser's prediction, float32, `(n, c, h, w)`
         """One denoiser call; with guidance (Ho & Salimans 2022) on a doubled batch, the unconditional half first."""
         def call(x, t, words): return self.denoiser(x, t, encoder_hidden_states=words, return_dict=False)[0].float()
         t = torch.as_tensor(timestep, device=latents.device).expand(len(latents))
         latents = latents.to(self.denoiser.dtype)
-        if guidance == 1: return call(latents, t, prompt_embeds)
+        if guidance <= 1: return call(latents, t, prompt_embeds)
         both = torch.cat([empty_embeds.expand_as(prompt_embeds), prompt_embeds])
         base, cond = call(latents.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         return base + guidance * (cond - base)
@@ -112,6 +112,18 @@ class Model:
             shapes.update(f"{name}{tuple(w.shape)}".encode())
             weights.update(w.float().cpu().numpy().tobytes())
         return {"shapes": shapes.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
+
+    def identity(self)->str: # a short hash
+        """Tells a model from others, sliders or not: its scheduler, and names, shapes and samples of its weights."""
+        scheduler = self.pipe.scheduler
+        found = sha256(type(scheduler).__name__.encode())
+        found.update(str(sorted((k, v) for k, v in scheduler.config.items() if not k.startswith("_"))).encode())
+        for part in (self.denoiser, self.pipe.vae, self.pipe.text_encoder):
+            for name, p in part.named_parameters():
+                if "lora_" in name: continue
+                found.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode())
+                found.update(p.detach().flatten()[::p.numel() // 64 + 1].float().cpu().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def _repr_markdown_(self):
         n = sum(p.numel() for p in self.denoiser.parameters()) / 1e6

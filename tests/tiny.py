@@ -66,7 +66,7 @@ def random_directions(model, encoder, samples=24, count=6, steps=3, guidance=2.0
     latents = torch.randn(samples, *model.latent_shape, generator=gen)
     width = features(model, encoder, latents[:1]).shape[-1]
     rows = F.normalize(torch.randn(samples, steps, width, generator=gen), dim=-1)
-    run = Run(model.name, encoder.name, PROMPT, samples, seed, steps, guidance)
+    run = Run(model.name, model.identity(), encoder.name, PROMPT, samples, seed, steps, guidance)
     return find_directions(Samples(run, rows, latents), count)
 
 
