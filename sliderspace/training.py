@@ -179,6 +179,14 @@ def choose_directions(
     return usable[:count]
 
 # %% ../nbs/08_training.ipynb #cell-16
+def _check(run, encoder, rank, updates):
+    if rank < 1: raise ValueError(f"rank must be 1 or more, not {rank}")
+    if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
+    if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
+    if encoder.name != run.encoder:
+        raise ValueError(f"encoder {encoder.name!r} is not the one the directions were found with: {run.encoder!r}")
+
+# %% ../nbs/08_training.ipynb #cell-17
 def _measured(found, chosen, cosines):
     "What the card says of each slider."
     leakage = (cosines - cosines.diag().diag()).abs().amax(1)
@@ -186,7 +194,7 @@ def _measured(found, chosen, cosines):
                  leakage=leakage[i].item()) for i, d in enumerate(chosen)]
     return dict(sliders=rows, cosines=cosines.tolist())
 
-# %% ../nbs/08_training.ipynb #cell-17
+# %% ../nbs/08_training.ipynb #cell-18
 def train(
     model:Model,
     found:Directions,
@@ -207,12 +215,8 @@ def train(
     Raises `ValueError` before any work for too many sliders, rank below 1, unknown targets or another encoder than the
     directions'."""
     run, chosen = found.samples.run, choose_directions(found, sliders)
-    if rank < 1: raise ValueError(f"rank must be 1 or more, not {rank}")
-    if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
-    if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
     encoder = find_encoder(run.encoder if encoder is None else encoder, model)
-    if encoder.name != run.encoder:
-        raise ValueError(f"encoder {encoder.name!r} is not the one the directions were found with: {run.encoder!r}")
+    _check(run, encoder, rank, updates)
     detach(model)
     layers, last = target_layers(model, targets), run.samples - max(2, run.samples // 8)
     vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
