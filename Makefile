@@ -35,7 +35,7 @@ test: export SLIDERSPACE_SMALL = 1
 
 test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean, notebooks and tests
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: .venv/.done ## open the quickstart in JupyterLab
 	$(BIN)/jupyter lab nbs/studies/quickstart.ipynb

@@ -57,16 +57,17 @@ class GatedAdapter:
         self.model, self.layers, self.sliders, self.rank, self.gate = model, layers, sliders, rank, None
         net, width = model.denoiser, sliders * rank
         before = {n: list(m.active_adapters) for n, m in net.named_modules() if isinstance(m, LoraLayer)}
-        trainable = {n for n, p in net.named_parameters() if p.requires_grad}
+        trained = {p for p in net.parameters() if p.requires_grad}
         config = LoraConfig(r=width, lora_alpha=width, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.)
         inject_adapter_in_model(config, net, self.name)
         self.hooks = []
+        for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
         for path in layers:
             layer = net.get_submodule(path)
             layer.set_adapter([*before.get(path, []), self.name]) # adapters that the user brought stay on
             self.hooks.append(layer.lora_A[self.name].register_forward_hook(self._apply))
             for part in (layer.lora_A, layer.lora_B): part[self.name].to(model.device, torch.float32)
-        for n, p in net.named_parameters(): p.requires_grad_(n in trainable)
+        for p in net.parameters(): p.requires_grad_(p in trained)
         self.hooks.append(net.register_forward_pre_hook(self._before_denoiser, with_kwargs=True))
 
     def parameters(self)->dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -98,7 +99,7 @@ class GatedAdapter:
                 raise ValueError(f"strengths must be ({self.sliders},) or (images, {self.sliders}), "
                                  f"not {tuple(strengths.shape)}")
             if not strengths.isfinite().all(): raise ValueError(f"strengths must be finite, not {strengths.tolist()}")
-            strengths = strengths.detach().to(self.model.device, torch.float32).reshape(-1, self.sliders)
+            strengths = strengths.detach().to(self.model.device, torch.float32, copy=True).reshape(-1, self.sliders)
         if not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"window must be 0 <= start <= stop <= 1, not {window}")
         self.window, self.strengths, self.gate = window, strengths, None
@@ -127,14 +128,26 @@ class GatedAdapter:
 
     def remove(self):
         """Take the adapter out of the denoiser, other adapters untouched."""
+        net = self.model.denoiser
+        trained = {p for p in net.parameters() if p.requires_grad}
         for hook in self.hooks: hook.remove()
         for path in self.layers:
-            layer = self.model.denoiser.get_submodule(path)
-            others = [a for a in layer.lora_A if a != self.name]
-            if others: layer.delete_adapter(self.name)
+            layer = net.get_submodule(path)
+            if self.name not in getattr(layer, "lora_A", ()): continue # `unload_lora_weights` took it
+            if len(layer.lora_A) > 1:
+                active = [a for a in layer.active_adapters if a != self.name]
+                layer.delete_adapter(self.name)
+                layer.set_adapter(active)
             else:
                 parent, _, leaf = path.rpartition(".")
-                setattr(self.model.denoiser.get_submodule(parent), leaf, layer.base_layer)
-        configs = self.model.denoiser.peft_config
-        configs.pop(self.name)
-        if not configs: del self.model.denoiser.peft_config
+                setattr(net.get_submodule(parent), leaf, layer.base_layer)
+        for p in net.parameters(): p.requires_grad_(p in trained)
+        configs = getattr(net, "peft_config", {})
+        configs.pop(self.name, None)
+        if not configs and hasattr(net, "peft_config"): del net.peft_config
+
+    @property
+    def here(self)->bool:
+        """Whether it is on the denoiser still: `unload_lora_weights` and `set_adapters` of a pipeline end that."""
+        layers = map(self.model.denoiser.get_submodule, self.layers)
+        return all(self.name in getattr(m, "active_adapters", ()) and not m.disable_adapters for m in layers)

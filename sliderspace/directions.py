@@ -29,6 +29,7 @@ class Moments:
 
     def merge(self, n:int, mean:Tensor, scatter:Tensor)->"Moments":
         """Add another set's moments (Chan et al. 1979): its count, mean `(d,)` and scatter about its mean `(d, d)`."""
+        if not n: return self
         delta, total = mean - self.mean, self.n + n
         self.scatter += scatter + delta.outer(delta) * (self.n * n / total)
         self.mean = self.mean + delta * (n / total)
@@ -101,7 +102,7 @@ class Directions:
     )->tuple[list[int], list[int]]: # indices of the samples with the lowest and the highest final scores, ascending
         """The samples at both ends of a direction."""
         order = self.scores[:, -1, direction].argsort().tolist()
-        return order[:count], order[-count:]
+        return order[:count], order[len(order) - count:]
 
     def save(self, path:str|Path):
         """Write to a safetensors file, samples included."""

@@ -277,12 +277,12 @@ def make_portraits(
     clip, ids, scheduler = open_clip.CLIP(**cfg).to(device), factor_ids(people), new_scheduler()
     def steps(n): return max(2, int(n * views))
     fit("vae", vae, lambda g: vae_loss(vae, pictures, g), steps(3500), output, lr=2e-3)
-    fit("clip", clip, lambda g: clip_loss(clip, pictures, people, tokenizer, g), steps(700), output)
+    fit("clip", clip, lambda g: clip_loss(clip, pictures, people, tokenizer, g), steps(1100), output)
     fit("classifier", classifier, lambda g: classifier_loss(classifier, pictures, ids, g), steps(1100), output, lr=2e-3)
     start_text(denoiser.text, clip)
     latents = encode_all(vae, pictures)
     def loss(g): return denoiser_loss(denoiser, latents, people, tokenizer, scheduler, g)
-    fit("denoiser", denoiser, loss, steps(4400), output, ema=.998)
+    fit("denoiser", denoiser, loss, steps(3600), output, ema=.998)
     save_parts(output/"model", vae, denoiser, tokenizer, clip, classifier)
 
 # %% ../nbs/14_recipe.ipynb #cell-32

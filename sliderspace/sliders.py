@@ -9,8 +9,9 @@ __all__ = ['detach', 'SliderSpace']
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import chain, count
+from numbers import Integral
 from pathlib import Path
-from weakref import WeakKeyDictionary
 import re
 
 import torch
@@ -18,18 +19,21 @@ from torch import Tensor
 
 # %% ../nbs/06_sliders.ipynb #cell-03
 from .adapters import GatedAdapter
-from .files import read_tensors, writable_folder, write_bytes, write_tensors
+from .files import read_tensors, tensor_bytes, writable_folder, write_bytes, write_tensors
 from .models import Model
 
 # %% ../nbs/06_sliders.ipynb #cell-04
-# denoiser -> (space, its GatedAdapter): a space stays attached, switched off, until another takes its place
-_attached = WeakKeyDictionary()
+def _attached(model):
+    "The space and its adapter that stay on a denoiser, switched off, until others take their place; kept on it."
+    return vars(model.denoiser).get("_sliderspace", (None, None))
 
 # %% ../nbs/06_sliders.ipynb #cell-05
 def detach(model:Model):
     """Take whatever sliders are attached to a model off again, leaving it as it was."""
-    space, adapter = _attached.pop(model.denoiser, (None, None))
-    if adapter is not None: adapter.remove()
+    space, adapter = _attached(model)
+    if adapter is None: return
+    del model.denoiser._sliderspace
+    adapter.remove()
 
 # %% ../nbs/06_sliders.ipynb #cell-06
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class SliderSpace:
     )->int:
         """The number of a slider. Raises `KeyError` when there is no such slider."""
         if isinstance(slider, str) and slider in self.labels: return self.labels.index(slider)
-        if isinstance(slider, int) and -len(self) <= slider < len(self): return slider % len(self)
+        if isinstance(slider, Integral) and -len(self) <= slider < len(self): return int(slider) % len(self)
         raise KeyError(f"no slider {slider!r}: there are numbers 0 to {len(self) - 1} and labels {self.labels}")
 
     def strengths(self,
@@ -82,16 +86,16 @@ class SliderSpace:
 
     def attach(self, model:Model, transfer:bool=False)->GatedAdapter:
         """Put the sliders on a model, switched off (nothing changes yet); a space that was there before leaves."""
-        space, adapter = _attached.get(model.denoiser, (None, None))
-        if space is self: return adapter
+        space, adapter = _attached(model)
+        if space is self and adapter.here: return adapter
         self.check(model, transfer)
         if space is not None:
-            if adapter.on:
+            if adapter.on and space is not self:
                 raise ValueError("sliders of another space are on: leave its `with` first, or add the two spaces")
             detach(model)
         adapter = GatedAdapter(model, list(self.down), len(self), self.rank)
         adapter.copy_in(self.down, self.up)
-        _attached[model.denoiser] = (self, adapter)
+        model.denoiser._sliderspace = self, adapter
         return adapter
 
     @contextmanager
@@ -115,7 +119,9 @@ class SliderSpace:
         """A space of some of the sliders. Raises `KeyError` for an unknown one."""
         at = [self.index(s) for s in sliders]
         rows = torch.tensor([i * self.rank + j for i in at for j in range(self.rank)], dtype=torch.long)
-        card = self.card | {"sliders": [self.card["sliders"][i] for i in at]} if "sliders" in self.card else self.card
+        card = dict(self.card)
+        if "sliders" in card: card["sliders"] = [card["sliders"][i] for i in at]
+        if "cosines" in card: card["cosines"] = [[card["cosines"][i][j] for j in at] for i in at]
         return replace(self, down={n: a[rows] for n, a in self.down.items()},
                        up={n: b[:, rows] for n, b in self.up.items()},
                        labels=[self.labels[i] for i in at], ranges=self.ranges[at], card=card)
@@ -125,9 +131,12 @@ class SliderSpace:
         def made_for(space): return set(space.down), space.rank, space.card.get("fingerprint")
         if made_for(self) != made_for(other):
             raise ValueError("only spaces of one model, over the same layers and of one rank, add up")
-        labels = [*self.labels, *(l if l not in self.labels else f"{l} (2)" for l in other.labels)]
+        labels = [*self.labels]
+        for label in other.labels:
+            names = chain([label], (f"{label} ({i})" for i in count(2)))
+            labels.append(next(name for name in names if name not in labels))
         sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
-        card = self.card | {"sliders": sliders}
+        card = {k: v for k, v in self.card.items() if k != "cosines"} | {"sliders": sliders}
         return replace(self, down={n: torch.cat([a, other.down[n]]) for n, a in self.down.items()},
                        up={n: torch.cat([b, other.up[n]], 1) for n, b in self.up.items()},
                        labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)
@@ -155,6 +164,7 @@ class SliderSpace:
         """A mix as one ordinary LoRA of the denoiser, strengths folded into the up-projections."""
         s = self.strengths(mix)
         if s.ndim != 1 or not s.any(): raise ValueError("a mix to fold is one set of strengths, not all of them 0")
+        if not s.isfinite().all(): raise ValueError(f"strengths must be finite, not {s.tolist()}")
         at = s.nonzero().flatten()
         rows = (at[:, None] * self.rank + torch.arange(self.rank)).flatten()
         scale = s[at].repeat_interleave(self.rank)
@@ -170,14 +180,13 @@ class SliderSpace:
 
         Raises `ValueError` for another format or a folder that cannot be written, and as `strengths` does."""
         from diffusers.utils import convert_state_dict_to_kohya
-        from safetensors.torch import save
         if format not in ("kohya", "diffusers"):
             raise ValueError(f"format must be 'kohya' or 'diffusers', not {format!r}")
         folder, ranges = writable_folder(folder), self.ranges.tolist()
         if mix is not None:
             jobs = [("mix", mix, ", ".join(f"{l} {lo:.1f} to {hi:.1f}" for l, (lo, hi) in zip(self.labels, ranges)))]
         else: # labels may hold anything; file names may not
-            safe = [re.sub(r"[^\w-]+", "-", l).strip("-") for l in self.labels]
+            safe = [re.sub(r"[^\w-]+", "-", l)[:40].strip("-") for l in self.labels]
             jobs = [(f"{i:02d}-{l}" if l else f"{i:02d}", {i: 1.}, f"strength {lo:.1f} to {hi:.1f}")
                     for i, (l, (lo, hi)) in enumerate(zip(safe, ranges))]
         paths = []
@@ -185,8 +194,7 @@ class SliderSpace:
             state = self.fold(m)
             if format == "kohya": state = convert_state_dict_to_kohya(state)
             paths.append(folder/f"{name}.safetensors")
-            write_bytes(paths[-1], save({k: v.contiguous() for k, v in sorted(state.items())},
-                                        {"format": "pt", "modelspec.usage_hint": hint}))
+            write_bytes(paths[-1], tensor_bytes(state, {"format": "pt", "modelspec.usage_hint": hint}))
         return paths
 
     def _repr_html_(self):

@@ -99,7 +99,7 @@ def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(tmp_path, tiny_
     (tmp_path / "portraits").symlink_to(tiny_folder("epsilon"))
     monkeypatch.chdir(tmp_path)
     assert load(tmp_path / "portraits", device="cpu").latent_shape == (4, 8, 8)
-    assert load("portraits", device="cpu").latent_shape[0] == 12
+    assert load("portraits", device="cpu").latent_shape != (4, 8, 8)
     assert load("./portraits", device="cpu").latent_shape == (4, 8, 8)
 
 

@@ -1,0 +1,551 @@
+"""Sliders start at the first-order solution, train side by side as they would alone, and leave the model as it was."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import never, quiet, random_directions, random_space, random_weights
+from torch.testing import assert_close
+
+from sliderspace import training
+from sliderspace.adapters import GatedAdapter, target_layers
+from sliderspace.encoders import Encoder, features, latents, pixels
+from sliderspace.sampling import start_noise
+from sliderspace.starts import first_order_start, make_pool, predict_rows, score_gradients, shuffled
+from sliderspace.training import alignment_loss, alignment_steps, calibrate, final_effects, held_out_cosines, train
+
+LAYERS = "keys-values"
+SLIDERS = 3
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_of):
+    """A tiny model with directions; nobody leaves anything on it."""
+    model = tiny_of("epsilon")
+    return model, random_directions(model, latents(), steps=2)
+
+
+@pytest.fixture(scope="module")
+def pool(shared):
+    return make_pool(*shared, samples=list(range(20)), rows=12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def start(shared, pool):
+    """The first-order start of three sliders."""
+    model, found = shared
+    layers = target_layers(model, LAYERS)
+    gradients = score_gradients(model, latents(), pool, found.vectors[:SLIDERS], found.unit[:SLIDERS], layers,
+                                progress=quiet)
+    return first_order_start(gradients, layers)
+
+
+@pytest.fixture
+def adapter_of(shared):
+    """Down- and up-projections, and which of their sliders -> an adapter, until the next one or the test's end."""
+    made = []
+
+    def adapter(down, up, at=None):
+        at = list(range(len(next(iter(down.values()))))) if at is None else at
+        if made:
+            made.pop().remove()
+        made.append(GatedAdapter(shared[0], list(down), len(at)))
+        made[-1].copy_in({n: a[at] for n, a in down.items()}, {n: b[:, at] for n, b in up.items()})
+        return made[-1]
+
+    yield adapter
+    for adapter in made:
+        adapter.remove()
+
+
+def weights(adapter, slider):
+    """All weights of one slider in a row."""
+    pairs = adapter.parameters().values()
+    return torch.cat([torch.cat([a[slider], b[:, slider]]) for a, b in pairs]).detach().clone()
+
+
+# --- the pool --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, count", [(5, 3), (5, 5), (5, 12), (1, 4), (7, 0)])
+def test_shuffled_takes_everything_equally_often(n, count):
+    drawn = shuffled(n, count, torch.Generator().manual_seed(0))
+    often = torch.bincount(drawn, minlength=n)
+    assert len(drawn) == count and often.max() - often.min() <= 1
+
+
+def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
+    model, found = shared
+    grid = model.scheduler(found.samples.run.steps).timesteps
+    assert torch.equal(pool.timestep, grid.repeat(6))
+    words, empty = model.embed([found.samples.run.prompt]), model.embed([""])
+    for j in (0, 5):
+        out = model.predict(pool.latents[[j]], pool.timestep[j], words, pool.guidance, empty)
+        assert_close(pool.output[[j]], out, rtol=1e-4, atol=1e-5)
+        a = model.alpha_bar(pool.timestep[j])
+        assert_close(pool.x0[[j]], (pool.latents[[j]] - (1 - a).sqrt() * out) / a.sqrt(), rtol=1e-3, atol=1e-3)
+    assert_close(predict_rows(model, pool, slice(3, 5))[0], pool.output[3:5], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
+    model, found = shared
+    marks = torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100  # far above the noise
+    marked = replace(found, samples=replace(found.samples, latents=marks))
+    pool = make_pool(model, marked, [3, 20, 7], 12, seed=0)
+    a = model.alpha_bar(pool.timestep).view(-1, 1, 1, 1)
+    clean = (pool.latents / a.sqrt()).mean((1, 2, 3)).div(100).round().long()
+    assert sorted(clean.tolist()) == [3] * 4 + [7] * 4 + [20] * 4
+    noise = (pool.latents - a.sqrt() * 100 * clean.view(-1, 1, 1, 1)) / (1 - a).sqrt()
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+    assert torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=0).latents, pool.latents)
+    assert not torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=1).latents, pool.latents)
+
+
+# --- the first-order start -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doubled(fresh, monkeypatch):
+    """A tiny model that computes in float64: finite differences need the digits."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    for part in (fresh.pipe.unet, fresh.pipe.vae, fresh.pipe.text_encoder):
+        part.double()
+    yield fresh, random_directions(fresh, latents(), steps=2)
+
+
+def mean_scores(model, pool, found):
+    phi = features(model, latents(), predict_rows(model, pool, slice(None))[1])
+    return (phi @ found.vectors[:SLIDERS].double().T / found.unit[:SLIDERS]).mean(0)
+
+
+@torch.no_grad()
+def finite_difference(model, pool, found, change, h=1e-3):
+    """Slope of the mean scores while the layers' weights move along `change`."""
+    ends = []
+    for step in (h, -2 * h):
+        for name, delta in change.items():
+            model.denoiser.get_submodule(name).weight.add_(step * delta)
+        ends.append(mean_scores(model, pool, found))
+    for name, delta in change.items():
+        model.denoiser.get_submodule(name).weight.add_(h * delta)
+    return (ends[0] - ends[1]) / (2 * h)
+
+
+def test_gradients_and_start_are_those_of_finite_differences(doubled):
+    model, found = doubled
+    layers = target_layers(model, "attention")
+    pool = make_pool(model, found, list(range(20)), 6, seed=0)
+    vectors = found.vectors[:SLIDERS].double()
+    gradients = score_gradients(model, latents(), pool, vectors, found.unit[:SLIDERS], layers, batch=4, progress=quiet)
+    gen = torch.Generator().manual_seed(0)
+    change = {n: torch.randn(g.shape[1:], generator=gen) * 0.1 for n, g in zip(layers, gradients)}
+    ours = torch.stack([(g * change[n]).sum((1, 2)) for n, g in zip(layers, gradients)]).sum(0)
+    assert ours.abs().min() > 1e-3
+    assert_close(ours.double(), finite_difference(model, pool, found, change), rtol=1e-4, atol=1e-6)
+    # and so a slider at the start moves its own score by `effect`
+    down, up = first_order_start(gradients, layers, effect=0.2)
+    for k in range(SLIDERS):
+        step = {n: up[n][:, [k]] @ down[n][[k]] for n in layers}
+        assert_close(finite_difference(model, pool, found, step, h=1e-4)[k].item(), 0.2, rtol=1e-3, atol=0)
+    assert not any(p.requires_grad or p.grad is not None for p in model.denoiser.parameters())
+
+
+def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
+    model, found = shared
+
+    def broken(x):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score_gradients(model, Encoder("latents", broken, "latents"), pool, found.vectors, found.unit,
+                        target_layers(model), progress=quiet)
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_the_start_is_the_best_low_rank_part(rank):
+    gen = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(2, *shape, generator=gen) for shape in ((6, 4), (5, 9))]
+    down, up = first_order_start(gradients, ["one", "two"], rank, effect=0.3)
+    for k in range(2):
+        own = slice(k * rank, (k + 1) * rank)
+        made = [up[n][:, own] @ down[n][own] for n in ("one", "two")]
+        best = []
+        for g in gradients:
+            u, s, v = torch.linalg.svd(g[k], full_matrices=False)
+            best.append(u[:, :rank] @ s[:rank].diag() @ v[:rank])
+        effect = sum((g[k] * m).sum() for g, m in zip(gradients, made))
+        scale = 0.3 / sum((g[k] * b).sum() for g, b in zip(gradients, best))  # one for all layers
+        assert_close(effect, torch.tensor(0.3))
+        for m, b in zip(made, best):
+            assert_close(m, scale * b)
+
+
+def test_a_direction_that_nothing_moves_starts_finite():
+    down, up = first_order_start([torch.zeros(2, 6, 4)], ["one"])
+    assert (up["one"] @ down["one"]).abs().max() == 0
+    assert down["one"].isfinite().all() and up["one"].isfinite().all()
+
+
+# --- the objective ---------------------------------------------------------------------------------------------------
+
+
+def test_alignment_loss_is_one_less_the_cosine():
+    wanted = F.normalize(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
+    across = F.normalize(torch.ones(1, 8) - (wanted.sum() * wanted))
+    for size in (1e-2, 1.0, 1e3):
+        assert_close(alignment_loss(size * wanted, wanted), torch.zeros(1), rtol=0, atol=1e-6)
+        assert_close(alignment_loss(-size * wanted, wanted), torch.full((1,), 2.0), rtol=0, atol=1e-6)
+        assert_close(alignment_loss(size * across, wanted), torch.ones(1), rtol=0, atol=1e-6)
+    gen = torch.Generator().manual_seed(1)
+    change, directions = torch.randn(2, 5, 8, generator=gen)
+    directions = F.normalize(directions)
+    assert_close(alignment_loss(change, directions), 1 - F.cosine_similarity(change, directions))
+
+
+def test_no_change_has_a_finite_loss_and_gradient():
+    change = torch.zeros(2, 8, requires_grad=True)
+    loss = alignment_loss(change, F.normalize(torch.ones(2, 8)))
+    loss.sum().backward()
+    assert_close(loss.detach(), torch.ones(2))
+    assert change.grad.isfinite().all() and (change.grad < 0).all()  # towards the direction
+
+
+# --- the updates -----------------------------------------------------------------------------------------------------
+
+
+def trained(model, adapter, pool, vectors, updates=3, **options):
+    """Alignment of each update; the adapter is trained in place."""
+    return torch.stack(list(alignment_steps(model, latents(), adapter, pool, vectors, updates, **options)))
+
+
+def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
+    model, found = shared
+    together = adapter_of(*start)
+    reached = trained(model, together, pool, found.vectors[:SLIDERS], lr=0.01)
+    rows = [weights(together, k) for k in range(SLIDERS)]
+    for k in range(SLIDERS):
+        alone = adapter_of(*start, at=[k])
+        before = weights(alone, 0)
+        assert_close(trained(model, alone, pool, found.vectors[[k]], lr=0.01)[:, 0], reached[:, k], rtol=0, atol=1e-5)
+        assert (weights(alone, 0) - before).abs().max() > 1e-3  # something was trained
+        assert_close(weights(alone, 0), rows[k], rtol=0, atol=1e-5)
+
+
+def test_batches_change_nothing(shared, pool, start, adapter_of):
+    model, found = shared
+    whole = adapter_of(*start)
+    trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
+    expected = [weights(whole, k) for k in range(SLIDERS)]
+    parts = adapter_of(*start)
+    trained(model, parts, pool, found.vectors[:SLIDERS], updates=2, batch=5)
+    for k in range(SLIDERS):
+        assert_close(weights(parts, k), expected[k], rtol=0, atol=1e-5)
+
+
+def test_updates_raise_the_alignment(shared, pool, start, adapter_of):
+    model, found = shared
+    adapter, vectors = adapter_of(*start), found.vectors[:SLIDERS]
+    before = held_out_cosines(model, latents(), adapter, pool, vectors).diag()
+    trained(model, adapter, pool, vectors, updates=10)
+    after = held_out_cosines(model, latents(), adapter, pool, vectors).diag()
+    assert (after > before + 0.005).all(), (before, after)
+
+
+def test_a_leash_keeps_changes_small(shared, pool, start, adapter_of):
+    model, found = shared
+
+    @torch.no_grad()
+    def moved(leash):
+        adapter = adapter_of(*start)
+        with torch.enable_grad():
+            trained(model, adapter, pool, found.vectors[:SLIDERS], updates=6, leash=leash)
+        adapter.set(torch.ones(SLIDERS))
+        out = predict_rows(model, pool, slice(None))[0]
+        adapter.set(None)
+        return (out - pool.output).pow(2).mean()
+
+    assert moved(100.0) < 0.9 * moved(0.0)
+
+
+def test_no_change_at_the_start_is_trained_from(shared, pool, start, adapter_of):
+    # ups of zero, as ordinary LoRA begins: the first change is exactly none
+    model, found = shared
+    down, up = start
+    adapter = adapter_of(down, {n: torch.zeros_like(b) for n, b in up.items()})
+    reached = trained(model, adapter, pool, found.vectors[:SLIDERS])
+    assert torch.equal(reached[0], torch.zeros(SLIDERS)) and reached.isfinite().all()
+    assert all(weights(adapter, k).isfinite().all() for k in range(SLIDERS))
+
+
+def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapter_of):
+    model, found = shared
+    broken = found.vectors[:SLIDERS].clone()
+    broken[1] = torch.nan
+    whole = adapter_of(*start)
+    before = weights(whole, 1)
+    trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
+    expected = [weights(whole, k) for k in range(SLIDERS)]
+    spoilt = adapter_of(*start)
+    reached = trained(model, spoilt, pool, broken, updates=2)
+    assert reached.isfinite().all()
+    for k in (0, 2):
+        assert_close(weights(spoilt, k), expected[k], rtol=0, atol=1e-5)
+    assert_close(weights(spoilt, 1), before)
+
+
+def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of):
+    model, found = shared
+    broken = replace(pool, latents=pool.latents.clone(), output=pool.output.clone(), x0=pool.x0.clone())
+    for part in (broken.latents, broken.output, broken.x0):
+        part[3] = torch.nan
+    adapter = adapter_of(*start)
+    before = [weights(adapter, k) for k in range(SLIDERS)]
+    reached = trained(model, adapter, broken, found.vectors[:SLIDERS], updates=1, rows=12)  # all rows, so this one too
+    assert reached.isfinite().all() and (reached != 0).all()
+    for k in range(SLIDERS):
+        assert weights(adapter, k).isfinite().all()
+        assert (weights(adapter, k) - before[k]).abs().max() > 1e-4, "the first update was lost"
+
+
+def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
+    model, found = shared
+    adapter = adapter_of(*start)
+    steps = alignment_steps(model, latents(), adapter, pool, found.vectors[:SLIDERS], 3)
+    next(steps)
+    steps.close()  # given up early
+    assert not adapter.on
+    assert not any(p.requires_grad or p.grad is not None for p in model.denoiser.parameters())
+
+
+# --- measures of training --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
+    model, _ = shared
+    adapter = adapter_of(*random_weights(model, target_layers(model, LAYERS), 2))
+    changes = torch.zeros(2, 2, len(pool.x0), pool.x0[0].numel())  # of each slider, sign and row; signs undone
+    base = features(model, latents(), pool.x0)
+    for k in range(2):
+        for i, sign in enumerate((-1, 1)):
+            adapter.set(sign * F.one_hot(torch.tensor(k), 2))
+            changed = features(model, latents(), predict_rows(model, pool, slice(None))[1])
+            changes[k, i] = sign * F.normalize(changed - base)
+    adapter.set(None)
+    means = changes.mean((1, 2))
+    planted = F.normalize(means)  # each slider's own mean change as its direction
+    found = held_out_cosines(model, latents(), adapter, pool, planted, batch=7)
+    assert_close(found, means @ planted.T, rtol=0, atol=1e-4)
+    assert (found.diag() > 0.3).all() and (found.diag() > found.fliplr().diag().abs() + 0.1).all()
+    assert not adapter.on
+
+
+@pytest.fixture
+def planted(shared, adapter_of):
+    """An adapter whose sliders move final images by 0.4, 2 and almost 0 standard deviations of their directions."""
+    model, found = shared
+    down, up = random_weights(model, target_layers(model, LAYERS), 3, std=0.1)
+    adapter, run = adapter_of(down, up), found.samples.run
+    with torch.no_grad():
+        noise, change = start_noise(model, run.seed, list(range(24, 30))), []
+        for k in range(3):
+            ends = []
+            for sign in (-1, 1):
+                adapter.set(sign * F.one_hot(torch.tensor(k), 3))
+                ends.append(features(model, latents(), training.final_latents(
+                    model, run.prompt, noise, run.steps, run.guidance)))
+            change.append((ends[1] - ends[0]).mean(0))
+        adapter.set(None)
+    found = replace(found, vectors=F.normalize(torch.stack(change)))
+    effect = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    wanted = torch.tensor([0.4, 2.0, 1e-4])
+    for down, _ in adapter.parameters().values():
+        down.data.mul_((wanted / effect)[:, None])
+    return model, found, adapter
+
+
+def test_final_effects_are_changes_of_scores(planted):
+    model, found, adapter = planted
+    effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)), batch=8)
+    assert_close(effects[0].item(), 0.4, rtol=0.1, atol=0)
+    swapped = final_effects(model, latents(), adapter, found, [1, 0, 2], list(range(24, 30)))
+    assert swapped[0].abs() < effects[0]  # of its own direction, not of any
+
+
+def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
+    model, found, adapter = planted
+    before = [weights(adapter, k) for k in range(3)]
+    calibrate(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    assert (effects[:2] - 1).abs().max() < 0.15, effects
+    assert_close(weights(adapter, 2), 4 * before[2])  # 4 times a round, half of it in each of down and up
+    assert not adapter.on
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+OPTIONS = dict(sliders=2, updates=2, rows=2, start_rows=24, held_rows=4, targets=LAYERS, progress=quiet)
+
+
+def files(space, tmp_path):
+    space.save(tmp_path / "space.safetensors")
+    return (tmp_path / "space.safetensors").read_bytes()
+
+
+def same_weights(a, b):
+    return all(torch.equal(a.down[n], b.down[n]) and torch.equal(a.up[n], b.up[n]) for n in a.down)
+
+
+def test_one_seed_gives_one_file(shared, tmp_path):
+    model, found = shared
+    torch.manual_seed(1)
+    first = files(train(model, found, **OPTIONS), tmp_path)
+    torch.manual_seed(2)  # the global generator has no part in it
+    assert files(train(model, found, **OPTIONS), tmp_path) == first
+    assert files(train(model, found, seed=1, **OPTIONS), tmp_path) != first
+
+
+@pytest.mark.parametrize("eye, rank", [(latents(), 2), (pixels(4), 1)], ids=["latents", "pixels"])
+def test_a_trained_space_says_what_it_is(tiny, eye, rank):
+    found = random_directions(tiny, eye, steps=2)
+    space = train(tiny, found, rank=rank, seed=4, **OPTIONS)
+    space.check(tiny)
+    assert (len(space), space.rank, space.card["training_seed"], space.card["updates"]) == (2, rank, 4, 2)
+    assert (space.card["prompt"], space.card["encoder"]) == (found.samples.run.prompt, eye.name)
+    assert set(space.down) == set(target_layers(tiny, LAYERS))
+    cosines = torch.tensor(space.card["cosines"])
+    for i, row in enumerate(space.card["sliders"]):
+        assert space.labels[i] == f"direction {row['direction']}"
+        assert row["alignment"] == cosines[i, i].item() and row["leakage"] == cosines[i, 1 - i].abs().item()
+        assert_close(row["explained"], found.explained[row["direction"]].item())
+
+
+def test_no_updates_are_the_calibrated_start(shared):
+    space = train(*shared, **OPTIONS | dict(updates=0))
+    assert space.card["updates"] == 0 and not same_weights(space, train(*shared, **OPTIONS))
+
+
+def test_directions_of_the_step_alone_are_passed_over(shared):
+    model, found = shared
+    late = found.samples.features.clone()
+    late[:, -1] += 10 * found.vectors[0]  # now the step explains direction 0
+    passed = replace(found, samples=replace(found.samples, features=late))
+    assert passed.timing[0] > 0.9 > 0.5 > passed.timing[1:3].max()
+    space = train(model, passed, **OPTIONS)
+    assert space.labels == ["direction 1", "direction 2"]
+    with pytest.raises(ValueError, match="sliders must be 1 to 5 for 6 directions, not 6"):
+        train(model, passed, **OPTIONS | dict(sliders=6))
+
+
+def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
+    model, found = shared
+    pools, noises = [], []
+    monkeypatch.setattr(training, "make_pool", lambda m, f, samples, *a: (pools.append(samples),
+                                                                         make_pool(m, f, samples, *a))[1])
+    monkeypatch.setattr(training, "start_noise", lambda m, seed, samples: (noises.append(samples),
+                                                                           start_noise(m, seed, samples))[1])
+    space = train(model, found, **OPTIONS)
+    learnt, held = pools
+    assert set(learnt) | set(held) == set(range(24)) and not set(learnt) & set(held) and len(held) == 3
+    assert noises and all(min(samples) >= 24 for samples in noises)  # calibration: noise of samples that nobody made
+
+    def with_other(index):
+        other = found.samples.latents.clone()
+        other[index] = -other[index]
+        return train(model, replace(found, samples=replace(found.samples, latents=other)), **OPTIONS)
+
+    changed = with_other(slice(21, 24))
+    assert same_weights(changed, space) and changed.card["cosines"] != space.card["cosines"]
+    assert not same_weights(with_other(20), space)
+
+
+class Stopped:
+    """A progress bar that lets some updates through, and then raises, or ends."""
+
+    def __init__(self, updates, error=None):
+        self.updates, self.error = updates, error
+
+    def __call__(self, items, desc=None, **options):
+        if desc != "training":
+            return items
+        return self.first(iter(items))
+
+    def first(self, items):
+        for _ in range(self.updates):
+            yield next(items)
+        if self.error:
+            raise self.error
+
+
+def test_ctrl_c_keeps_what_was_trained(shared):
+    options = OPTIONS | dict(updates=6)
+    stopped = train(*shared, **options | dict(progress=Stopped(3, KeyboardInterrupt())))
+    assert same_weights(stopped, train(*shared, **options | dict(progress=Stopped(3))))
+    assert not same_weights(stopped, train(*shared, **options | dict(progress=Stopped(0))))
+
+
+def state(model):
+    """What training could leave behind."""
+    net = model.denoiser
+    hooks = [n for n, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    wants = [n for n, p in net.named_parameters() if p.requires_grad or p.grad is not None]
+    noise = start_noise(model, 0, [0])
+    answer = model.predict(noise, 500, model.embed(["hat"])).detach()
+    return [(n, type(m)) for n, m in net.named_modules()], hooks, wants, hasattr(net, "peft_config"), answer.tolist()
+
+
+def failing_at(name):
+    def progress(items, desc=None, **options):
+        if desc == name:
+            raise RuntimeError("out of memory")
+        return items
+
+    return progress
+
+
+@pytest.mark.parametrize("error", [None, "first-order start", "training", "updates", "measures"])
+def test_the_model_is_its_own_again(tiny, shared, monkeypatch, error):
+    before = state(tiny)
+    random_space(tiny).attach(tiny)  # a space that was in use is taken off, too
+    options = OPTIONS | dict(progress=failing_at(error))
+    if error == "updates":
+        options["progress"] = Stopped(1, RuntimeError("out of memory"))
+    if error == "measures":
+        def broken(*args):
+            raise RuntimeError("out of memory")
+        monkeypatch.setattr(training, "held_out_cosines", broken)
+    if error is None:
+        train(tiny, shared[1], **options)
+    else:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(tiny, shared[1], **options)
+    assert state(tiny) == before
+
+
+BAD = {
+    "sliders must be 1 to 6 for 6 directions, not 0; discover more": dict(sliders=0),
+    "sliders must be 1 to 6 for 6 directions, not 7": dict(sliders=7),
+    "sliders must be 1 to 6 for 6 directions, not -1": dict(sliders=-1),
+    "sliders must be 1 to 6 for 6 directions, not 1.5": dict(sliders=1.5),
+    "rank must be 1 or more, not 0": dict(rank=0),
+    "updates must be 0 or more, not -1": dict(updates=-1),
+    "encoder 'pixels-5' is not the one .* found with: 'latents'": dict(encoder=pixels(5)),
+    "targets='hats' matches no linear layer": dict(targets="hats"),
+    "targets='[(]' is neither one of .* nor a regular expression": dict(targets="("),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_refused_before_any_work(shared, monkeypatch, message):
+    monkeypatch.setattr(training, "make_pool", never)
+    with pytest.raises(ValueError, match=message):
+        train(*shared, **OPTIONS | BAD[message])
+
+
+def test_too_few_samples_are_refused_before_any_work(shared, monkeypatch):
+    monkeypatch.setattr(training, "make_pool", never)
+    few = random_directions(shared[0], latents(), samples=15)
+    with pytest.raises(ValueError, match="training needs 16 samples or more, and the directions have 15"):
+        train(shared[0], few, **OPTIONS)
