@@ -155,7 +155,9 @@ def load(
         if not (folder/"model_index.json").is_file():
             raise ValueError(f"unknown model {str(source)!r}: give 'portraits' (bundled), a diffusers folder "
                              "(with a model_index.json), or a pipeline that diffusers has loaded")
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        try: pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError) as e:
+            raise ValueError(f"the model in {str(folder)!r} could not be loaded: {' '.join(str(e).split())}") from e
         name = "portraits" if own else folder.resolve().name
     else:
         own, pipe = False, source
@@ -167,4 +169,5 @@ def load(
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
+    for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last) # convolutions are faster so
     return Model(pipe, name, *((8, 1.) if own else (30, 7.5)))

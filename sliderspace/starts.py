@@ -55,7 +55,7 @@ def make_pool(
 # %% ../nbs/07_starts.ipynb #cell-07
 def shuffled(n:int, count:int, gen:torch.Generator)->Tensor: # `(count,)`
     """`count` indices below n in random order, every one as often as any other, give or take one."""
-    return torch.cat([torch.randperm(n, generator=gen) for _ in range(-(-count // n))])[:count]
+    return torch.cat([torch.randperm(n, generator=gen) for _ in range(-(-count // n) or 1)])[:count]
 
 # %% ../nbs/07_starts.ipynb #cell-08
 def predict_rows(

@@ -78,15 +78,19 @@ def alignment_steps(
             with torch.no_grad(): phi = features(model, encoder, pool.x0[at], view)
             reached = torch.zeros(K, device=model.device)
             for job in torch.arange(K * rows, device=model.device).split(batch):
-                k, j = job % K, job // K
-                adapter.set(F.one_hot(k, K) * signs[j, None])
-                out, x0 = predict_rows(model, pool, at[j])
-                away = 1 - alignment_loss(features(model, encoder, x0, view) - phi[j], signs[j, None] * vectors[k])
-                moved = (out - pool.output[at[j]]).pow(2).mean((1, 2, 3)) / pool.output[at[j]].pow(2).mean((1, 2, 3))
-                loss = leash * moved - away
-                fine = loss.isfinite()
-                if fine.any(): (loss[fine].sum() / rows).backward()
-                reached.index_add_(0, k[fine], away.detach()[fine] / rows)
+                while len(job): # again without the rows that are not finite: 0 * NaN is NaN in every gradient
+                    k, j = job % K, job // K
+                    adapter.set(F.one_hot(k, K) * signs[j, None])
+                    out, x0 = predict_rows(model, pool, at[j])
+                    away = 1 - alignment_loss(features(model, encoder, x0, view) - phi[j], signs[j, None] * vectors[k])
+                    base = pool.output[at[j]]
+                    loss = leash * (out - base).pow(2).mean((1, 2, 3)) / base.pow(2).mean((1, 2, 3)) - away
+                    fine = loss.isfinite()
+                    if fine.all(): break
+                    job = job[fine]
+                else: continue
+                (loss.sum() / rows).backward()
+                reached.index_add_(0, k, away.detach() / rows)
             stack.step(lr * (1 - .9 * update / updates))
             yield reached
     finally:
@@ -158,7 +162,8 @@ def calibrate(
     """Rescale every slider until strength 1 moves final images by one standard deviation, 4 times a round at most."""
     for _ in range(rounds):
         effect = final_effects(model, encoder, adapter, found, chosen, samples)
-        scale = (1 / effect.clamp(min=.25)).clamp(.25, 4).sqrt().repeat_interleave(adapter.rank).to(model.device)
+        scale = (1 / effect.nan_to_num(1.).clamp(min=.25)).clamp(.25, 4).sqrt().repeat_interleave(adapter.rank)
+        scale = scale.to(model.device)
         for a, b in adapter.parameters().values():
             a.mul_(scale[:, None])
             b.mul_(scale)
