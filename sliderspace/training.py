@@ -61,7 +61,7 @@ def alignment_steps(
     vectors:Tensor,        # directions, `(K, d)`
     updates:int,
     rows:int=4,            # rows of the pool in an update, each given to every slider
-    lr:float=.05,          # size of a step relative to a slider's weights in a layer; falls to a tenth
+    lr:float=.1,           # size of a step relative to a slider's weights in a layer; falls to a tenth
     leash:float=.02,       # weight of the relative squared change of the denoiser's output
     seed:int=0,
     batch:int=64,          # images in a denoiser call
@@ -157,16 +157,27 @@ def calibrate(
     found:Directions,
     chosen:list[int],
     samples:list[int],    # whose noise is used
-    rounds:int=2,
+    rounds:int=3,
 ):
-    """Rescale every slider until strength 1 moves final images by one standard deviation, 4 times a round at most."""
-    for _ in range(rounds):
-        effect = final_effects(model, encoder, adapter, found, chosen, samples)
-        scale = (1 / effect.nan_to_num(1.).clamp(min=.25)).clamp(.25, 4).sqrt().repeat_interleave(adapter.rank)
-        scale = scale.to(model.device)
+    """Rescale every slider towards the size at which strength 1 moves final images by one standard deviation.
+
+    A round changes a size 4 times at most; after one that did worse the next goes halfway back; the best is kept."""
+    size = best = torch.ones(adapter.sliders)
+    least = torch.full_like(size, torch.inf)
+    def resize(new):
+        scale = (new / size).sqrt().repeat_interleave(adapter.rank).to(model.device)
         for a, b in adapter.parameters().values():
             a.mul_(scale[:, None])
             b.mul_(scale)
+        return new
+    for _ in range(rounds):
+        effect = final_effects(model, encoder, adapter, found, chosen, samples).nan_to_num(0.)
+        away = (effect - 1).abs()
+        better = away < least
+        best, least = torch.where(better, size, best), torch.where(better, away, least)
+        step = (1 / effect.clamp(min=.25)).clamp(.25, 4)
+        size = resize(torch.where(better, size * step, (best * size).sqrt()))
+    resize(best)
 
 # %% ../nbs/08_training.ipynb #cell-15
 def choose_directions(
@@ -228,13 +239,13 @@ def train(
     pool = make_pool(model, found, list(range(last)), max(start_rows, 2 * run.steps), seed)
     test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1)
     gradients = score_gradients(model, encoder, pool, vectors, unit, layers, progress=progress)
-    adapter = GatedAdapter(model, layers, sliders, rank)
+    adapter, done = GatedAdapter(model, layers, sliders, rank), 0
     try:
         adapter.copy_in(*first_order_start(gradients, layers, rank))
         bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, seed=seed, **options),
                        total=updates, desc="training")
         try:
-            for reached in bar:
+            for done, reached in enumerate(bar, 1):
                 if hasattr(bar, "set_postfix"): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
         except KeyboardInterrupt: pass # what has been trained is kept
         calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)))
@@ -242,5 +253,5 @@ def train(
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
     finally: adapter.remove()
     card = asdict(run) | dict(fingerprint=model.fingerprint(layers), timesteps=found.timesteps, targets=targets,
-                              updates=updates, training_seed=seed, **_measured(found, chosen, cosines))
+                              updates=done, training_seed=seed, **_measured(found, chosen, cosines))
     return SliderSpace(down, up, [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders), rank, card)

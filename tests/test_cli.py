@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -172,7 +171,10 @@ def test_samples_of_another_run_are_refused(demo, complaint):
 
 
 def test_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load", lambda source: signal.raise_signal(signal.SIGINT))
+    def stopped(source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", stopped)
     assert main(["demo", "--output", str(tmp_path)]) == 130
     assert f"stopped; what was sampled is kept in {tmp_path} and used again" in capsys.readouterr().err
 

@@ -359,7 +359,8 @@ def planted(shared, adapter_of):
                     model, run.prompt, noise, run.steps, run.guidance)))
             change.append((ends[1] - ends[0]).mean(0))
         adapter.set(None)
-    found = replace(found, vectors=F.normalize(torch.stack(change)))
+    samples = replace(found.samples, features=found.samples.features / 5)  # a small unit: effects stay proportional
+    found = replace(found, vectors=F.normalize(torch.stack(change)), samples=samples)
     effect = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
     wanted = torch.tensor([0.4, 2.0, 1e-4])
     for down, _ in adapter.parameters().values():
