@@ -245,7 +245,8 @@ def train(
         bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, seed=seed, **options),
                        total=updates, desc="training")
         try:
-            for done, reached in enumerate(bar, 1):
+            for reached in bar:
+                done += 1
                 if hasattr(bar, "set_postfix"): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
         except KeyboardInterrupt: pass # what has been trained is kept
         calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)))
