@@ -63,7 +63,7 @@ def principal_directions(
     return vectors * signs, values[:limit].sqrt()
 
 # %% ../nbs/04_directions.ipynb #cell-09
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """The main directions of one prompt's images, and the samples they were found in."""
     vectors:Tensor          # unit rows `(k, d)`, float32
@@ -72,6 +72,8 @@ class Directions:
     rows:int                # M
     timesteps:str           # "all" (every step's estimate, the paper) or "final" (final images, the released code)
     samples:Samples
+
+    def __repr__(self): return f"Directions({len(self.vectors)} in {self.rows} rows of {self.samples})"
 
     @property
     def explained(self)->Tensor:

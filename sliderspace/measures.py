@@ -53,7 +53,7 @@ def sweep(
     return out
 
 # %% ../nbs/09_measures.ipynb #cell-08
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What sliders do to final images of samples that nothing was trained on."""
     space:SliderSpace  # the space that was measured, with ranges and figures on its card
@@ -61,6 +61,8 @@ class Report:
     latents:Tensor     # `(K, S, n, c, h, w)`
     scores:Tensor      # change of each slider's own score, in standard deviations, `(K, S, n)`
     novelty:Tensor     # distance to the nearest unchanged image over the one that is usual, `(K, S, n)`: 1 is the limit
+
+    def __repr__(self): return f"Report({self.space}, strengths {self.strengths})"
 
     def _repr_html_(self): return self.space._repr_html_()
 

@@ -31,7 +31,7 @@ def x0_estimate(
     raise ValueError(f"prediction_type must be 'epsilon', 'v_prediction' or 'sample', not {prediction_type!r}")
 
 # %% ../nbs/01_models.ipynb #cell-08
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A Stable-Diffusion-type pipeline, with the few things that discovery and training ask of it."""
     pipe: object     # `diffusers.StableDiffusionPipeline` or one built like it
@@ -125,9 +125,9 @@ class Model:
                 found.update(p.detach().flatten()[::p.numel() // 64 + 1].float().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    def _repr_markdown_(self):
+    def __repr__(self):
         n = sum(p.numel() for p in self.denoiser.parameters()) / 1e6
-        return (f"**{self.name}**: {type(self.pipe).__name__}, denoiser of {n:.1f} M parameters, "
+        return (f"{self.name}: {type(self.pipe).__name__}, denoiser of {n:.1f} M parameters, "
                 f"latents {self.latent_shape}, {self.prediction_type}, {self.steps} steps, guidance {self.guidance}")
 
 # %% ../nbs/01_models.ipynb #cell-10

@@ -34,7 +34,7 @@ def start_noise(
     return torch.stack([one(i) for i in samples]).to(model.device)
 
 # %% ../nbs/03_sampling.ipynb #cell-07
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step:
     """One step of a sampling run."""
     index:int        # 0 is the noisiest
@@ -124,12 +124,14 @@ class Run:
     guidance:float
 
 # %% ../nbs/03_sampling.ipynb #cell-21
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Samples of one prompt: features of each step's x0 estimate, and the final latents."""
     run:Run
     features:Tensor # `(samples, steps, d)`, float32, unit rows; the last step's are the final image's
     latents:Tensor  # `(samples, c, h, w)`, float32, final
+
+    def __repr__(self): return f"Samples({self.run})"
 
 # %% ../nbs/03_sampling.ipynb #cell-22
 @torch.no_grad()

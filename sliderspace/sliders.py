@@ -36,7 +36,7 @@ def detach(model:Model):
     adapter.remove()
 
 # %% ../nbs/06_sliders.ipynb #cell-06
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SliderSpace:
     """K sliders of rank r over the same layers of a model. Strength 0 is the base model, strengths may be negative."""
     down:dict[str, Tensor]    # layer -> `(K r, in)`, float32: rows k r to k r + r are slider k's
@@ -47,6 +47,8 @@ class SliderSpace:
     card:dict = field(default_factory=dict) # origin and measures: model, fingerprint, prompt, seed, report, ...
 
     def __len__(self): return len(self.labels)
+
+    def __repr__(self): return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
 
     def index(self,
         slider, # number (from 0, negative from the end) or label

@@ -18,7 +18,7 @@ from .encoders import Encoder, features
 from .models import Model, x0_estimate
 
 # %% ../nbs/07_starts.ipynb #cell-05
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool:
     """Noised samples with the unchanged model's answers; row j is at sampler step `j % steps`."""
     latents:Tensor  # x_t, `(n, c, h, w)`
