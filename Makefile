@@ -38,7 +38,7 @@ test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: .venv/.done ## open the quickstart in JupyterLab
-	$(BIN)/jupyter lab nbs/studies/quickstart.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/studies/quickstart.ipynb
 
 notebooks: .venv/.done ## export the notebooks to sliderspace/, run them all and keep their outputs
 	$(BIN)/nbdev_export

@@ -114,8 +114,9 @@ def main():
         ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
         ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
         ["styles of the bare prompt", mixture]])
-    figures = (f"{args.images} renders and {args.images} captions that training has not seen; sampling with {STEPS} "
-               f"steps and guidance {GUIDANCE:g}; times on {torch.get_num_threads()} threads of a CPU.\n\n"
+    figures = (f"{args.images} renders and {args.images} captions drawn anew (most of their combinations of factors "
+               f"occur in training, these renders do not); sampling with {STEPS} steps "
+               f"and guidance {GUIDANCE:g}; times on {torch.get_num_threads()} threads of a CPU.\n\n"
                f"{factors}\n\n{others}\n")
     print(figures)
     if args.card:

@@ -7,6 +7,7 @@ __all__ = ['TARGETS', 'target_layers', 'GatedAdapter']
 
 # %% ../nbs/05_adapters.ipynb #cell-02
 import re
+from threading import local
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -42,6 +43,11 @@ def target_layers(
     return found
 
 # %% ../nbs/05_adapters.ipynb #cell-09
+class _Now(local):
+    "What is set, for each thread by itself: a board at work does not change the pictures that a cell makes meanwhile."
+    strengths, window, on, gate = None, (0., 1.), False, None
+
+# %% ../nbs/05_adapters.ipynb #cell-10
 class GatedAdapter:
     """One peft adapter of rank K r on a denoiser, whose rank dimension is multiplied by a gate.
 
@@ -54,12 +60,16 @@ class GatedAdapter:
         sliders:int,        # K
         rank:int=1,         # r; alpha is r, so that the update is B A, unscaled
     ):
-        self.model, self.layers, self.sliders, self.rank, self.gate = model, layers, sliders, rank, None
+        self.model, self.layers, self.sliders, self.rank, self.now = model, layers, sliders, rank, _Now()
         net, width = model.denoiser, sliders * rank
-        before = {n: list(m.active_adapters) for n, m in net.named_modules() if isinstance(m, LoraLayer)}
+        loras = {n: m for n, m in net.named_modules() if isinstance(m, LoraLayer)}
+        if any(m.disable_adapters or m.merged for m in loras.values()):
+            raise ValueError(f"a LoRA of {model.name} is switched off or fused, and sliders would be too: first call "
+                             "pipe.enable_lora() or pipe.unfuse_lora(), or unload it")
+        before = {n: list(m.active_adapters) for n, m in loras.items()}
         trained = {p for p in net.parameters() if p.requires_grad}
         config = LoraConfig(r=width, lora_alpha=width, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.)
-        inject_adapter_in_model(config, net, self.name)
+        with torch.random.fork_rng(devices=[]): inject_adapter_in_model(config, net, self.name) # it draws weights
         self.hooks = []
         for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
         for path in layers:
@@ -91,7 +101,7 @@ class GatedAdapter:
         strengths:Tensor|None,  # `(K,)`, or `(n, K)` with one row an image; None: off
         window:tuple[float, float]=(0., 1.), # part of the schedule in which they act: 0 is pure noise, 1 the image
     ):
-        """Set the strengths.
+        """Set the strengths, for this thread.
 
         Raises `ValueError` for another shape, strengths that are not finite, or a window out of order."""
         if strengths is not None:
@@ -102,29 +112,31 @@ class GatedAdapter:
             strengths = strengths.detach().to(self.model.device, torch.float32, copy=True).reshape(-1, self.sliders)
         if not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"window must be 0 <= start <= stop <= 1, not {window}")
-        self.window, self.strengths, self.gate = window, strengths, None
-        self.on = self.strengths is not None and bool((self.strengths != 0).any())
-
-    strengths, window, on = None, (0., 1.), False
+        now = self.now
+        now.window, now.strengths, now.gate = window, strengths, None
+        now.on = strengths is not None and bool((strengths != 0).any())
 
     def _before_denoiser(self, net, args, kwargs):
         "Set where the denoiser is called, so that it holds in any pipeline: the gate of this batch, at this timestep."
-        self.gate = None
-        if not self.on: return
+        now = self.now
+        now.gate = None
+        if not now.on: return
         sample = args[0] if args else kwargs["sample"]
         t = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"])
         total = self.model.pipe.scheduler.config.num_train_timesteps
         done = 1 - (t.float().to(self.model.device) + 1) / total # 0 is pure noise
-        inside = (done >= self.window[0]) & ((done < self.window[1]) | (self.window[1] == 1))
-        n, rows = len(sample), self.strengths
-        if n % len(rows):
+        inside = (done >= now.window[0]) & ((done < now.window[1]) | (now.window[1] == 1))
+        n, rows = len(sample), now.strengths
+        if len(rows) > 1 and n not in (len(rows), 2 * len(rows)):
             raise ValueError(f"strengths are for {len(rows)} images, the denoiser was given a batch of {n}")
         gate = rows.repeat(n // len(rows), 1) # guidance doubles the batch: (uncond, cond)
         gate = gate * inside.reshape(-1, 1).float()
-        if bool((gate != 0).any()): self.gate = gate.repeat_interleave(self.rank, dim=1)[:, None]
+        if bool((gate != 0).any()): now.gate = gate.repeat_interleave(self.rank, dim=1)
 
     def _apply(self, module, args, output):
-        return torch.zeros_like(output) if self.gate is None else output * self.gate.to(output.dtype)
+        gate = self.now.gate
+        if gate is None: return torch.zeros_like(output)
+        return output * gate.to(output.dtype).view(len(output), *[1] * (output.ndim - 2), -1)
 
     def remove(self):
         """Take the adapter out of the denoiser, other adapters untouched."""

@@ -38,7 +38,7 @@ def _parser():
 
 # %% ../nbs/16_cli.ipynb #cell-05
 def demo(
-    output:Path,       # folder
+    output:str|Path,   # folder
     prompt:str=PROMPT,
     model:str="portraits",
     encoder:str|None=None,
@@ -50,7 +50,7 @@ def demo(
     """Discover, train, measure, write: the whole way, as `sliderspace demo` does it.
 
     Raises `ValueError` for bad input, before any work."""
-    writable_folder(output)
+    output = writable_folder(output)
     if not 1 <= sliders <= 100: raise ValueError(f"sliders must be 1 to 100, not {sliders}")
     if samples < 16: raise ValueError(f"samples must be 16 or more, not {samples}")
     if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
@@ -60,6 +60,13 @@ def demo(
     return write_folder(output, loaded, found, measure(loaded, space, found))
 
 # %% ../nbs/16_cli.ipynb #cell-06
+def _live(folder, model):
+    "How to get live sliders: the quickstart in a checkout, else two lines for any notebook."
+    if Path("nbs/studies/quickstart.ipynb").exists(): return "live sliders: make lab"
+    return ("live sliders, in a notebook (pip install jupyterlab):\n  from sliderspace import SliderSpace, board, load\n"
+            f'  model = load({model!r}); board(model, SliderSpace.load({str(folder/"space.safetensors")!r}, model))')
+
+# %% ../nbs/16_cli.ipynb #cell-07
 def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 when interrupted
     """The console command `sliderspace`."""
     args, start = vars(_parser().parse_args(argv)), time.time()
@@ -71,6 +78,5 @@ def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 
     except KeyboardInterrupt:
         print(f"\nstopped; what was sampled is kept in {args['output']} and used again next time", file=sys.stderr)
         return 130
-    print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\nlive sliders:           make lab   "
-          "(or: jupyter lab nbs/studies/quickstart.ipynb)")
+    print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\n{_live(page.parent, args['model'])}")
     return 0

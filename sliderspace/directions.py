@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/04_directions.ipynb #cell-03
 from .files import read_tensors, write_tensors
 from .models import Model
-from .encoders import encoder as find_encoder
+from .encoders import encoder as find_encoder, feature_size
 from .sampling import Run, Samples, check_prompt, check_steps, collect
 
 # %% ../nbs/04_directions.ipynb #cell-05
@@ -168,5 +168,8 @@ def discover(
     if not 1 <= count < rows:
         raise ValueError(f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}")
     encoder = find_encoder(encoder, model)
+    width = feature_size(model, encoder)
+    if count > width:
+        raise ValueError(f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}")
     found = collect(model, encoder, prompt, samples, seed, steps, guidance, folder, batch, progress)
     return find_directions(found, count, timesteps)

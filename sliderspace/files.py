@@ -34,14 +34,18 @@ def writable_folder(
 def write_bytes(path:str|Path, data:bytes):
     """Write a file whole or not at all: under a temporary name, synced, then renamed.
 
-    Raises `ValueError` if its folder is not writable."""
+    Raises `ValueError` if its folder is not writable, it is a folder, or the disk is full."""
     path = Path(path).expanduser()
     new = writable_folder(path.parent)/f".{path.name}.{os.getpid()}.new"
-    with open(new, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(new, path)
+    except OSError as e:
+        new.unlink(missing_ok=True)
+        raise ValueError(f"cannot write file {str(path)!r}: {e.strerror}; name another file or make room") from e
 
 # %% ../nbs/00_files.ipynb #cell-05
 def tensor_bytes(

@@ -6,7 +6,7 @@
 __all__ = ['STRENGTHS', 'sweep', 'Report', 'usable_range', 'measure']
 
 # %% ../nbs/09_measures.ipynb #cell-02
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/09_measures.ipynb #cell-03
 from .directions import Directions
-from .encoders import encoder as find_encoder, features, pixels
+from .encoders import features, pixels
 from .models import Model
-from .sampling import final_latents, start_noise
+from .sampling import check_encoder, final_latents, start_noise
 from .sliders import SliderSpace
 
 # %% ../nbs/09_measures.ipynb #cell-05
@@ -42,14 +42,15 @@ def sweep(
     if 0 not in strengths: raise ValueError(f"strengths must hold 0, the unchanged image: {tuple(strengths)}")
     at = [space.index(s) for s in (range(len(space)) if sliders is None else sliders)]
     noise = start_noise(model, seed, samples)
-    base = final_latents(model, prompt, noise, steps, guidance).cpu()
-    out = base.expand(len(at), len(strengths), *base.shape).clone()
-    jobs = [(i, j, n) for i in range(len(at)) for j, s in enumerate(strengths) if s for n in range(len(samples))]
-    for start in progress(range(0, len(jobs), batch), desc="sweep"):
-        i, j, n = torch.tensor(jobs[start:start + batch]).T
-        mixes = F.one_hot(torch.tensor(at)[i], len(space)) * torch.tensor(strengths)[j, None]
-        with space.on(model, mixes):
-            out[i, j, n] = final_latents(model, prompt, noise[n.to(noise.device)], steps, guidance).cpu()
+    with space.on(model, {}): # attached once, and the base made without whatever mix was on
+        base = torch.cat([final_latents(model, prompt, x, steps, guidance).cpu() for x in noise.split(batch)])
+        out = base.expand(len(at), len(strengths), *base.shape).clone()
+        jobs = [(i, j, n) for i in range(len(at)) for j, s in enumerate(strengths) if s for n in range(len(samples))]
+        for start in progress(range(0, len(jobs), batch), desc="sweep"):
+            i, j, n = torch.tensor(jobs[start:start + batch]).T
+            mixes = F.one_hot(torch.tensor(at)[i], len(space)) * torch.tensor(strengths)[j, None]
+            with space.on(model, mixes):
+                out[i, j, n] = final_latents(model, prompt, noise[n.to(noise.device)], steps, guidance).cpu()
     return out
 
 # %% ../nbs/09_measures.ipynb #cell-08
@@ -90,7 +91,7 @@ def usable_range(
     return tuple(ends)
 
 # %% ../nbs/09_measures.ipynb #cell-13
-def _views(model, encoder, latents, batch=64):
+def _views(model, encoder, latents, batch):
     "Encoder features and small pixels of latents, each `(n, d)`, on the CPU."
     small = pixels(8)
     parts = [(features(model, encoder, x).cpu(), small(model.decode(x)).cpu())
@@ -112,26 +113,30 @@ def measure(
     space:SliderSpace,
     found:Directions,     # that the sliders were trained for
     samples:int=4,        # images of each slider and strength, 2 or more
+    encoder=None,         # must be the one that the directions were found with; None: by its name
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
+    batch:int=64,         # images in a denoiser call
     progress=tqdm,
 )->Report:
     """Sweep every slider on final images of new noise; effect, monotonicity and range go to the space's card.
 
     Effect: half the change of the slider's own score from -1 to 1, in standard deviations. Monotonicity: share of
     neighbouring strengths, within the range, at which the score rises. Raises `ValueError` when the sliders are
-    of other directions, or -1, 0 or 1 is not among the strengths."""
+    of other directions, the model is another, or -1, 0 or 1 is not among the strengths."""
     run, rows, strengths = found.samples.run, space.card.get("sliders", []), tuple(strengths)
-    origin = [space.card.get(k) for k in ("prompt", "encoder", "seed")]
-    if origin != [run.prompt, run.encoder, run.seed] or len(rows) != len(space):
-        raise ValueError(f"these sliders are of other directions: of {origin[0]!r}, not {run.prompt!r}")
+    other = {k: space.card.get(k) for k, v in asdict(run).items() if space.card.get(k) != v}
+    if other or len(rows) != len(space) or max(r["direction"] for r in rows) >= len(found.vectors):
+        raise ValueError(f"these sliders are of other directions than {found}: {other or 'more of them'}")
+    if model.identity() != run.identity:
+        raise ValueError(f"the directions are of {run.model!r} as it was then, and this {model.name!r} is another")
     if not {-1, 0, 1} <= set(strengths) or list(strengths) != sorted(strengths):
         raise ValueError(f"strengths must be ascending, with -1, 0 and 1 among them, not {strengths}")
     if samples < 2: raise ValueError(f"samples must be 2 or more, not {samples}")
-    encoder, chosen = find_encoder(run.encoder, model), [r["direction"] for r in rows]
+    encoder, chosen = check_encoder(model, encoder, found.samples), [r["direction"] for r in rows]
     fresh = list(range(run.samples + 100, run.samples + 100 + samples)) # beyond what discovery and calibration used
     latents = sweep(model, space, run.prompt, fresh, run.seed, strengths, steps=run.steps, guidance=run.guidance,
-                    progress=progress)
-    own, seen = _views(model, encoder, found.samples.latents), _views(model, encoder, latents.flatten(0, 2))
+                    batch=batch, progress=progress)
+    own, seen = (_views(model, encoder, x, batch) for x in (found.samples.latents, latents.flatten(0, 2)))
     ratios = [_nearest(s, o) / _nearest(o, o, own=True).quantile(.98) for s, o in zip(seen, own)]
     novelty = torch.stack(ratios).amax(0).view(latents.shape[:3])
     phi = seen[0].view(*latents.shape[:3], -1)

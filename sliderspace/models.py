@@ -6,10 +6,12 @@
 __all__ = ['x0_estimate', 'Model', 'bundled', 'load']
 
 # %% ../nbs/01_models.ipynb #cell-02
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ class Model:
     name: str        # "portraits", or where it came from
     steps: int       # sampler steps when none are given
     guidance: float  # classifier-free guidance scale when none is given; 1 and below is none
+    lock:object = field(default_factory=RLock) # held while sliders are on or in training: one thread at a time
 
     @property
     def denoiser(self)->torch.nn.Module: return self.pipe.unet
@@ -110,19 +113,23 @@ class Model:
             w = self.denoiser.get_submodule(name)
             w = getattr(w, "base_layer", w).weight.detach()
             shapes.update(f"{name}{tuple(w.shape)}".encode())
-            weights.update(w.float().cpu().numpy().tobytes())
+            weights.update(w.bfloat16().cpu().contiguous().view(torch.int16).numpy().tobytes()) # in any precision
         return {"shapes": shapes.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
 
     def identity(self)->str: # a short hash
-        """Tells a model from others, sliders or not: its scheduler, and names, shapes and samples of its weights."""
+        """Tells a model from others: its scheduler, names, shapes and samples of its weights, sliders that are on."""
         scheduler = self.pipe.scheduler
         found = sha256(type(scheduler).__name__.encode())
         found.update(str(sorted((k, v) for k, v in scheduler.config.items() if not k.startswith("_"))).encode())
         for part in (self.denoiser, self.pipe.vae, self.pipe.text_encoder):
             for name, p in part.named_parameters():
-                if "lora_" in name: continue
+                if ".sliderspace." in name: continue
                 found.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode())
                 found.update(p.detach().flatten()[::p.numel() // 64 + 1].float().cpu().numpy().tobytes())
+        adapter = getattr(self.denoiser, "_sliderspace", (None, None))[1]
+        if adapter is not None and adapter.now.on:
+            found.update(str((adapter.now.strengths.tolist(), adapter.now.window)).encode())
+            for p in chain(*adapter.parameters().values()): found.update(p.detach().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
     def __repr__(self):
@@ -138,15 +145,28 @@ def bundled(
     return Path(str(files("sliderspace")/"assets"/name))
 
 # %% ../nbs/01_models.ipynb #cell-11
+def _check_type(pipe):
+    "Raise `ValueError` unless a pipeline is of the Stable Diffusion type, and its unet needs nothing but a prompt."
+    kind, parts = type(pipe).__name__, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    missing = [p for p in parts if getattr(pipe, p, None) is None]
+    if missing or getattr(pipe, "text_encoder_2", None) is not None or pipe.unet.config.get("addition_embed_type"):
+        raise ValueError(f"{kind} is not of the Stable Diffusion type (unet, vae, one text encoder)"
+                         + (f": it has no {', '.join(missing)}" if missing else ""))
+    c, channels = pipe.unet.config, pipe.vae.config.latent_channels
+    more = [f"{k}={c.get(k)}" for k in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim") if c.get(k)]
+    if c.in_channels != channels: more.append(f"in_channels={c.in_channels} for {channels} channels of latents")
+    if more: raise ValueError(f"the unet of {kind} is not plain text-to-image: {', '.join(more)}")
+
+# %% ../nbs/01_models.ipynb #cell-12
 def load(
     source="portraits",          # "portraits" (bundled), a diffusers folder, or a loaded pipeline
     device:str|None=None,        # default: a GPU when there is one
-    dtype:torch.dtype=torch.float32, # of the frozen model; sliders are float32 always
+    dtype:torch.dtype|None=None, # of the frozen model, default: float32 or the pipeline's; sliders are float32 always
 )->Model:
     """Load a Stable-Diffusion-type text-to-image model.
 
-    Raises `ValueError` for a name that is neither bundled nor a folder with a `model_index.json`, and for a pipeline
-    without the parts that are needed (unet, vae, one text encoder)."""
+    Raises `ValueError` for a name that is neither bundled nor a folder with a `model_index.json`, files that cannot be
+    loaded, and a pipeline of another type: without unet, vae or one text encoder, or whose unet asks for more."""
     from diffusers import DiffusionPipeline
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(source, (str, Path)):
@@ -155,18 +175,17 @@ def load(
         if not (folder/"model_index.json").is_file():
             raise ValueError(f"unknown model {str(source)!r}: give 'portraits' (bundled), a diffusers folder "
                              "(with a model_index.json), or a pipeline that diffusers has loaded")
-        try: pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as e:
+        try: pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True,
+                                                      use_safetensors=True)
+        except Exception as e: # diffusers, transformers and safetensors each have their own for a damaged file
             raise ValueError(f"the model in {str(folder)!r} could not be loaded: {' '.join(str(e).split())}") from e
         name = "portraits" if own else folder.resolve().name
     else:
         own, pipe = False, source
         name = getattr(getattr(source, "config", None), "_name_or_path", None) or type(source).__name__
-    missing = [p for p in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if getattr(pipe, p, None) is None]
-    if missing or getattr(pipe, "text_encoder_2", None) is not None or pipe.unet.config.get("addition_embed_type"):
-        raise ValueError(f"{type(pipe).__name__} is not of the Stable Diffusion type (unet, vae, one text encoder)"
-                         + (f": it has no {', '.join(missing)}" if missing else ""))
+    _check_type(pipe)
     pipe.to(device)
+    if dtype is not None: pipe.to(dtype)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder): part.requires_grad_(False).eval()
     for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last) # convolutions are faster so

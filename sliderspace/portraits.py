@@ -90,7 +90,8 @@ _ART = {  # style -> how its options spell our factors; `fixed` holds the rest
 # %% ../nbs/13_portraits.ipynb #cell-08
 @lru_cache
 def _style(name):
-    from dicebear import Style
+    try: from dicebear import Style
+    except ImportError as e: raise ImportError('rendering needs: pip install "sliderspace[portraits]"') from e
     return Style(json.loads(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8")))
 
 # %% ../nbs/13_portraits.ipynb #cell-09

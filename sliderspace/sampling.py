@@ -8,6 +8,7 @@ __all__ = ['start_noise', 'Step', 'sample', 'final_latents', 'pictures', 'Run', 
 # %% ../nbs/03_sampling.ipynb #cell-02
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/03_sampling.ipynb #cell-03
 from .files import read_tensors, writable_folder, write_tensors
 from .models import Model, x0_estimate
-from .encoders import Encoder, features
+from .encoders import Encoder, encoder as find_encoder, features
 
 # %% ../nbs/03_sampling.ipynb #cell-05
 def start_noise(
@@ -64,36 +65,44 @@ def sample(
     noise:Tensor,             # unit variance, `(n, c, h, w)`, such as from `start_noise`
     steps:int|None=None,      # default: the model's
     guidance:float|None=None, # default: the model's; 1 and below is none
+    generator=None,           # noise of samplers that add some, one or one an image; default: seeded by the noise
 ):
     """Run the pipeline's scheduler; yields a `Step` each, whose last `next` are the images' latents.
 
-    Equals `pipe(prompt, latents=noise)`. Whatever sliders are on act here too. Raises `ValueError` for an empty prompt
-    or `steps` below 1."""
+    Equals `pipe(prompt, latents=noise, generator=generator)`. Whatever sliders are on act here too. Raises
+    `ValueError` for an empty prompt or `steps` below 1."""
     check_prompt(prompt)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     scheduler = model.scheduler(steps)
     words, empty = model.embed([prompt]).expand(len(noise), -1, -1), model.embed([""])
-    latents = noise * scheduler.init_noise_sigma
+    latents, extra = noise * scheduler.init_noise_sigma, {}
+    if "generator" in signature(scheduler.step).parameters: extra["generator"] = generator or _generators(noise)
     for i, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(latents, t)
         output = model.predict(seen, t, words, guidance, empty)
         x0 = x0_estimate(output, seen, _alpha_bar(model, scheduler, i, t), model.prediction_type)
-        latents = scheduler.step(output, t, latents, return_dict=False)[0]
+        latents = scheduler.step(output, t, latents, return_dict=False, **extra)[0]
         yield Step(i, t, seen, x0, latents)
 
 # %% ../nbs/03_sampling.ipynb #cell-11
-def _alpha_bar(model, scheduler, i, t):
-    "Signal share of what the denoiser sees at step i: from sigma where latents stay unscaled (Euler), else timestep."
-    unscaled = float(scheduler.init_noise_sigma) > 1.01 and hasattr(scheduler, "sigmas")
-    return 1 / (1 + scheduler.sigmas[i] ** 2) if unscaled else model.alpha_bar(t)
+def _generators(noise):
+    "A generator an image, seeded by its noise: what a sampler adds does not depend on the batch."
+    seeds = [int.from_bytes(sha256(x.numpy().tobytes()).digest()[:7]) for x in noise.detach().cpu().contiguous()]
+    return [torch.Generator().manual_seed(s) for s in seeds]
 
 # %% ../nbs/03_sampling.ipynb #cell-12
+def _alpha_bar(model, scheduler, i, t):
+    "Signal share of what the denoiser sees at step i: from sigma where the scheduler has one a step, else timestep."
+    sigmas = getattr(scheduler, "sigmas", ())
+    return 1 / (1 + sigmas[i] ** 2) if len(sigmas) == len(scheduler.timesteps) + 1 else model.alpha_bar(t)
+
+# %% ../nbs/03_sampling.ipynb #cell-13
 def final_latents(model:Model, prompt:str, noise:Tensor, steps:int|None=None, guidance:float|None=None)->Tensor:
     """The last latents of `sample`."""
     for step in sample(model, prompt, noise, steps, guidance): latents = step.next
     return latents
 
-# %% ../nbs/03_sampling.ipynb #cell-13
+# %% ../nbs/03_sampling.ipynb #cell-14
 @torch.no_grad()
 def pictures(
     model:Model,
@@ -110,7 +119,7 @@ def pictures(
     def one(part): return model.decode(final_latents(model, prompt, start_noise(model, seed, part), steps, guidance))
     return torch.cat([one(p).cpu() for p in parts])
 
-# %% ../nbs/03_sampling.ipynb #cell-20
+# %% ../nbs/03_sampling.ipynb #cell-21
 @dataclass(frozen=True)
 class Run:
     """What a set of samples is made from: the card of a store."""
@@ -123,7 +132,7 @@ class Run:
     steps:int
     guidance:float
 
-# %% ../nbs/03_sampling.ipynb #cell-21
+# %% ../nbs/03_sampling.ipynb #cell-22
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Samples of one prompt: features of each step's x0 estimate, and the final latents."""
@@ -133,7 +142,7 @@ class Samples:
 
     def __repr__(self): return f"Samples({self.run})"
 
-# %% ../nbs/03_sampling.ipynb #cell-22
+# %% ../nbs/03_sampling.ipynb #cell-23
 @torch.no_grad()
 def _shard(model, encoder, run, indices):
     "Features and final latents of some samples."
@@ -143,7 +152,7 @@ def _shard(model, encoder, run, indices):
         rows.append(features(model, encoder, x0).cpu())
     return {"features": torch.stack(rows, dim=1), "latents": step.next.float().cpu()}
 
-# %% ../nbs/03_sampling.ipynb #cell-23
+# %% ../nbs/03_sampling.ipynb #cell-24
 def collect(
     model:Model,
     encoder:Encoder,
@@ -165,17 +174,32 @@ def collect(
               check_steps(model, steps), model.guidance if guidance is None else guidance)
     card = asdict(run) | {"samples": None} # a longer run goes on from a shorter one
     folder = folder and writable_folder(folder)
+    def stored(path):
+        part, theirs = read_tensors(path, "samples")
+        if theirs == card: return part
+        raise ValueError(f"folder {str(folder)!r} holds another run: {theirs}; name another folder, or remove it")
+    if folder and (kept := sorted(folder.glob("samples-*.safetensors"))): stored(kept[0]) # before any work
     parts = []
     for start in progress(range(0, samples, batch), desc="samples"):
         indices = range(start, min(start + batch, samples))
         path = folder and folder/f"samples-{start:06d}-{len(indices)}.safetensors"
         if path and path.exists():
-            part, stored = read_tensors(path, "samples")
-            if stored != card:
-                raise ValueError(f"folder {str(folder)!r} holds another run: {stored}; "
-                                 "name another folder, or remove it")
+            part = stored(path)
         else:
             part = _shard(model, encoder, run, list(indices))
             if path: write_tensors(path, part, card, "samples")
         parts.append(part)
     return Samples(run, *(torch.cat([p[k] for p in parts]) for k in ("features", "latents")))
+
+# %% ../nbs/03_sampling.ipynb #cell-25
+@torch.no_grad()
+def check_encoder(model:Model, encoder, samples:Samples)->Encoder:
+    """The encoder of some samples, by name when it is None; raises `ValueError` when it is another."""
+    name = samples.run.encoder
+    encoder = find_encoder(name if encoder is None else encoder, model)
+    if encoder.name != name:
+        raise ValueError(f"encoder {encoder.name!r} is not the one the directions were found with: {name!r}")
+    then, now = samples.features[:1, -1], features(model, encoder, samples.latents[:1].to(model.device)).cpu()
+    if now.shape != then.shape or torch.cosine_similarity(now, then).item() < .99:
+        raise ValueError(f"encoder {name!r} gives other features than when the directions were found with it")
+    return encoder

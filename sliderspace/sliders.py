@@ -42,7 +42,7 @@ class SliderSpace:
     down:dict[str, Tensor]    # layer -> `(K r, in)`, float32: rows k r to k r + r are slider k's
     up:dict[str, Tensor]      # layer -> `(out, K r)`, float32
     labels:list[str]          # K names, no two the same
-    ranges:Tensor             # `(K, 2)`: the lowest and highest strength at which images are still the model's own
+    ranges:Tensor             # `(K, 2)`: the strengths between which images are the model's own; -2, 2 if unmeasured
     rank:int = 1              # r
     card:dict = field(default_factory=dict) # origin and measures: model, fingerprint, prompt, seed, report, ...
 
@@ -92,7 +92,7 @@ class SliderSpace:
         if space is self and adapter.here: return adapter
         self.check(model, transfer)
         if space is not None:
-            if adapter.on and space is not self:
+            if adapter.now.on and space is not self:
                 raise ValueError("sliders of another space are on: leave its `with` first, or add the two spaces")
             detach(model)
         adapter = GatedAdapter(model, list(self.down), len(self), self.rank)
@@ -110,12 +110,19 @@ class SliderSpace:
     ):
         """Switch sliders on inside a `with`: `with space.on(model, {"glasses": 1.5, 7: -1}): model.pipe(...)`.
 
-        Works in any call of the pipeline, guidance included. Raises as `strengths`, `check`, `GatedAdapter.set` do."""
-        strengths, adapter = self.strengths(mix), self.attach(model, transfer)
-        before = adapter.strengths, adapter.window
-        adapter.set(strengths, (start, stop))
-        try: yield self
-        finally: adapter.set(*before)
+        Works in any call of the pipeline, guidance included; afterwards the model is as it was (attached sliders stay
+        attached). Other threads' sliders wait meanwhile. Raises as `strengths`, `check`, `GatedAdapter.set` do."""
+        strengths = self.strengths(mix)
+        with model.lock:
+            stays = _attached(model)[0] is self
+            adapter = self.attach(model, transfer)
+            before = adapter.now.strengths, adapter.now.window
+            try:
+                adapter.set(strengths, (start, stop))
+                yield self
+            finally:
+                adapter.set(*before)
+                if not stays: detach(model)
 
     def take(self, sliders)->"SliderSpace": # numbers or labels
         """A space of some of the sliders. Raises `KeyError` for an unknown one."""
@@ -138,7 +145,8 @@ class SliderSpace:
             names = chain([label], (f"{label} ({i})" for i in count(2)))
             labels.append(next(name for name in names if name not in labels))
         sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
-        card = {k: v for k, v in self.card.items() if k != "cosines"} | {"sliders": sliders}
+        shared = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
+        card = shared | {"sliders": sliders}
         return replace(self, down={n: torch.cat([a, other.down[n]]) for n, a in self.down.items()},
                        up={n: torch.cat([b, other.up[n]], 1) for n, b in self.up.items()},
                        labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)
@@ -206,6 +214,6 @@ class SliderSpace:
                  for l, r, (lo, hi) in zip(self.labels, rows, self.ranges.tolist())]
         head = ["slider", "alignment", "leakage", "effect (sd)", "range"]
         table = "".join("<tr><td>" + "<td>".join(c) + "</tr>" for c in cells)
-        model, prompt = (escape(str(self.card.get(k))) for k in ("model", "prompt"))
+        model, prompt = (escape(str(self.card.get(k, "several"))) for k in ("model", "prompt"))
         return (f"<p>{len(self)} sliders of {model}: “{prompt}”</p>"
                 f"<table><tr><th>{'<th>'.join(head)}</tr>{table}</table>")

@@ -20,7 +20,7 @@ from .models import Model, x0_estimate
 # %% ../nbs/07_starts.ipynb #cell-05
 @dataclass(frozen=True, eq=False, repr=False)
 class Pool:
-    """Noised samples with the unchanged model's answers; row j is at sampler step `j % steps`."""
+    """Noised samples with the unchanged model's answers; row j is at the sampler's timestep j, over and over."""
     latents:Tensor  # x_t, `(n, c, h, w)`
     timestep:Tensor # `(n,)`
     output:Tensor   # the unchanged prediction, after guidance, `(n, c, h, w)`
@@ -39,10 +39,11 @@ def make_pool(
     seed:int,
     batch:int=64,
 )->Pool:
-    """Noise samples at the sampler's own timesteps, and run the unchanged model on them."""
+    """Noise samples at the sampler's own timesteps, each at least once, and run the unchanged model on them."""
     run, gen = found.samples.run, torch.Generator().manual_seed(seed)
-    grid = model.scheduler(run.steps).timesteps.long()
-    t = grid[torch.arange(rows, device=grid.device) % run.steps]
+    grid = model.scheduler(run.steps).timesteps.long().unique_consecutive() # some samplers go twice to a timestep
+    rows = max(rows, len(grid))
+    t = grid[torch.arange(rows, device=grid.device) % len(grid)]
     clean = found.samples.latents[torch.tensor(samples)[shuffled(len(samples), rows, gen)]]
     noise = torch.randn(clean.shape, generator=gen)
     a = model.alpha_bar(t).view(-1, 1, 1, 1)
@@ -85,11 +86,15 @@ def score_gradients(
     for w in weights: w.requires_grad_(True)
     try:
         for at in progress(range(0, len(pool.latents), batch), desc="first-order start"):
-            phi = features(model, encoder, predict_rows(model, pool, slice(at, at + batch))[1])
+            rows = torch.arange(at, min(at + batch, len(pool.latents)), device=model.device)
+            phi = features(model, encoder, predict_rows(model, pool, rows)[1])
+            if not (fine := phi.isfinite().all(1)).all(): # again without the rows that are not finite
+                if not fine.any(): continue
+                phi = features(model, encoder, predict_rows(model, pool, rows[fine])[1])
             scores = (phi @ vectors.T / unit).sum(0) / len(pool.latents)
             for k, score in enumerate(scores):
                 more = torch.autograd.grad(score, weights, retain_graph=k + 1 < len(scores))
-                for total, g in zip(gradients, more): total[k] += g
+                for total, g in zip(gradients, more): total[k] += g.nan_to_num(0., 0., 0.)
     finally:
         for w in weights: w.requires_grad_(False)
     return gradients

@@ -6,6 +6,7 @@
 __all__ = ['alignment_loss', 'alignment_steps', 'held_out_cosines', 'final_effects', 'calibrate', 'train']
 
 # %% ../nbs/08_training.ipynb #cell-02
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import torch
@@ -16,9 +17,9 @@ from tqdm.auto import tqdm
 # %% ../nbs/08_training.ipynb #cell-03
 from .adapters import GatedAdapter, target_layers
 from .directions import Directions
-from .encoders import Encoder, encoder as find_encoder, features, random_view
+from .encoders import Encoder, features, random_view
 from .models import Model
-from .sampling import final_latents, start_noise
+from .sampling import check_encoder, final_latents, start_noise
 from .sliders import SliderSpace, detach
 from .starts import Pool, first_order_start, make_pool, predict_rows, score_gradients, shuffled
 
@@ -40,7 +41,8 @@ class _Stack:
         "One update from the gradients that the weights hold; numbers that are not finite count as zero."
         self.optimizer.param_groups[0]["lr"] = lr
         for hat, p, size in zip(self.hats, self.real, self.size):
-            hat.grad, p.grad = (p.grad * size).nan_to_num(0., 0., 0.), None
+            grad = torch.zeros_like(p) if p.grad is None else p.grad # None: no row of the update was finite
+            hat.grad, p.grad = (grad * size).nan_to_num(0., 0., 0.), None
         self.optimizer.step()
         for hat, p, size in zip(self.hats, self.real, self.size): p.copy_(hat * size)
 
@@ -89,7 +91,8 @@ def alignment_steps(
                     if fine.all(): break
                     job = job[fine]
                 else: continue
-                (loss.sum() / rows).backward()
+                for p, g in zip(stack.real, torch.autograd.grad(loss.sum() / rows, stack.real)):
+                    p.grad = g if p.grad is None else p.grad.add_(g)
                 reached.index_add_(0, k, away.detach() / rows)
             stack.step(lr * (1 - .9 * update / updates))
             yield reached
@@ -110,6 +113,14 @@ def _both_signs(adapter, count, batch, device, strength=1.):
     adapter.set(None)
 
 # %% ../nbs/08_training.ipynb #cell-10
+def _means(sliders, seen):
+    "Mean of each slider's values `(n, ...)` over batches of (slider, values); rows that are not finite are left out."
+    k, values = (torch.cat(x) for x in zip(*seen))
+    fine = values.flatten(1).isfinite().all(1)
+    sums = values.new_zeros(sliders, *values.shape[1:]).index_add_(0, k[fine], values[fine])
+    return sums / k[fine].bincount(minlength=sliders).clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+
+# %% ../nbs/08_training.ipynb #cell-11
 @torch.no_grad()
 def held_out_cosines(
     model:Model,
@@ -121,14 +132,14 @@ def held_out_cosines(
     batch:int=64,
 )->Tensor:              # `(K, K)`, on the CPU: row i is slider i's mean cosine with every direction
     """Leakage matrix of one-step changes (R10): alignment on the diagonal, leakage beside it."""
-    total = torch.zeros(adapter.sliders, len(vectors), device=model.device)
+    seen = []
     phi = torch.cat([features(model, encoder, x) for x in pool.x0.split(batch)])
     for k, j, sign in _both_signs(adapter, len(phi), batch, model.device, strength):
         change = features(model, encoder, predict_rows(model, pool, j)[1]) - phi[j]
-        total.index_add_(0, k, sign[:, None] * F.normalize(change, dim=1, eps=1e-6) @ vectors.T)
-    return (total / (2 * len(phi))).cpu()
+        seen.append((k, sign[:, None] * F.normalize(change, dim=1, eps=1e-6) @ vectors.T))
+    return _means(adapter.sliders, seen).cpu()
 
-# %% ../nbs/08_training.ipynb #cell-12
+# %% ../nbs/08_training.ipynb #cell-13
 @torch.no_grad()
 def final_effects(
     model:Model,
@@ -142,13 +153,13 @@ def final_effects(
     """Half the change of each slider's own score from strength -1 to 1, on final images of the whole sampling."""
     run, noise = found.samples.run, start_noise(model, found.samples.run.seed, samples)
     vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
-    total = torch.zeros(adapter.sliders, device=model.device)
+    seen = []
     for k, j, sign in _both_signs(adapter, len(samples), batch, model.device):
         phi = features(model, encoder, final_latents(model, run.prompt, noise[j], run.steps, run.guidance))
-        total.index_add_(0, k, sign * (phi * vectors[k]).sum(1) / unit[k])
-    return (total / (2 * len(samples))).cpu()
+        seen.append((k, (sign * (phi * vectors[k]).sum(1) / unit[k])[:, None]))
+    return _means(adapter.sliders, seen)[:, 0].cpu()
 
-# %% ../nbs/08_training.ipynb #cell-13
+# %% ../nbs/08_training.ipynb #cell-14
 @torch.no_grad()
 def calibrate(
     model:Model,
@@ -158,6 +169,7 @@ def calibrate(
     chosen:list[int],
     samples:list[int],    # whose noise is used
     rounds:int=3,
+    batch:int=64,         # images in a denoiser call
 ):
     """Rescale every slider towards the size at which strength 1 moves final images by one standard deviation.
 
@@ -171,7 +183,7 @@ def calibrate(
             b.mul_(scale)
         return new
     for _ in range(rounds):
-        effect = final_effects(model, encoder, adapter, found, chosen, samples).nan_to_num(0.)
+        effect = final_effects(model, encoder, adapter, found, chosen, samples, batch)
         away = (effect - 1).abs()
         better = away < least
         best, least = torch.where(better, size, best), torch.where(better, away, least)
@@ -179,7 +191,7 @@ def calibrate(
         size = resize(torch.where(better, size * step, (best * size).sqrt()))
     resize(best)
 
-# %% ../nbs/08_training.ipynb #cell-15
+# %% ../nbs/08_training.ipynb #cell-16
 def choose_directions(
     found:Directions,
     count:int,            # sliders wanted
@@ -194,15 +206,30 @@ def choose_directions(
                          "discover more directions first")
     return usable[:count]
 
-# %% ../nbs/08_training.ipynb #cell-16
-def _check(run, encoder, rank, updates):
-    if rank < 1: raise ValueError(f"rank must be 1 or more, not {rank}")
-    if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
-    if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
-    if encoder.name != run.encoder:
-        raise ValueError(f"encoder {encoder.name!r} is not the one the directions were found with: {run.encoder!r}")
-
 # %% ../nbs/08_training.ipynb #cell-17
+def _check(model, found, layers, **counts):
+    "Raise `ValueError` for anything that would fail, or mislead, after long work."
+    run = found.samples.run
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    most = min(min(model.denoiser.get_submodule(n).weight.shape) for n in layers)
+    if counts["rank"][0] > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {counts['rank'][0]}")
+    if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
+    if model.identity() != run.identity:
+        raise ValueError(f"the directions are of another model: of {run.model!r} as it was then, not this "
+                         f"{model.name!r}; discover them with this one")
+
+# %% ../nbs/08_training.ipynb #cell-18
+@contextmanager
+def _trained(model, layers, sliders, rank):
+    "An adapter that leaves the model in the end."
+    detach(model)
+    adapter = GatedAdapter(model, layers, sliders, rank)
+    try: yield adapter
+    finally: adapter.remove()
+
+# %% ../nbs/08_training.ipynb #cell-19
 def _measured(found, chosen, cosines):
     "What the card says of each slider."
     leakage = (cosines - cosines.diag().diag()).abs().amax(1)
@@ -210,7 +237,7 @@ def _measured(found, chosen, cosines):
                  leakage=leakage[i].item()) for i, d in enumerate(chosen)]
     return dict(sliders=rows, cosines=cosines.tolist())
 
-# %% ../nbs/08_training.ipynb #cell-18
+# %% ../nbs/08_training.ipynb #cell-20
 def train(
     model:Model,
     found:Directions,
@@ -223,36 +250,38 @@ def train(
     start_rows:int=96,       # noised samples for the first-order start and the updates
     held_rows:int=16,        # noised held-out samples for the alignment, both signs each
     progress=tqdm,
-    **options,               # of `alignment_steps`: rows, lr, leash, batch
+    rows:int=4,              # noised samples in an update, each given to every slider
+    lr:float=.1,             # see `alignment_steps`
+    leash:float=.02,         # see `alignment_steps`
+    batch:int=64,            # images in a denoiser call; a quarter of it for the start, which keeps K gradients
 )->SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    An eighth of the samples is held out; calibration uses new noise. Ctrl-C ends the updates and keeps what is there.
-    Raises `ValueError` before any work for too many sliders, rank below 1, unknown targets or another encoder than the
-    directions'."""
+    An eighth of the samples is held out; calibration uses new noise. Ctrl-C ends the updates, a second one the
+    calibration; what is there is kept. Raises `ValueError` before any work for too many sliders, a rank that the layers
+    do not have, unknown targets, and another model or encoder than the directions'."""
     run, chosen = found.samples.run, choose_directions(found, sliders)
-    encoder = find_encoder(run.encoder if encoder is None else encoder, model)
-    _check(run, encoder, rank, updates)
     detach(model)
+    encoder = check_encoder(model, encoder, found.samples)
     layers, last = target_layers(model, targets), run.samples - max(2, run.samples // 8)
+    _check(model, found, layers, rank=(rank, 1), updates=(updates, 0), rows=(rows, 1), batch=(batch, 1))
     vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
-    pool = make_pool(model, found, list(range(last)), max(start_rows, 2 * run.steps), seed)
-    test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1)
-    gradients = score_gradients(model, encoder, pool, vectors, unit, layers, progress=progress)
-    adapter, done = GatedAdapter(model, layers, sliders, rank), 0
-    try:
+    pool = make_pool(model, found, list(range(last)), max(start_rows, 2 * run.steps), seed, batch)
+    test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
+    gradients = score_gradients(model, encoder, pool, vectors, unit, layers, max(1, batch // 4), progress)
+    with model.lock, _trained(model, layers, sliders, rank) as adapter:
+        done = 0
         adapter.copy_in(*first_order_start(gradients, layers, rank))
-        bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, seed=seed, **options),
+        bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch),
                        total=updates, desc="training")
-        try:
+        with suppress(KeyboardInterrupt): # what has been trained is kept
             for reached in bar:
                 done += 1
                 if hasattr(bar, "set_postfix"): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
-        except KeyboardInterrupt: pass # what has been trained is kept
-        calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)))
-        cosines = held_out_cosines(model, encoder, adapter, test, vectors)
+        with suppress(KeyboardInterrupt):
+            calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)), batch=batch)
+        cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
-    finally: adapter.remove()
     card = asdict(run) | dict(fingerprint=model.fingerprint(layers), timesteps=found.timesteps, targets=targets,
                               updates=done, training_seed=seed, **_measured(found, chosen, cosines))
     return SliderSpace(down, up, [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders), rank, card)

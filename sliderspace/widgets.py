@@ -67,23 +67,20 @@ class Newest:
 PATIENCE = .5 # seconds: a picture that takes no longer than this from now is finished, wanted or not
 
 # %% ../nbs/11_widgets.ipynb #cell-09
-_sampling = Lock() # sliders that are on are on for the whole model: one board samples at a time
-
-# %% ../nbs/11_widgets.ipynb #cell-10
 WIDE = {"width": "440px"} # of a control
 
-# %% ../nbs/11_widgets.ipynb #cell-11
+# %% ../nbs/11_widgets.ipynb #cell-10
 def _slider(label, low=0., high=0., step=.1, **options):
     "A slider at 0. Positions are counted from its low end: that must be a whole number of steps from 0."
     return ipywidgets.FloatSlider(value=0., min=low, max=high, step=step, description=label, tooltip=label, layout=WIDE,
                                   style={"description_width": "160px"}, **options)
 
-# %% ../nbs/11_widgets.ipynb #cell-12
+# %% ../nbs/11_widgets.ipynb #cell-11
 def _strength_slider(label, low, high):
     low, high = (round(float(end), 1) for end in (low, high))
     return _slider(label, low if low < 0 else -.5, high if high > 0 else .5, readout_format=".1f") # both ways, always
 
-# %% ../nbs/11_widgets.ipynb #cell-13
+# %% ../nbs/11_widgets.ipynb #cell-12
 class Board(ipywidgets.VBox):
     """What `board` shows. Its parts are attributes: `sliders`, `prompt`, `seed`, `start`, `image`, `base`, `status`."""
 
@@ -135,7 +132,7 @@ class Board(ipywidgets.VBox):
     def wait(self, timeout:float|None=None):
         """Return when the picture is that of the sliders. Raises `TimeoutError` after `timeout` seconds.
 
-        Sliders are on for the whole model: a cell that uses the model while a board is busy waits first."""
+        Never inside a `with space.on(...)`: the board waits for the end of that."""
         self._newest.wait(timeout)
 
     def close(self):
@@ -166,7 +163,7 @@ class Board(ipywidgets.VBox):
         "PNG of one position, from those made before or from the model; None when it was given up."
         key = (prompt, seed, start if mix else 0., mix) # with no slider on, it makes no difference from when
         if key not in self._made:
-            with _sampling: latents = self._latents(prompt, seed, start, dict(mix))
+            latents = self._latents(prompt, seed, start, dict(mix))
             if latents is None: return None
             self._made[key] = self._png(latents)
             if len(self._made) > 64: self._made.popitem(last=False)
@@ -174,9 +171,9 @@ class Board(ipywidgets.VBox):
         return self._made[key]
 
     def _latents(self, prompt, seed, start, mix):
-        if self._newest.superseded: return None
-        begun = perf_counter()
         with self.space.on(self.model, mix, start=start):
+            if self._newest.superseded: return None
+            begun = perf_counter()
             for step in sample(self.model, prompt, start_noise(self.model, seed, [0]), self.steps, self.guidance):
                 left = (perf_counter() - begun) / (step.index + 1) * (self.steps - step.index - 1)
                 if self._newest.superseded and left > PATIENCE: return None
@@ -188,7 +185,7 @@ class Board(ipywidgets.VBox):
         grid(image[None], zoom=max(1, 256 // image.shape[-1]), gap=0).save(data, "png") # a browser would blur it
         return data.getvalue()
 
-# %% ../nbs/11_widgets.ipynb #cell-14
+# %% ../nbs/11_widgets.ipynb #cell-13
 def board(
     model:Model,
     space:SliderSpace,

@@ -412,7 +412,7 @@ def test_strengths_keep_no_graph(tiny, make):
     strengths = MIX.clone().requires_grad_(True)
     adapter = make()
     adapter.set(strengths)
-    assert not adapter.strengths.requires_grad and not predict(tiny).requires_grad
+    assert not adapter.now.strengths.requires_grad and not predict(tiny).requires_grad
 
 
 def test_weights_go_in_and_come_out(tiny, make):

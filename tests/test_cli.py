@@ -217,7 +217,7 @@ def unpacked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "sliderspace", source / "sliderspace", ignore=shutil.ignore_patterns("__pycache__"))
     made = python("-c", SDIST, folder, folder=source)

@@ -316,7 +316,7 @@ def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     steps = alignment_steps(model, latents(), adapter, pool, found.vectors[:SLIDERS], 3)
     next(steps)
     steps.close()  # given up early
-    assert not adapter.on
+    assert not adapter.now.on
     assert not any(p.requires_grad or p.grad is not None for p in model.denoiser.parameters())
 
 
@@ -340,7 +340,7 @@ def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     found = held_out_cosines(model, latents(), adapter, pool, planted, batch=7)
     assert_close(found, means @ planted.T, rtol=0, atol=1e-4)
     assert (found.diag() > 0.3).all() and (found.diag() > found.fliplr().diag().abs() + 0.1).all()
-    assert not adapter.on
+    assert not adapter.now.on
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
     effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
     assert (effects[:2] - 1).abs().max() < 0.15, effects
     assert_close(weights(adapter, 2), 4 * before[2])  # 4 times a round, half of it in each of down and up
-    assert not adapter.on
+    assert not adapter.now.on
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
