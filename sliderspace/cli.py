@@ -63,7 +63,8 @@ def demo(
 def _live(folder, model):
     "How to get live sliders: the quickstart in a checkout, else two lines for any notebook."
     if Path("nbs/studies/quickstart.ipynb").exists(): return "live sliders: make lab"
-    return ("live sliders, in a notebook (pip install jupyterlab):\n  from sliderspace import SliderSpace, board, load\n"
+    return ("live sliders, in a notebook (pip install jupyterlab):\n"
+            "  from sliderspace import SliderSpace, board, load\n"
             f'  model = load({model!r}); board(model, SliderSpace.load({str(folder/"space.safetensors")!r}, model))')
 
 # %% ../nbs/16_cli.ipynb #cell-07

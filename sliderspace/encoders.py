@@ -111,6 +111,7 @@ def features(
     return F.normalize(encoder(images if spoil is None else spoil(images)), dim=-1)
 
 # %% ../nbs/02_encoders.ipynb #cell-12
+@torch.no_grad()
 def feature_size(model:Model, encoder:Encoder)->int: # d
     """Width of an encoder's features of a model's images, from one blank image.
 

@@ -35,6 +35,12 @@ def _table(space):
             *([label, *(f.format(row[k]) for k, f in COLUMNS.values()), r] for label, row, r in rows)]
 
 # %% ../nbs/12_pages.ipynb #cell-06
+def _csv(rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+# %% ../nbs/12_pages.ipynb #cell-07
 _STYLE = """\
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 img{max-width:100%;image-rendering:pixelated}img.plot{image-rendering:auto}table{border-collapse:collapse}
@@ -44,11 +50,11 @@ td,th{padding:.15rem .8rem;text-align:right;border-bottom:1px solid #ccc}td:firs
 @media(prefers-color-scheme:dark){
 body{color:#ddd;background:#181818}td,th{border-color:#444}img.plot{background:#fff}}"""
 
-# %% ../nbs/12_pages.ipynb #cell-07
+# %% ../nbs/12_pages.ipynb #cell-08
 def _image(data:bytes, alt:str, kind:str="")->str:
     return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{b64encode(data).decode()}">'
 
-# %% ../nbs/12_pages.ipynb #cell-08
+# %% ../nbs/12_pages.ipynb #cell-09
 def write_folder(
     folder:str|Path,
     model:Model,
@@ -60,22 +66,20 @@ def write_folder(
 
     The page needs nothing beside it. Raises `ValueError` when the folder cannot be written."""
     folder, space, run = writable_folder(folder), report.space, found.samples.run
-    space.save(folder/"space.safetensors")
-    found.save(folder/"directions.safetensors")
-    ends = plot_ends(model, found, [r["direction"] for r in space.card["sliders"]])
-    pictures = {"spectrum.png": png(plot_spectrum(found)), "ends.png": png(ends),
-                "leakage.png": png(plot_leakage(space)), "sliders.png": png(plot_sliders(model, report))}
+    for kept, name in ((space, "space"), (found, "directions")): kept.save(folder/f"{name}.safetensors")
+    pictures = {"spectrum.png": plot_spectrum(found), "leakage.png": plot_leakage(space),
+                "ends.png": plot_ends(model, found, [r["direction"] for r in space.card["sliders"]]),
+                "sliders.png": plot_sliders(model, report)}
+    pictures = {name: png(picture) for name, picture in pictures.items()}
     strips = {f"strips/{i:02d}.png": png(strip(model, report, i)) for i in progress(range(len(space)), desc="strips")}
     for name, data in (pictures | strips).items(): write_bytes(folder/name, data)
     for old in set(folder.glob("strips/*.png")) - {folder/name for name in strips}: old.unlink() # of a run before
     head, *rows = _table(space)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    write_bytes(folder/"table.csv", text.getvalue().encode())
+    write_bytes(folder/"table.csv", _csv([head, *rows]))
     def line(tag, cells): return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
     scale = '<div class="scale">' + "".join(f"<span>{s:+g}</span>" for s in report.strengths) + "</div>"
-    shown = "".join(f"<figure><h3>{escape(label)} <small>{escape(usable)}</small></h3>"
-                    f'<div class="sweep">{_image(data, label)}{scale}</div></figure>'
+    shown = "".join(f"<figure><h3>{escape(label)} <small>{escape(usable)}</small></h3><div class=sweep>"
+                    f"{_image(data, label)}{scale}</div></figure>"
                     for (label, *_, usable), data in zip(rows, strips.values(), strict=True))
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(run.prompt)}</title><style>{_STYLE}</style>

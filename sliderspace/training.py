@@ -46,6 +46,9 @@ class _Stack:
         self.optimizer.step()
         for hat, p, size in zip(self.hats, self.real, self.size): p.copy_(hat * size)
 
+    def close(self):
+        for p in self.real: p.requires_grad_(False).grad = None
+
 # %% ../nbs/08_training.ipynb #cell-06
 def alignment_loss(
     change:Tensor,  # of features, `(n, d)`
@@ -98,9 +101,7 @@ def alignment_steps(
             yield reached
     finally:
         adapter.set(None)
-        for p in stack.real:
-            p.requires_grad_(False)
-            p.grad = None
+        stack.close()
 
 # %% ../nbs/08_training.ipynb #cell-09
 def _both_signs(adapter, count, batch, device, strength=1.):
@@ -257,27 +258,25 @@ def train(
 )->SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    An eighth of the samples is held out; calibration uses new noise. Ctrl-C ends the updates, a second one the
-    calibration; what is there is kept. Raises `ValueError` before any work for too many sliders, a rank that the layers
-    do not have, unknown targets, and another model or encoder than the directions'."""
+    Ctrl-C ends the updates, a second one the calibration; what is there is kept. Raises `ValueError` before any work
+    for bad numbers, unknown targets, and another model or encoder than the directions'."""
     run, chosen = found.samples.run, choose_directions(found, sliders)
     detach(model)
     encoder = check_encoder(model, encoder, found.samples)
     layers, last = target_layers(model, targets), run.samples - max(2, run.samples // 8)
     _check(model, found, layers, rank=(rank, 1), updates=(updates, 0), rows=(rows, 1), batch=(batch, 1))
-    vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
+    vectors, unit, done = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device), 0
     pool = make_pool(model, found, list(range(last)), max(start_rows, 2 * run.steps), seed, batch)
     test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
     gradients = score_gradients(model, encoder, pool, vectors, unit, layers, max(1, batch // 4), progress)
     with model.lock, _trained(model, layers, sliders, rank) as adapter:
-        done = 0
         adapter.copy_in(*first_order_start(gradients, layers, rank))
         bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch),
                        total=updates, desc="training")
         with suppress(KeyboardInterrupt): # what has been trained is kept
             for reached in bar:
                 done += 1
-                if hasattr(bar, "set_postfix"): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
+                if isinstance(bar, tqdm): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
         with suppress(KeyboardInterrupt):
             calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)

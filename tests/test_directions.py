@@ -331,8 +331,7 @@ def test_bad_input_is_refused_before_any_sampling(tiny, monkeypatch, message):
 
 
 def test_more_directions_than_features_are_refused(tiny):
-    # how long a feature row is shows only when the first images have been seen
-    with pytest.raises(ValueError, match="count must be 1 to 3 for 10 rows of 3 features, not 5"):
+    with pytest.raises(ValueError, match="count must be 1 to 3, the width of 'pixels-1''s features, not 5"):
         discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixels(1), count=5))
 
 

@@ -1,7 +1,7 @@
 """Sweeps hold the unchanged image, figures are those of planted effects, and the page needs and trusts nothing."""
 
 import csv
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 
@@ -15,8 +15,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from sliderspace import measures
 from sliderspace.encoders import features, latents
 from sliderspace.measures import STRENGTHS, measure, sweep, usable_range
-from sliderspace.pages import COLUMNS, png, write_folder
-from sliderspace.plots import grid, plot_ends, plot_leakage, plot_sliders, plot_spectrum, strip
+from sliderspace.pages import COLUMNS, write_folder
+from sliderspace.plots import grid, plot_ends, plot_leakage, plot_sliders, plot_spectrum, png, strip
 from sliderspace.sampling import final_latents, start_noise
 from sliderspace.sliders import SliderSpace
 
@@ -88,7 +88,7 @@ def card(found, directions):
     run = found.samples.run
     sliders = [{"direction": d, "explained": 0.1, "alignment": 0.5, "leakage": 0.1} for d in directions]
     cosines = torch.eye(len(directions)).tolist()
-    return {"prompt": run.prompt, "encoder": run.encoder, "seed": run.seed, "sliders": sliders, "cosines": cosines}
+    return asdict(run) | {"sliders": sliders, "cosines": cosines}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_bad_input_is_refused_before_any_work(planted, monkeypatch, message):
 def test_sliders_of_other_directions_are_refused(planted, monkeypatch, key, value):
     model, space, found, _ = planted
     monkeypatch.setattr(measures, "sweep", never)
-    with pytest.raises(ValueError, match="these sliders are of other directions: .*not 'portrait of a person'"):
+    with pytest.raises(ValueError, match="these sliders are of other directions than"):
         measure(model, replace(space, card=space.card | {key: value}), found)
 
 

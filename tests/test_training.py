@@ -515,7 +515,7 @@ def test_the_model_is_its_own_again(tiny, shared, monkeypatch, error):
     if error == "updates":
         options["progress"] = Stopped(1, RuntimeError("out of memory"))
     if error == "measures":
-        def broken(*args):
+        def broken(*args, **options):
             raise RuntimeError("out of memory")
         monkeypatch.setattr(training, "held_out_cosines", broken)
     if error is None:

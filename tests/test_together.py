@@ -1,0 +1,123 @@
+"""What several things at once do: threads, samplers that add noise, adapters of others, rows that are not finite."""
+
+from threading import Thread
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
+from tiny import PROMPT, quiet, random_directions, random_space
+from torch.testing import assert_close
+
+from sliderspace.adapters import target_layers
+from sliderspace.encoders import latents
+from sliderspace.models import Model
+from sliderspace.plots import plot_spectrum
+from sliderspace.sampling import collect, final_latents, start_noise
+from sliderspace.starts import make_pool, score_gradients
+
+
+@pytest.fixture(params=[DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
+def noisy(request, tiny):
+    """A model whose sampler adds noise of its own."""
+    before = tiny.pipe.scheduler
+    tiny.pipe.scheduler = request.param.from_config(before.config)
+    yield tiny
+    tiny.pipe.scheduler = before
+
+
+def test_noise_of_the_sampler_is_seeded_and_does_not_mind_the_batch(noisy):
+    noise = start_noise(noisy, 0, [0, 1, 2])
+    together = final_latents(noisy, PROMPT, noise, 4, 1.0)
+    torch.manual_seed(1)
+    alone = final_latents(noisy, PROMPT, noise[1:2], 4, 1.0)
+    assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sampler_that_adds_noise_is_the_pipelines(noisy):
+    noise, seeds = start_noise(noisy, 0, [0, 1]), (5, 6)
+    def chance(): return [torch.Generator().manual_seed(s) for s in seeds]
+    theirs = noisy.pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=4, guidance_scale=1.0,
+                        generator=chance(), output_type="latent").images
+    from sliderspace.sampling import sample
+    *_, last = sample(noisy, PROMPT, noise, 4, 1.0, generator=chance())
+    assert_close(last.next, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_sliders_leave_the_model_after_a_with(tiny):
+    names = [n for n, _ in tiny.denoiser.named_modules()]
+    with random_space(tiny).on(tiny, {0: 1}):
+        assert [n for n, _ in tiny.denoiser.named_modules()] != names
+    assert [n for n, _ in tiny.denoiser.named_modules()] == names
+
+
+def test_switching_sliders_on_draws_no_random_numbers(tiny):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    with random_space(tiny).on(tiny, {0: 1}):
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_mix_is_of_the_thread_that_set_it(tiny):
+    space, noise = random_space(tiny), start_noise(tiny, 0, [0])
+    base, seen = final_latents(tiny, PROMPT, noise, 2, 1.0), []
+    with space.on(tiny, {0: 2}):
+        mixed = final_latents(tiny, PROMPT, noise, 2, 1.0)
+        other = Thread(target=lambda: seen.append(final_latents(tiny, PROMPT, noise, 2, 1.0)))
+        other.start()
+        other.join()
+    assert torch.equal(seen[0], base) and not torch.equal(mixed, base)
+
+
+def test_sliders_of_two_threads_take_turns(tiny):
+    first, second = random_space(tiny, seed=1), random_space(tiny, seed=2)
+    noise, found = start_noise(tiny, 0, [0]), {}
+    def work(name, space):
+        for _ in range(5):
+            with space.on(tiny, {0: 2}):
+                found.setdefault(name, []).append(final_latents(tiny, PROMPT, noise, 2, 1.0))
+    work("alone 1", first), work("alone 2", second)
+    threads = [Thread(target=work, args=a) for a in (("1", first), ("2", second))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    for name in ("1", "2"):
+        assert len(found[name]) == 5 and all(torch.equal(x, found[f"alone {name}"][0]) for x in found[name])
+
+
+def test_a_store_of_another_run_is_refused_before_any_sampling(tiny, tmp_path):
+    options = dict(steps=2, folder=tmp_path, progress=quiet)
+    collect(tiny, latents(), PROMPT, 4, batch=2, **options)
+    with pytest.raises(ValueError, match="holds another run"):
+        collect(tiny, latents(), "portrait of a cat", 4, batch=4, **options)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_samples_made_with_sliders_on_are_of_another_model(tiny):
+    plain = tiny.identity()
+    with random_space(tiny).on(tiny, {0: 1}):
+        assert tiny.identity() != plain
+    with random_space(tiny).on(tiny, {0: 0}):
+        assert tiny.identity() == plain
+
+
+def test_gradients_leave_out_rows_that_are_not_finite(tiny):
+    found = random_directions(tiny, latents())
+    pool = make_pool(tiny, found, list(range(8)), rows=6, seed=0)
+    layers, vectors, unit = target_layers(tiny, "keys-values"), found.vectors[:2], found.unit[:2]
+    pool.latents[2] = torch.nan
+    some = score_gradients(tiny, latents(), pool, vectors, unit, layers, batch=3, progress=quiet)
+    assert all(g.isfinite().all() for g in some) and any(g.abs().sum() > 0 for g in some)
+
+
+def test_pools_hold_every_timestep(tiny):
+    found = random_directions(tiny, latents())
+    pool = make_pool(tiny, found, [0, 1], rows=1, seed=0)
+    assert pool.timestep.tolist() == tiny.scheduler(found.samples.run.steps).timesteps.tolist()
+
+
+def test_plots_are_pictures_without_a_backend(tiny):
+    assert plot_spectrum(random_directions(tiny, latents()))._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_models_say_what_they_are(tiny):
+    assert isinstance(tiny, Model) and len(repr(tiny)) < 300
+    assert len(repr(random_space(tiny))) < 300
