@@ -105,7 +105,7 @@ def main():
         guided = timed(lambda: model.predict(noise, 500, words.expand(32, -1, -1), GUIDANCE, empty)) / 32
         decode = timed(lambda: model.decode(noise)) / 32
 
-    factors = table(["factor", "values", "classifier on held-out renders", "images sampled from held-out captions"],
+    factors = table(["factor", "values", "classifier on held-out renders", "images sampled from such captions"],
                     [[f, len(FACTORS[f]), f"{own[f]:.1%}", f"{made[f]:.1%}"] for f in FACTORS])
     others = table(["measure", "figure"], [
         ["autoencoder, held-out renders", autoencoder(model, renders)],
