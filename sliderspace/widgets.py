@@ -201,7 +201,7 @@ def board(
     prompt = space.card.get("prompt") if prompt is None else prompt
     check_prompt(prompt)
     if steps is not None and steps < 1: raise ValueError(f"steps must be 1 or more, not {steps}")
-    space.check(model)
+    with model.lock: space.attach(model) # it stays, switched off: to attach takes as long as a picture
     shown = Board(model, space, prompt, seed, steps, guidance)
     shown.wait() # the cells below may use the model
     return shown

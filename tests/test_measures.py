@@ -1,6 +1,7 @@
 """Sweeps hold the unchanged image, figures are those of planted effects, and the page needs and trusts nothing."""
 
 import csv
+import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
@@ -189,7 +190,8 @@ def test_bad_input_is_refused_before_any_work(planted, monkeypatch, message):
 def test_sliders_of_other_directions_are_refused(planted, monkeypatch, key, value):
     model, space, found, _ = planted
     monkeypatch.setattr(measures, "sweep", never)
-    with pytest.raises(ValueError, match="these sliders are of other directions than"):
+    named = "more of them" if key == "sliders" else re.escape(str({key: value}))
+    with pytest.raises(ValueError, match=f"these sliders are of other directions than .*'portrait of a person'.*: {named}"):
         measure(model, replace(space, card=space.card | {key: value}), found)
 
 

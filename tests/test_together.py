@@ -12,7 +12,7 @@ from sliderspace.adapters import target_layers
 from sliderspace.encoders import latents
 from sliderspace.models import Model
 from sliderspace.plots import plot_spectrum
-from sliderspace.sampling import collect, final_latents, start_noise
+from sliderspace.sampling import collect, final_latents, sample, start_noise
 from sliderspace.starts import make_pool, score_gradients
 
 
@@ -38,7 +38,6 @@ def test_a_sampler_that_adds_noise_is_the_pipelines(noisy):
     def chance(): return [torch.Generator().manual_seed(s) for s in seeds]
     theirs = noisy.pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=4, guidance_scale=1.0,
                         generator=chance(), output_type="latent").images
-    from sliderspace.sampling import sample
     *_, last = sample(noisy, PROMPT, noise, 4, 1.0, generator=chance())
     assert_close(last.next, theirs, rtol=1e-4, atol=1e-4)
 
