@@ -12,6 +12,7 @@ _MODULES = {
     "discover": "directions",
     "Directions": "directions",
     "SliderSpace": "sliders",
+    "detach": "sliders",
     "train": "training",
     "measure": "measures",
     "plot_spectrum": "plots",

@@ -28,12 +28,16 @@ def _attached(model):
     return vars(model.denoiser).get("_sliderspace", (None, None))
 
 # %% ../nbs/06_sliders.ipynb #cell-05
-def detach(model:Model):
-    """Take whatever sliders are attached to a model off again, leaving it as it was."""
-    space, adapter = _attached(model)
-    if adapter is None: return
-    del model.denoiser._sliderspace
-    adapter.remove()
+def detach(
+    model:Model,
+    only=None, # a space: leave all others where they are, and this one too while it is on
+):
+    """Take the sliders that are attached to a model off again, leaving it as it was."""
+    with model.lock:
+        space, adapter = _attached(model)
+        if adapter is None or only is not None and (space is not only or adapter.now.on): return
+        del model.denoiser._sliderspace
+        adapter.remove()
 
 # %% ../nbs/06_sliders.ipynb #cell-06
 @dataclass(frozen=True, eq=False, repr=False)

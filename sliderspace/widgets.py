@@ -18,7 +18,7 @@ import torch
 from .models import Model
 from .plots import grid
 from .sampling import check_prompt, sample, start_noise
-from .sliders import SliderSpace
+from .sliders import SliderSpace, detach
 
 # %% ../nbs/11_widgets.ipynb #cell-05
 class Newest:
@@ -136,8 +136,9 @@ class Board(ipywidgets.VBox):
         self._newest.wait(timeout)
 
     def close(self):
-        """Stop the work and take the board off the page."""
+        """Stop the work, take the board off the page and its sliders off the model."""
         self._newest.close()
+        detach(self.model, only=self.space)
         parts = list(self.children)
         for part in parts: parts.extend(getattr(part, "children", ()))
         for part in parts: part.close()
@@ -197,11 +198,12 @@ def board(
     """Live sliders, prompt, seed and window, with a picture that follows and the model's own beside it.
 
     The first picture is there when this returns. Whatever goes wrong later is shown on the board.
-    Raises `ValueError` for an empty prompt, `steps` below 1, and sliders that were made for another model."""
+    Raises `ValueError` for an empty prompt, `steps` below 1, sliders of another model, and inside `space.on`."""
     prompt = space.card.get("prompt") if prompt is None else prompt
     check_prompt(prompt)
     if steps is not None and steps < 1: raise ValueError(f"steps must be 1 or more, not {steps}")
-    with model.lock: space.attach(model) # it stays, switched off: to attach takes as long as a picture
+    with model.lock: adapter = space.attach(model) # it stays, switched off: to attach takes as long as a picture
+    if adapter.now.strengths is not None: raise ValueError("leave the `with space.on(...)` first: a board waits for it")
     shown = Board(model, space, prompt, seed, steps, guidance)
     shown.wait() # the cells below may use the model
     return shown

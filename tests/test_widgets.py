@@ -9,24 +9,13 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sliderspace import widgets
-from sliderspace.adapters import target_layers
 from sliderspace.sampling import pictures, start_noise
-from sliderspace.sliders import SliderSpace
+from sliderspace.sliders import SliderSpace, detach
 from sliderspace.widgets import board
+from tiny import random_space
 
 STEPS = 3
 PROMPT = "portrait of a person"
-
-
-def random_space(model, labels, seed=0):
-    """Sliders that nobody trained; they change pictures all the same."""
-    layers, generator = target_layers(model, "keys-values"), torch.Generator().manual_seed(seed)
-    weights = {name: model.denoiser.get_submodule(name) for name in layers}
-    shapes = {name: getattr(layer, "base_layer", layer).weight.shape for name, layer in weights.items()}
-    down = {name: torch.randn(len(labels), shape[1], generator=generator) for name, shape in shapes.items()}
-    up = {name: torch.randn(shape[0], len(labels), generator=generator) for name, shape in shapes.items()}
-    card = {"model": model.name, "fingerprint": model.fingerprint(layers), "prompt": PROMPT}
-    return SliderSpace(down, up, labels, torch.tensor([[-2.0, 2.0]] * len(labels)), card=card)
 
 
 @pytest.fixture
@@ -218,7 +207,7 @@ def test_close_stops_the_thread(model, space, runs):
 
 
 def test_boards_on_one_model_do_not_mix(model):
-    spaces = [random_space(model, ["glasses", "hair"], seed) for seed in (0, 1)]
+    spaces = [random_space(model, ["glasses", "hair"], seed=seed) for seed in (0, 1)]
     boards = [board(model, spaces[i], steps=STEPS) for i in (0, 1, 0)]  # two of one space, one of another
     mixes = [{"glasses": 1.5}, {"glasses": 1.5}, {"hair": -1.5}]
     for shown, mix in zip(boards, mixes, strict=True):
@@ -233,8 +222,8 @@ def test_boards_on_one_model_do_not_mix(model):
 
 
 def test_bad_input_is_refused_before_a_board_appears(model, space, runs):
-    layers = target_layers(model, "keys-values")
-    other = {"model": "another", "fingerprint": model.fingerprint(layers) | {"weights": "0" * 16}, "prompt": PROMPT}
+    fingerprint = model.fingerprint(list(space.down)) | {"weights": "0" * 16}
+    other = {"model": "another", "fingerprint": fingerprint, "prompt": PROMPT}
     with pytest.raises(ValueError, match="prompt must be a non-empty text, not ' '"):
         board(model, space, prompt=" ")
     with pytest.raises(ValueError, match="prompt must be a non-empty text, not None"):
@@ -258,3 +247,23 @@ def test_the_model_is_its_own_again_afterwards(model, space, shown):
     before = model.predict(noise, 500, words)
     moved(shown, {"glasses": 2.0})
     assert torch.equal(model.predict(noise, 500, words), before)
+    shown.close()
+    assert not hasattr(model.denoiser, "peft_config")
+
+
+def test_close_leaves_sliders_that_are_on_and_those_of_others(model, space):
+    other = random_space(model, ["age"], seed=1)
+    shown = board(model, space, steps=1)
+    with space.on(model, {"hair": 1.0}):
+        with pytest.raises(ValueError, match="leave the `with space.on"):
+            board(model, space, steps=1)
+        shown.close()
+        assert hasattr(model.denoiser, "peft_config")
+    shown = board(model, space, steps=1)
+    other.attach(model)
+    shown.close()
+    assert other.attach(model).here
+    detach(model, only=space)
+    assert hasattr(model.denoiser, "peft_config")
+    detach(model, only=other)
+    assert not hasattr(model.denoiser, "peft_config")
