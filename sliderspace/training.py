@@ -245,7 +245,7 @@ def train(
     sliders:int=16,          # how many directions get a slider
     rank:int=1,
     targets:str="attention", # layers that change, see `adapters.target_layers`
-    updates:int=60,
+    updates:int=150,
     encoder=None,            # must be the one that the directions were found with; None: by its name
     seed:int=0,
     start_rows:int=96,       # noised samples for the first-order start and the updates
