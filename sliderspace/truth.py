@@ -58,7 +58,7 @@ class Truth:
 
     @property
     def selectivity(self)->Tensor:
-        """The main factor's part in all that a slider changes, 1/factors to 1, `(K,)`; 0 where that is less than .05."""
+        """The main factor's part in all that a slider changes, 1/factors to 1, `(K,)`; 0 if that is less than .05."""
         most = self.by_factor.amax(1)
         return torch.where(most < .05, 0., most / self.by_factor.sum(1).clamp(min=1e-6))
 
