@@ -65,7 +65,7 @@ def alignment_steps(
     pool:Pool,
     vectors:Tensor,        # directions, `(K, d)`
     updates:int,
-    rows:int=4,            # rows of the pool in an update, each given to every slider
+    rows:int=1,            # rows of the pool in an update, each given to every slider
     lr:float=.1,           # size of a step relative to a slider's weights in a layer; falls to a tenth
     leash:float=.02,       # weight of the relative squared change of the denoiser's output
     seed:int=0,
@@ -245,13 +245,13 @@ def train(
     sliders:int=16,          # how many directions get a slider
     rank:int=1,
     targets:str="attention", # layers that change, see `adapters.target_layers`
-    updates:int=150,
+    updates:int=400,
     encoder=None,            # must be the one that the directions were found with; None: by its name
     seed:int=0,
-    start_rows:int=96,       # noised samples for the first-order start and the updates
+    start_rows:int=96,       # noised samples for the first-order start; the updates have as many as there are samples
     held_rows:int=16,        # noised held-out samples for the alignment, both signs each
     progress=tqdm,
-    rows:int=4,              # noised samples in an update, each given to every slider
+    rows:int=1,              # noised samples in an update, each given to every slider
     lr:float=.1,             # see `alignment_steps`
     leash:float=.02,         # see `alignment_steps`
     batch:int=64,            # images in a denoiser call; a quarter of it for the start, which keeps K gradients
@@ -266,9 +266,9 @@ def train(
     layers, last = target_layers(model, targets), run.samples - max(2, run.samples // 8)
     _check(model, found, layers, rank=(rank, 1), updates=(updates, 0), rows=(rows, 1), batch=(batch, 1))
     vectors, unit, done = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device), 0
-    pool = make_pool(model, found, list(range(last)), max(start_rows, 2 * run.steps), seed, batch)
+    start, pool = (make_pool(model, found, list(range(last)), n, seed, batch) for n in (start_rows, last))
     test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
-    gradients = score_gradients(model, encoder, pool, vectors, unit, layers, max(1, batch // 4), progress)
+    gradients = score_gradients(model, encoder, start, vectors, unit, layers, max(1, batch // 4), progress)
     with model.lock, _trained(model, layers, sliders, rank) as adapter:
         adapter.copy_in(*first_order_start(gradients, layers, rank))
         bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch),
