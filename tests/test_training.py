@@ -449,7 +449,8 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     monkeypatch.setattr(training, "start_noise", lambda m, seed, samples: (noises.append(samples),
                                                                            start_noise(m, seed, samples))[1])
     space = train(model, found, **OPTIONS)
-    learnt, held = pools
+    start, learnt, held = pools
+    assert start == learnt
     assert set(learnt) | set(held) == set(range(24)) and not set(learnt) & set(held) and len(held) == 3
     assert noises and all(min(samples) >= 24 for samples in noises)  # calibration: noise of samples that nobody made
 
