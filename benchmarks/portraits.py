@@ -3,7 +3,7 @@
     python benchmarks/portraits.py            print the tables
     python benchmarks/portraits.py --card     write them into the model's README.md too
 
-Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Ten minutes on two cores.
+Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Five minutes on two cores.
 """
 
 import argparse
@@ -25,6 +25,13 @@ GUIDANCE, STEPS = 3.0, 10
 def table(head, rows):
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(c) for c in row) + " |" for row in lines)
+
+
+def write_figures(card, figures):
+    "Put figures between the marks of a model card."
+    begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
+    text = card.read_text()
+    card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
 
 
 def timed(call, repeats=5):
@@ -103,10 +110,10 @@ def frechet(network, first, second):
 
 
 @torch.no_grad()
-def sampled(model, people, seed=11):
-    "An image for each full caption, guided."
+def captioned(model, people, steps=STEPS, guidance=GUIDANCE, seed=11):
+    "An image for each person's full caption."
     noise = start_noise(model, seed, range(len(people)))
-    finals = [final_latents(model, caption(p), noise[i : i + 1], STEPS, GUIDANCE) for i, p in enumerate(people)]
+    finals = [final_latents(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)]
     return torch.cat([model.decode(z) for z in finals])
 
 
@@ -132,7 +139,7 @@ def main():
     arrays, people = dataset(args.images, seed=987_654)  # no training part has this seed
     renders = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
     asked = [draw_factors(random.Random(f"held out {i}")) for i in range(args.images)]
-    made = sampled(model, asked)
+    made = captioned(model, asked)
     own, followed = accuracies(renders, people), accuracies(made, asked)
     bare = pictures(model, PROMPT, args.images, seed=12)
     styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
@@ -167,10 +174,7 @@ def main():
                f"{factors}\n\n{measures}\n")
     print(figures)
     if args.card:
-        card = bundled() / "README.md"
-        begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
-        text = card.read_text()
-        card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
+        write_figures(bundled() / "README.md", figures)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from portraits import table
 
 from sliderspace import SliderSpace, load
 from sliderspace.encoders import encoder as encoder_of
@@ -42,9 +43,8 @@ def as_strong(model, encoder, space, rounds=6):
 
 
 def row(name, truth):
-    pairs = max(1, len(truth.labels) * (len(truth.labels) - 1))
     return [name, f"{truth.selectivity.mean():.2f} ± {truth.selectivity.std():.2f}",
-            f"{truth.redundancy.sum() / pairs:.2f}", f"{truth.stability:.2f}",
+            f"{truth.mean_redundancy:.2f}", f"{truth.stability:.2f}",
             *(f"{c:.2f}" for c in truth.coverage.values())]
 
 
@@ -61,11 +61,11 @@ def main():
     truths = {name: score_sliders(model, s, args.samples) for name, s in spaces.items()}
     rows = [row(name, truth) for name, truth in truths.items()]
     head = ["sliders", "selectivity", "redundancy", "stability", *truths["the space"].coverage]
-    table = "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
-    print(f"change of images at strengths -1 and 1: {wanted:.3f}, of the last null {got:.3f}\n\n{table}\n")
+    text = table(head, rows)
+    print(f"change of images at strengths -1 and 1: {wanted:.3f}, of the last null {got:.3f}\n\n{text}\n")
     print("\n".join(f"{label}: {main} ({s:.2f})" for label, main, s in
                     zip(space.labels, truths["the space"].main, truths["the space"].selectivity.tolist())))
-    write_bytes(output / "table.md", (table + "\n").encode())
+    write_bytes(output / "table.md", (text + "\n").encode())
     for name, truth in truths.items():
         write_bytes(output / f"{name.replace(', ', '-').replace(' ', '-')}.png", png(plot_truth(truth)))
 

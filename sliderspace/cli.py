@@ -30,7 +30,7 @@ def _parser():
     d.add_argument("--encoder", help="see sliderspace.encoders.encoder; needed for other models than the bundled one")
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
-    d.add_argument("--updates", type=int, default=400, help="of the training")
+    d.add_argument("--updates", type=int, default=450, help="of the training")
     d.add_argument("--seed", type=int, default=0)
     d.add_argument("--output", type=Path, default=Path("demo"),
                    help="folder; samples in it are used again by a run that was stopped")
@@ -44,7 +44,7 @@ def demo(
     encoder:str|None=None,
     samples:int=400,
     sliders:int=16,
-    updates:int=400,
+    updates:int=450,
     seed:int=0,
 )->Path:               # of the page
     """Discover, train, measure, write: the whole way, as `sliderspace demo` does it.

@@ -79,13 +79,13 @@ def usable_range(
     strengths:tuple[float, ...], # ascending, 0 among them, `S`
     scores:Tensor,               # mean change of the score at each, `(S,)`
     unusual:Tensor,              # share of unusual images at each, `(S,)`
-    most:float=1/3,              # share at which the range ends
+    most:float=.2,               # more than at 0 by this, and the range ends
 )->tuple[float, float]:
     """The widest range around 0 in which images stay usual and the effect does not fall back."""
     zero, ends = strengths.index(0), []
     for side in (-1, 1):
         at = zero
-        while (0 <= at + side < len(strengths) and unusual[at + side] <= most
+        while (0 <= at + side < len(strengths) and unusual[at + side] - unusual[zero] <= most
                and side * (scores[at + side] - scores[at]) > 0): at += side
         ends.append(strengths[at])
     return tuple(ends)
@@ -112,7 +112,7 @@ def measure(
     model:Model,
     space:SliderSpace,
     found:Directions,     # that the sliders were trained for
-    samples:int=4,        # images of each slider and strength, 2 or more
+    samples:int=8,        # images of each slider and strength, 2 or more
     encoder=None,         # must be the one that the directions were found with; None: by its name
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
     batch:int=64,         # images in a denoiser call

@@ -66,7 +66,7 @@ def alignment_steps(
     vectors:Tensor,        # directions, `(K, d)`
     updates:int,
     rows:int=1,            # rows of the pool in an update, each given to every slider
-    lr:float=.1,           # size of a step relative to a slider's weights in a layer; falls to a tenth
+    lr:float=.15,          # size of a step relative to a slider's weights in a layer; falls to a tenth
     leash:float=.02,       # weight of the relative squared change of the denoiser's output
     seed:int=0,
     batch:int=64,          # images in a denoiser call
@@ -245,14 +245,14 @@ def train(
     sliders:int=16,          # how many directions get a slider
     rank:int=1,
     targets:str="attention", # layers that change, see `adapters.target_layers`
-    updates:int=400,
+    updates:int=450,
     encoder=None,            # must be the one that the directions were found with; None: by its name
     seed:int=0,
     start_rows:int=96,       # noised samples for the first-order start; the updates have as many as there are samples
-    held_rows:int=16,        # noised held-out samples for the alignment, both signs each
+    held_rows:int=48,        # noised held-out samples for the alignment, both signs each
     progress=tqdm,
     rows:int=1,              # noised samples in an update, each given to every slider
-    lr:float=.1,             # see `alignment_steps`
+    lr:float=.15,            # see `alignment_steps`
     leash:float=.02,         # see `alignment_steps`
     batch:int=64,            # images in a denoiser call; a quarter of it for the start, which keeps K gradients
 )->SliderSpace:
@@ -278,7 +278,7 @@ def train(
                 done += 1
                 if isinstance(bar, tqdm): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
         with suppress(KeyboardInterrupt):
-            calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 6)), batch=batch)
+            calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 10)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
     card = asdict(run) | dict(fingerprint=model.fingerprint(layers), timesteps=found.timesteps, targets=targets,

@@ -47,9 +47,12 @@ class Truth:
     signature:Tensor  # mean probability of every value of every factor at strength 1, less that at -1, `(K, values)`
 
     @property
+    def _at_one(self): return self.change[:, [self.strengths.index(-1), self.strengths.index(1)]]
+
+    @property
     def by_factor(self)->Tensor:
         """Mean change of each factor at strengths -1 and 1, in [0, 1], `(K, factors)`."""
-        return _mean(self.change[:, [self.strengths.index(-1), self.strengths.index(1)]])
+        return _mean(self._at_one)
 
     @property
     def main(self)->list[str]:
@@ -74,16 +77,20 @@ class Truth:
         return (unit @ unit.T).abs().fill_diagonal_(0)
 
     @property
+    def mean_redundancy(self)->float:
+        """The mean of `redundancy` over pairs of sliders, in [0, 1]; 0 for a single one."""
+        return (self.redundancy.sum() / max(1, len(self.labels) * (len(self.labels) - 1))).item()
+
+    @property
     def stability(self)->float:
         """Correlation of `by_factor` between two halves of the samples: 1 when the noise does not matter."""
-        at = [self.strengths.index(-1), self.strengths.index(1)]
-        halves = torch.stack([_mean(self.change[:, at, i::2]).flatten() for i in (0, 1)])
+        halves = torch.stack([_mean(self._at_one[:, :, i::2]).flatten() for i in (0, 1)])
         return torch.corrcoef(halves)[0, 1].item()
 
     def __repr__(self):
         return (f"Truth({len(self.labels)} sliders: mean selectivity {self.selectivity.mean():.2f}, "
                 f"{sum(c >= .25 for c in self.coverage.values())} of {len(FACTORS)} factors changed by .25 or more, "
-                f"mean redundancy {self.redundancy.sum() / max(1, len(self.labels) * (len(self.labels) - 1)):.2f}, "
+                f"mean redundancy {self.mean_redundancy:.2f}, "
                 f"stability {self.stability:.2f})")
 
     def _repr_html_(self):
@@ -120,7 +127,7 @@ def score_sliders(
     latents = sweep(model, space, card["prompt"], list(range(first, first + samples)), card.get("seed", 0), strengths,
                     steps=card.get("steps"), guidance=card.get("guidance"), batch=batch, progress=progress)
     scores, zero = _seen(model, latents, batch), strengths.index(0)
-    change = factor_changes(scores, {f: s[:, [zero]].expand_as(s) for f, s in scores.items()})
+    change = factor_changes(scores, {f: s[:, [zero]] for f, s in scores.items()})
     means = torch.cat([scores[f].mean(2) for f in FACTORS], -1) # (K, S, values)
     return Truth(space.labels, strengths, change, means[:, strengths.index(1)] - means[:, strengths.index(-1)])
 

@@ -29,7 +29,8 @@ EVIL = '<script>alert("$x_1")</script> & "hat"'
 RANGES = {  # scores and unusual shares at -2, -1, 0, 1, 2 -> range
     "all of it": ([-2, -1, 0, 1, 2], [0, 0, 0, 0, 0], (-2, 2)),
     "unusual at one end": ([-2, -1, 0, 1, 2], [0, 0, 0, 0, 0.5], (-2, 1)),
-    "exactly a third is usual": ([-2, -1, 0, 1, 2], [1 / 3, 0, 0, 0, 0.34], (-2, 1)),
+    "exactly a fifth is unusual": ([-2, -1, 0, 1, 2], [0.2, 0, 0, 0, 0.21], (-2, 1)),
+    "unusual from the start": ([-2, -1, 0, 1, 2], [0.3, 0.3, 0.3, 0.5, 0.51], (-2, 1)),
     "usual again further out": ([-2, -1, 0, 1, 2], [0, 0, 0, 1, 0], (-2, 0)),
     "falls back": ([-0.5, -1, 0, 1, 0.9], [0, 0, 0, 0, 0], (-1, 1)),
     "stands still": ([-1, -1, 0, 1, 1], [0, 0, 0, 0, 0], (-1, 1)),
