@@ -46,6 +46,7 @@ notebooks: .venv/.done ## export the notebooks to sliderspace/, run them all and
 
 portraits: .venv/.done ## make the bundled model again, from nothing, in portraits-build/
 	$(BIN)/python -m sliderspace.recipe --output portraits-build
+	$(BIN)/python -m sliderspace.distill --output portraits-build
 
 clean: ## remove what the targets made, but for .venv and portraits-build, which took long
 	rm -rf demo tests/output build dist _docs _proc *.egg-info .pytest_cache .ruff_cache

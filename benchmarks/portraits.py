@@ -98,15 +98,24 @@ class PortraitsClip(torch.nn.Module):
         return self.encoder(x)
 
 
-def frechet(network, first, second):
-    "Frechet distance of two sets of images in a network's features (Heusel et al. 2017)."
+def frechet_to(network, renders):
+    "The Frechet distance to a set of images in a network's features (Heusel et al. 2017), as a function of others."
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=(3, 64, 64))
-    for images, real in ((first, True), (second, False)):
+    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=(3, 64, 64),
+                                        reset_real_features=False)
+
+    def add(images, real):
         for batch in images.split(50):
             distance.update(batch, real=real)
-    return distance.compute().item()
+
+    def of(images):
+        distance.reset()
+        add(images, False)
+        return distance.compute().item()
+
+    add(renders, True)
+    return of
 
 
 @torch.no_grad()
@@ -144,8 +153,8 @@ def main():
     bare = pictures(model, PROMPT, args.images, seed=12)
     styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
     others = torch.from_numpy(dataset(args.images, seed=123_456)[0]).permute(0, 3, 1, 2) / 255
-    distances = {name: [frechet(network, renders, x) for x in (made, others)]
-                 for name, network in (("portraits-clip", PortraitsClip()), ("EfficientNet-Lite0", EfficientNetLite0()))}
+    networks = {"portraits-clip": PortraitsClip(), "EfficientNet-Lite0": EfficientNetLite0()}
+    distances = {name: list(map(frechet_to(network, renders), (made, others))) for name, network in networks.items()}
 
     mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
 

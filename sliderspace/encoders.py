@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/02_encoders.ipynb #cell-03
-from .models import Model, bundled
+from .models import BUNDLED, Model, bundled
 
 # %% ../nbs/02_encoders.ipynb #cell-04
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def encoder(
     if isinstance(spec, Encoder): return spec
     if callable(spec): return Encoder(getattr(spec, "__name__", type(spec).__name__), spec)
     if spec is None:
-        if model is None or model.name != "portraits":
+        if model is None or model.name not in BUNDLED:
             raise ValueError("encoder=None is only for the bundled model: name one, such as "
                              "'ViT-B-32:laion2b_s34b_b79k', 'pixels' or 'latents'")
         spec = "portraits-clip"

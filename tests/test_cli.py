@@ -227,7 +227,7 @@ def unpacked(tmp_path_factory):
                   folder=folder)
     assert made.returncode == 0, made.stderr
     (wheel,) = folder.glob("*.whl")
-    assert sdist.stat().st_size <= 40e6 and wheel.stat().st_size <= 40e6
+    assert sdist.stat().st_size <= 60e6 and wheel.stat().st_size <= 60e6
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(folder / "installed")
     return folder / "installed"

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from tiny import PREDICTION_TYPES, PROMPT, tiny_parts
 from torch.testing import assert_close
 from transformers import CLIPTextModelWithProjection
 
 from sliderspace import load
-from sliderspace.models import bundled, x0_estimate
-from sliderspace.sampling import pictures, start_noise
+from sliderspace.models import BUNDLED, bundled, x0_estimate
+from sliderspace.sampling import pictures, sample, start_noise
 
 # --- one-step estimate -----------------------------------------------------------------------------------------------
 
@@ -128,5 +131,29 @@ def test_open_clip_loads_the_bundled_clip():
     assert not torch.equal(text[0], text[1])
 
 
+@pytest.fixture(scope="module")
+def fast():
+    return load("portraits-fast", device="cpu")
+
+
+def test_the_fast_model_draws_in_four_steps_without_guidance(fast):
+    assert (fast.name, fast.steps, fast.guidance) == ("portraits-fast", 4, 1.0)
+    assert isinstance(fast.pipe.scheduler, LCMScheduler) and fast.identity() != load(device="cpu").identity()
+
+
+def test_plain_diffusers_makes_the_fast_models_images(fast):
+    own = bundled("portraits-fast")
+    pipe = DiffusionPipeline.from_pretrained(
+        bundled(), local_files_only=True, scheduler=LCMScheduler.from_pretrained(own / "scheduler"),
+        unet=UNet2DConditionModel.from_pretrained(own / "unet"),
+    )
+    noise = start_noise(fast, 3, [0])
+    *_, last = sample(fast, PROMPT, noise, generator=torch.Generator().manual_seed(5))
+    theirs = pipe(PROMPT, latents=noise, num_inference_steps=4, guidance_scale=1.0, output_type="latent",
+                  generator=torch.Generator().manual_seed(5)).images
+    assert_close(last.next, theirs, rtol=0, atol=1e-4)
+
+
 def test_the_bundled_files_are_small():
-    assert sum(path.stat().st_size for path in bundled().rglob("*") if path.is_file()) <= 40e6
+    files = [path for name in BUNDLED for path in bundled(name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 60e6
