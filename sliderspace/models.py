@@ -181,14 +181,14 @@ def load(
     from diffusers import DiffusionPipeline
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(source, (str, Path)):
-        own, dtype = str(source) in BUNDLED, dtype or torch.float32
+        own, wanted = str(source) in BUNDLED, dtype or torch.float32
         folder = bundled() if own else Path(source).expanduser()
         if not (folder/"model_index.json").is_file():
             raise ValueError(f"unknown model {str(source)!r}: give 'portraits' or 'portraits-fast' (bundled), "
                              "a diffusers folder (with a model_index.json), or a pipeline that diffusers has loaded")
         try: pipe = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True,
-            **(_fast_parts(dtype) if str(source) == "portraits-fast" else {}))
+            folder, dtype=wanted, local_files_only=True, use_safetensors=True,
+            **(_fast_parts(wanted) if str(source) == "portraits-fast" else {}))
         except Exception as e: # diffusers, transformers and safetensors each have their own for a damaged file
             raise ValueError(f"the model in {str(folder)!r} could not be loaded: {' '.join(str(e).split())}") from e
         name = str(source) if own else folder.resolve().name

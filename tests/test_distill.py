@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from tiny import PROMPT, tiny_parts
+from tiny import PROMPT, pipeline_of, tiny_parts
 
 from sliderspace.distill import (
     STUDENT_STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, Distillation, make_student, matching_loss, new_student_scheduler,
@@ -17,12 +16,14 @@ def parts():
     return tiny_parts("v_prediction") | {"scheduler": new_student_scheduler()}
 
 
+def embedder(parts):
+    pipe = pipeline_of(parts)
+    return lambda captions: pipe.encode_prompt(captions, "cpu", 1, False)[0].detach()
+
+
 @pytest.fixture(scope="module")
 def words(parts):
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    return pipe.encode_prompt([PROMPT] * 3, "cpu", 1, False)[0].detach()
+    return embedder(parts)([PROMPT] * 3)
 
 
 def gen(seed=0):
@@ -30,9 +31,7 @@ def gen(seed=0):
 
 
 def test_all_steps_equal_the_pipeline(parts, words):
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    pipe = pipeline_of(parts)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(3, 4, 8, 8, generator=gen(1))
     theirs = pipe(prompt_embeds=words, latents=noise, num_inference_steps=STUDENT_STEPS, guidance_scale=1.0,
@@ -65,18 +64,8 @@ def test_matching_is_finite_and_still_where_all_agree():
     assert x0.grad.abs().max() == 0
 
 
-def embedder(parts):
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    return lambda captions: pipe.encode_prompt(captions, "cpu", 1, False)[0].detach()
-
-
 def test_pairs_are_what_the_teachers_pipeline_draws(parts):
-    pipe = StableDiffusionPipeline(
-        **parts | {"scheduler": new_scheduler()}, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipe = pipeline_of(parts | {"scheduler": new_scheduler()})
     pipe.set_progress_bar_config(disable=True)
     captions = [PROMPT, "portrait of a person, red hair"]
     noise, drawn = teacher_pairs(parts["unet"], embedder(parts), captions, (4, 8, 8), gen(3))

@@ -54,10 +54,14 @@ def tiny_parts(prediction_type="epsilon", seed=0, words=32):
     }
 
 
-def tiny_pipeline(*args, **options):
+def pipeline_of(parts):
     return StableDiffusionPipeline(
-        **tiny_parts(*args, **options), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
+
+
+def tiny_pipeline(*args, **options):
+    return pipeline_of(tiny_parts(*args, **options))
 
 
 def random_directions(model, encoder, samples=24, count=6, steps=3, guidance=2.0, seed=0):
