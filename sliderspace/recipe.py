@@ -47,25 +47,40 @@ def make_data(
     return torch.from_numpy(np.load(images)).permute(0, 3, 1, 2), json.loads(people.read_text())
 
 # %% ../nbs/15_recipe.ipynb #cell-08
+def _matrices(module:nn.Module)->dict[nn.Parameter, nn.Parameter]:
+    "Weights of linear and convolutional layers, and views of them as matrices, one row an output channel."
+    weights = [m.weight for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    return {p: nn.Parameter(_as_matrix(p.detach())) for p in weights}
+
+def _as_matrix(x:Tensor)->Tensor: # a view, whether convolutions are in channels_last or not
+    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).flatten(1)
+
+# %% ../nbs/15_recipe.ipynb #cell-09
 def fit(
     name:str,          # of the part and of its checkpoint
     module:nn.Module,  # what is trained, in place; ends as its moving average when `ema` is set
     loss_of,           # `generator -> Tensor`: the loss of one batch
     steps:int,
     folder:Path,       # of checkpoints
-    lr:float=1e-3,     # peak; one warm-up and a cosine descent
+    lr:float=1e-3,     # peak of AdamW; one warm-up and a cosine descent
+    muon:float=0.,     # peak of Muon, which then takes the matrices (Jordan et al. 2024): fewer, dearer steps
     ema:float=0.,      # decay of the exponential moving average of the weights, 0: none
     every:int=250,     # steps between checkpoints
     bf16:bool=False,   # run the loss in bfloat16 where autocast allows it; weights stay float32
 ):
-    """Train with AdamW, with a checkpoint every so often; a finished part returns at once."""
+    """Train with AdamW (and Muon), with a checkpoint every so often; a finished part returns at once."""
     done, state = folder/f"{name}.safetensors", folder/f"{name}.state"
     if done.exists(): return module.load_state_dict(load_file(done))
-    opt = torch.optim.AdamW(module.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01, fused=True)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.05)
+    matrices = _matrices(module) if muon else {}
+    opts = [torch.optim.AdamW([p for p in module.parameters() if p not in matrices], lr=lr, betas=(.9, .99),
+                              weight_decay=.01, fused=True)]
+    if muon: opts.append(torch.optim.Muon(matrices.values(), muon, .01, adjust_lr_fn="match_rms_adamw"))
+    scheds = [torch.optim.lr_scheduler.OneCycleLR(o, o.defaults["lr"], total_steps=steps, pct_start=.05,
+                                                  cycle_momentum=False) for o in opts]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     start, shown, device = 0, math.nan, next(module.parameters()).device
-    parts = dict(module=module, opt=opt, sched=sched) | ({"average": average} if ema else {})
+    parts = {"module": module} | ({"average": average} if ema else {})
+    for i, (o, sched) in enumerate(zip(opts, scheds)): parts |= {f"opt{i}": o, f"sched{i}": sched}
     if state.exists():
         saved = torch.load(state, weights_only=True)
         start = saved.pop("step")
@@ -76,11 +91,11 @@ def fit(
         # on a CPU the fused attention of bfloat16 spends 40 % of a step in its backward
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(torch.Generator(device).manual_seed(zlib.crc32(f"{name} {step}".encode())))
-        opt.zero_grad()
+        module.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.)
-        opt.step()
-        sched.step()
+        for p, view in matrices.items(): view.grad = _as_matrix(p.grad)
+        for part in (*opts, *scheds): part.step()
         if average is not None and step > 100: average.update_parameters(module)
         shown = loss.item() if math.isnan(shown) else .98 * shown + .02 * loss.item()
         bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
@@ -93,7 +108,7 @@ def fit(
     os.replace(f"{done}.new", done)
     state.unlink(missing_ok=True)
 
-# %% ../nbs/15_recipe.ipynb #cell-09
+# %% ../nbs/15_recipe.ipynb #cell-10
 def _pick(data:Tensor, count:int, gen:torch.Generator):
     "A random batch of a data set, and its indices."
     index = torch.randint(len(data), (count,), generator=gen, device=gen.device)
@@ -101,24 +116,30 @@ def _pick(data:Tensor, count:int, gen:torch.Generator):
 
 def _floats(images:Tensor)->Tensor: return images.float() / 127.5 - 1 # uint8 -> [-1, 1]
 
-# %% ../nbs/15_recipe.ipynb #cell-11
+# %% ../nbs/15_recipe.ipynb #cell-12
 def new_vae()->AutoencoderKL:
     """An untrained autoencoder: 64 pixels to 16 channels of 8x8 latents; every resolution costs about the same."""
-    return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(16, 32, 64, 128),
-                         layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
-                         up_block_types=("UpDecoderBlock2D",) * 4, mid_block_add_attention=False,
-                         norm_num_groups=8, sample_size=64)
+    vae = AutoencoderKL(in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(16, 32, 64, 128),
+                        layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
+                        up_block_types=("UpDecoderBlock2D",) * 4, mid_block_add_attention=False,
+                        norm_num_groups=8, sample_size=64)
+    return vae.to(memory_format=torch.channels_last)
 
-# %% ../nbs/15_recipe.ipynb #cell-12
+# %% ../nbs/15_recipe.ipynb #cell-13
 def vae_loss(vae:AutoencoderKL, images:Tensor, gen:torch.Generator, batch:int=16)->Tensor:
-    """Absolute, squared and edge errors, with a very small pull of the latents to the unit Gaussian."""
+    """Absolute, squared and edge errors, with a very small pull of the latents to the unit Gaussian.
+
+    Latents of half the size must give the picture at half the size, so that fine detail stays out of the coarse
+    part of the latents and the denoiser has an easier task (Kouzelis et al. 2025, Skorokhodov et al. 2025)."""
     x = _floats(_pick(images, batch, gen)[0])
     latents = vae.encode(x).latent_dist
-    y = vae.decode(latents.sample(gen)).sample
+    z = latents.sample(gen)
+    y = vae.decode(z).sample
     edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-    return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + .5 * edges + 3e-6 * latents.kl().mean()
+    halved = F.l1_loss(vae.decode(F.avg_pool2d(z, 2)).sample, F.avg_pool2d(x, 2))
+    return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + .5 * edges + .25 * halved + 3e-6 * latents.kl().mean()
 
-# %% ../nbs/15_recipe.ipynb #cell-14
+# %% ../nbs/15_recipe.ipynb #cell-15
 def new_denoiser(tokenizer)->nn.ModuleDict:
     """An untrained UNet with cross-attention, and its text encoder."""
     unet = UNet2DConditionModel(
@@ -127,13 +148,13 @@ def new_denoiser(tokenizer)->nn.ModuleDict:
         cross_attention_dim=128, attention_head_dim=(5, 3), norm_num_groups=16) # that is: heads, each of 32
     return nn.ModuleDict(dict(unet=unet.to(memory_format=torch.channels_last), text=new_text(tokenizer)))
 
-# %% ../nbs/15_recipe.ipynb #cell-15
+# %% ../nbs/15_recipe.ipynb #cell-16
 def new_scheduler()->DDIMScheduler:
     """The sampler: DDIM on a cosine schedule that ends in pure noise, v-prediction."""
     return DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing",
                          steps_offset=1, clip_sample=False, set_alpha_to_one=True)
 
-# %% ../nbs/15_recipe.ipynb #cell-16
+# %% ../nbs/15_recipe.ipynb #cell-17
 def denoiser_loss(model:nn.ModuleDict, latents:Tensor, people:list[dict], tokenizer, scheduler,
                   gen:torch.Generator, batch:int=64)->Tensor:
     """Squared error of the predicted v at uniform timesteps (stratified over a batch); a tenth of captions is empty."""
@@ -144,7 +165,7 @@ def denoiser_loss(model:nn.ModuleDict, latents:Tensor, people:list[dict], tokeni
     v = model.unet(scheduler.add_noise(x, noise, t), t, words).sample
     return F.mse_loss(v, scheduler.get_velocity(x, noise, t))
 
-# %% ../nbs/15_recipe.ipynb #cell-18
+# %% ../nbs/15_recipe.ipynb #cell-19
 def clip_config(tokenizer)->dict:
     """open_clip's configuration of portraits-clip."""
     return dict(
@@ -155,7 +176,7 @@ def clip_config(tokenizer)->dict:
                           heads=4, layers=2, pad_id=tokenizer.pad_token_id, hf_tokenizer_name="portraits")),
         preprocess_cfg=dict(mean=[.5, .5, .5], std=[.5, .5, .5], interpolation="bicubic", resize_mode="squash"))
 
-# %% ../nbs/15_recipe.ipynb #cell-19
+# %% ../nbs/15_recipe.ipynb #cell-20
 def spoil(x:Tensor, gen:torch.Generator)->Tensor:
     """Shift by up to 3 pixels and, on half of the images each, add noise and blur; `x` in [-1, 1], `(n, 3, h, w)`."""
     def rand(*shape): return torch.rand(*shape, generator=gen, device=x.device)
@@ -165,7 +186,7 @@ def spoil(x:Tensor, gen:torch.Generator)->Tensor:
     def amount(): return rand(len(x), 1, 1, 1) * (rand(len(x), 1, 1, 1) < .5)
     return x.lerp(soft, amount()) + torch.randn(x.shape, generator=gen, device=x.device) * .2 * amount()
 
-# %% ../nbs/15_recipe.ipynb #cell-20
+# %% ../nbs/15_recipe.ipynb #cell-21
 def clip_loss(model:nn.Module, images:Tensor, people:list[dict], tokenizer, gen:torch.Generator, batch:int=192)->Tensor:
     """The symmetric contrastive loss of Radford et al. (2021)."""
     x, index = _pick(images, batch, gen)
@@ -174,14 +195,14 @@ def clip_loss(model:nn.Module, images:Tensor, people:list[dict], tokenizer, gen:
     logits, same = scale * image @ text.T, torch.arange(batch, device=x.device)
     return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
-# %% ../nbs/15_recipe.ipynb #cell-22
+# %% ../nbs/15_recipe.ipynb #cell-23
 def classifier_loss(model:nn.Module, images:Tensor, ids:dict[str, Tensor], gen:torch.Generator, batch:int=128)->Tensor:
     """Mean cross-entropy over the factors that each image has."""
     x, index = _pick(images, batch, gen)
     logits = model(spoil(_floats(x), gen))
     return sum(F.cross_entropy(o, ids[f].to(x.device)[index], ignore_index=-1) for f, o in logits.items())
 
-# %% ../nbs/15_recipe.ipynb #cell-24
+# %% ../nbs/15_recipe.ipynb #cell-25
 @torch.no_grad()
 def encode_all(vae:AutoencoderKL, images:Tensor)->Tensor:
     """Mean latents of all images, `(n, 16, 8, 8)`, scaled to unit variance; sets the autoencoder's scaling factor."""
@@ -190,7 +211,7 @@ def encode_all(vae:AutoencoderKL, images:Tensor)->Tensor:
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     return z * vae.config.scaling_factor
 
-# %% ../nbs/15_recipe.ipynb #cell-25
+# %% ../nbs/15_recipe.ipynb #cell-26
 def save_parts(folder:Path, vae, denoiser, tokenizer, clip, classifier):
     """Write the ordinary diffusers folder, with portraits-clip and the classifier beside the pipeline; fp16 weights."""
     pipe = StableDiffusionPipeline(
@@ -206,7 +227,7 @@ def save_parts(folder:Path, vae, denoiser, tokenizer, clip, classifier):
     (folder/"classifier").mkdir(exist_ok=True)
     save_file(half(classifier), folder/"classifier"/"model.safetensors")
 
-# %% ../nbs/15_recipe.ipynb #cell-26
+# %% ../nbs/15_recipe.ipynb #cell-27
 def make_portraits(
     output:Path,       # checkpoints and data go here, the finished model into its `model/`
     images:int=30_000, # renders to train on
@@ -231,18 +252,18 @@ def make_portraits(
     vae, denoiser, classifier = new_vae().to(device), new_denoiser(tokenizer).to(device), FactorClassifier().to(device)
     clip, ids, scheduler = open_clip.CLIP(**cfg).to(device), factor_ids(people), new_scheduler()
     def steps(n): return max(2, int(n * views))
-    fit("vae", vae, lambda g: vae_loss(vae, pictures, g), steps(4500), output, lr=2e-3, bf16=True)
+    fit("vae", vae, lambda g: vae_loss(vae, pictures, g), steps(4000), output, lr=2e-3, muon=6e-3, bf16=True)
     fit("clip", clip, lambda g: clip_loss(clip, pictures, people, tokenizer, g), steps(1100), output)
-    fit("classifier", classifier, lambda g: classifier_loss(classifier, pictures, ids, g), steps(1100), output, lr=2e-3)
+    fit("classifier", classifier, lambda g: classifier_loss(classifier, pictures, ids, g), steps(2000), output, lr=2e-3, muon=4e-3)
     start_text(denoiser.text, clip)
     words = new_words(denoiser.text).to(device)
     fit("words", words, lambda g: words_loss(words, people, tokenizer, g), steps(600), output)
     latents = encode_all(vae, pictures)
     def loss(g): return denoiser_loss(denoiser, latents, people, tokenizer, scheduler, g)
-    fit("denoiser", denoiser, loss, steps(6000), output, ema=.998, bf16=True)
+    fit("denoiser", denoiser, loss, steps(7000), output, muon=4e-3, ema=.998, bf16=True)
     save_parts(output/"model", vae, denoiser, tokenizer, clip, classifier)
 
-# %% ../nbs/15_recipe.ipynb #cell-27
+# %% ../nbs/15_recipe.ipynb #cell-28
 def main():
     """The command `python -m sliderspace.recipe`."""
     p = argparse.ArgumentParser(description="Make the bundled portraits model.")
@@ -252,6 +273,6 @@ def main():
     args = p.parse_args()
     make_portraits(args.output, args.images, args.views)
 
-# %% ../nbs/15_recipe.ipynb #cell-28
+# %% ../nbs/15_recipe.ipynb #cell-29
 #| eval: false
 if __name__ == "__main__": main()
