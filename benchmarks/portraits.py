@@ -15,9 +15,10 @@ import open_clip
 import torch
 
 from sliderspace.encoders import open_clip_encoder
-from sliderspace.models import bundled, load
+from sliderspace.loading import load
+from sliderspace.models import bundled
 from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors, factor_ids, score_factors
-from sliderspace.sampling import final_latents, pictures, start_noise
+from sliderspace.sampling import pictures, sample, start_noise
 
 GUIDANCE, STEPS = 3.0, 10
 
@@ -133,7 +134,7 @@ def frechet_to(network, renders):
 def captioned(model, people, steps=STEPS, guidance=GUIDANCE, seed=11):
     "An image for each person's full caption."
     noise = start_noise(model, seed, range(len(people)))
-    finals = [final_latents(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)]
+    finals = [sample(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)]
     return torch.cat([model.decode(z) for z in finals])
 
 
@@ -167,12 +168,11 @@ def main():
 
     mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
 
-    words, empty = model.embed([PROMPT]), model.embed([""])
     noise = start_noise(model, 0, range(32))
     with torch.no_grad():
-        one = timed(lambda: model.predict(noise[:1], 500, words))
-        many = timed(lambda: model.predict(noise, 500, words.expand(32, -1, -1))) / 32
-        guided = timed(lambda: model.predict(noise, 500, words.expand(32, -1, -1), GUIDANCE, empty)) / 32
+        one = timed(lambda: model.predict(noise[:1], 500, PROMPT, 1.0))
+        many = timed(lambda: model.predict(noise, 500, PROMPT, 1.0)) / 32
+        guided = timed(lambda: model.predict(noise, 500, PROMPT, GUIDANCE)) / 32
         decode = timed(lambda: model.decode(noise)) / 32
 
     factors = table(["factor", "values", "classifier on held-out renders", "images sampled from such captions"],

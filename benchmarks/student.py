@@ -14,9 +14,10 @@ from portraits import (
     EfficientNetLite0, PortraitsClip, accuracies, captioned, drawn, frechet_to, held_out, table, timed, write_figures,
 )
 
-from sliderspace.models import bundled, load
+from sliderspace.loading import load
+from sliderspace.models import bundled
 from sliderspace.portraits import FACTORS, PROMPT, score_factors
-from sliderspace.sampling import final_latents, pictures, start_noise
+from sliderspace.sampling import pictures, sample, start_noise
 
 
 def diversity(clip, images):
@@ -60,7 +61,7 @@ def main():
     followed = table(["images", *FACTORS], [[name, *(f"{a[f]:.1%}" for f in FACTORS)] for name, a in follows.items()])
     noise = start_noise(student, 0, range(32))
     with torch.no_grad():
-        def draw(x): return student.decode(final_latents(student, PROMPT, x))
+        def draw(x): return student.decode(sample(student, PROMPT, x))
         one, many = timed(lambda: draw(noise[:1])), timed(lambda: draw(noise)) / 32
     figures = (f"{args.images} images a row. Diversity of the bare prompt \"{PROMPT}\": the mean distance between pairs "
                f"of images in portraits-clip features of unit length (± standard deviation), the entropy of what the "

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 # Public name: the module that defines it. Names are imported when first used, so that `import sliderspace` is instant.
 _MODULES = {
-    "load": "models",
+    "load": "loading",
     "Model": "models",
     "sample": "sampling",
     "discover": "directions",

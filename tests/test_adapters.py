@@ -8,7 +8,7 @@ from tiny import PROMPT, random_space, random_weights
 from torch.testing import assert_close
 
 from sliderspace.adapters import TARGETS, GatedAdapter, target_layers
-from sliderspace.sampling import final_latents, start_noise
+from sliderspace.sampling import sample, start_noise
 
 CLOSE = dict(rtol=2e-6, atol=2e-6)
 MIX = torch.tensor([1.0, 0, -1.5])
@@ -45,9 +45,7 @@ def user_lora():
 @torch.no_grad()
 def predict(model, images=2, timestep=500, guidance=1.0):
     """The denoiser's answer to some noise."""
-    words = model.embed([PROMPT]).expand(images, -1, -1)
-    noise = start_noise(model, 0, range(images))
-    return model.predict(noise, torch.as_tensor(timestep), words, guidance, model.embed([""]))
+    return model.predict(start_noise(model, 0, range(images)), timestep, PROMPT, guidance)[0]
 
 
 def from_pipe(model, images=2, guidance=3.0):
@@ -208,7 +206,7 @@ def test_strengths_are_gone_with_the_next_set(tiny, make):
 
 def test_the_samplers_own_loop_agrees_with_the_pipeline(tiny, make):
     make().set(MIX)
-    ours = final_latents(tiny, PROMPT, start_noise(tiny, 0, [0, 1]), 2, 3.0)
+    ours = sample(tiny, PROMPT, start_noise(tiny, 0, [0, 1]), 2, 3.0)
     assert_close(ours, from_pipe(tiny, guidance=3.0), rtol=1e-4, atol=1e-4)
 
 
@@ -383,8 +381,7 @@ def trainable(make):
 
 def gradients(model, adapter, images=2, only=slice(None)):
     """For each slider, the largest gradient of its down- and its up-projections."""
-    words = model.embed([PROMPT]).expand(images, -1, -1)
-    output = model.predict(start_noise(model, 0, range(images)), torch.tensor(500), words, 3.0, model.embed([""]))
+    output = model.predict(start_noise(model, 0, range(images)), 500, PROMPT, 3.0)[0]
     output[only].pow(2).sum().backward()
     down, up = zip(*adapter.parameters().values())
     sizes = [torch.stack([p.grad.movedim(dim, 0).reshape(3, -1).abs().amax(1) for p in part])

@@ -17,7 +17,7 @@ import sliderspace
 from sliderspace import cli
 from sliderspace.cli import main
 from sliderspace.directions import Directions
-from sliderspace.models import load
+from sliderspace.loading import load
 from sliderspace.sliders import SliderSpace
 
 ROOT = Path(__file__).parents[1]

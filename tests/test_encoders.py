@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace.encoders import encoder, features, latents, open_clip_encoder, pixels, random_view
-from sliderspace.models import bundled, load
+from sliderspace.loading import load
+from sliderspace.models import bundled
 
 # An ordinary open_clip model, only small: image size, mean and std are its own.
 CONFIG = {

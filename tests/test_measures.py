@@ -18,7 +18,7 @@ from sliderspace.encoders import features, latents
 from sliderspace.measures import STRENGTHS, measure, sweep, usable_range
 from sliderspace.pages import COLUMNS, write_folder
 from sliderspace.plots import grid, plot_ends, plot_leakage, plot_sliders, plot_spectrum, png, strip
-from sliderspace.sampling import final_latents, start_noise
+from sliderspace.sampling import sample, start_noise
 from sliderspace.sliders import SliderSpace
 
 EVIL = '<script>alert("$x_1")</script> & "hat"'
@@ -54,12 +54,12 @@ def test_a_sweep_is_each_slider_alone(tiny):
     got = sweep(tiny, space, PROMPT, [4, 9], seed=2, strengths=strengths, steps=2, guidance=2.0, progress=quiet)
     assert got.shape == (3, 3, 2, *tiny.latent_shape)
     noise = start_noise(tiny, 2, [4, 9])
-    base = final_latents(tiny, PROMPT, noise, 2, 2.0)
+    base = sample(tiny, PROMPT, noise, 2, 2.0)
     for k in range(3):
         assert torch.equal(got[k, 1], base)
         for j in (0, 2):
             with space.on(tiny, {k: strengths[j]}):
-                alone = final_latents(tiny, PROMPT, noise, 2, 2.0)
+                alone = sample(tiny, PROMPT, noise, 2, 2.0)
             assert (alone - base).abs().max() > 1e-2
             assert_close(got[k, j], alone, rtol=1e-4, atol=1e-4)
 
@@ -169,7 +169,7 @@ def test_measures_of_a_real_sweep(tiny):
         assert_close(report.space.card["sliders"][k]["spread"], half.std().item(), rtol=1e-3, atol=1e-4)
     noise = start_noise(tiny, 0, list(range(24 + 100)))  # of discovery and calibration
     assert_close(report.latents[0, 1], report.latents[1, 1])
-    seen = final_latents(tiny, PROMPT, noise, 1, 1.0)
+    seen = sample(tiny, PROMPT, noise, 1, 1.0)
     assert len(torch.unique(torch.cat([seen, report.latents[0, 1]]).flatten(1), dim=0)) == 24 + 100 + 2
 
 

@@ -1,5 +1,6 @@
 """Sampling is the pipeline's own, noise comes from its address alone, and a store survives being killed."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from tiny import PREDICTION_TYPES, PROMPT, never, quiet
 from torch.testing import assert_close
 
 from sliderspace.encoders import Encoder, latents, pixels
-from sliderspace.models import load
-from sliderspace.sampling import collect, final_latents, pictures, sample, start_noise
+from sliderspace.loading import load
+from sliderspace.sampling import collect, pictures, sample, start_noise
 
 SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler]
 STEPS = 4
@@ -41,7 +42,7 @@ def from_pipe(model, noise, guidance, output_type="latent"):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_latents_are_the_pipelines(scheduled, guidance):
     noise = start_noise(scheduled, 0, [0, 1])
-    ours = final_latents(scheduled, PROMPT, noise, STEPS, guidance)
+    ours = sample(scheduled, PROMPT, noise, STEPS, guidance)
     assert_close(ours, from_pipe(scheduled, noise, guidance), rtol=1e-4, atol=1e-4)
 
 
@@ -49,7 +50,7 @@ def test_latents_are_the_pipelines(scheduled, guidance):
 def test_low_guidance_is_none_as_in_the_pipeline(tiny, guidance):
     # the usual call of distilled models is guidance_scale=0: diffusers guides above 1 only
     noise = start_noise(tiny, 0, [0, 1])
-    ours = final_latents(tiny, PROMPT, noise, STEPS, guidance)
+    ours = sample(tiny, PROMPT, noise, STEPS, guidance)
     assert_close(ours, from_pipe(tiny, noise, guidance), rtol=1e-4, atol=1e-4)
 
 
@@ -60,10 +61,14 @@ def test_images_are_the_pipelines(tiny):
 
 def test_estimates_are_the_schedulers(scheduled):
     model, noise = scheduled, start_noise(scheduled, 0, [0, 1])
-    scheduler, words = model.scheduler(STEPS), model.embed([PROMPT]).expand(2, -1, -1)
-    x = noise * scheduler.init_noise_sigma
-    for step in sample(model, PROMPT, noise, STEPS, guidance=1.0):
-        output = model.predict(scheduler.scale_model_input(x, step.timestep), step.timestep, words)
+    scheduler = copy.deepcopy(model.pipe.scheduler)
+    scheduler.set_timesteps(STEPS)
+    x, run = noise * scheduler.init_noise_sigma, []
+    sample(model, PROMPT, noise, STEPS, guidance=1.0, on_step=run.append)
+    for step in run:
+        seen = scheduler.scale_model_input(x, step.timestep)
+        assert_close(step.latents, seen, rtol=1e-5, atol=1e-5)
+        output = model.predict(seen, step.timestep, PROMPT, 1.0)[0]
         result = scheduler.step(output, step.timestep, x)
         theirs = result.get("pred_original_sample")
         if isinstance(scheduler, DPMSolverMultistepScheduler):
@@ -75,12 +80,12 @@ def test_estimates_are_the_schedulers(scheduled):
 
 
 def test_nobody_shares_a_scheduler(tiny):
-    # two runs in turns: multistep schedulers would mix their histories
-    noise = start_noise(tiny, 0, [0]), start_noise(tiny, 0, [1])
-    turns = zip(*(sample(tiny, PROMPT, n, STEPS, 1.0) for n in noise))
-    *_, last = turns
-    for step, n in zip(last, noise):
-        assert torch.equal(step.next, final_latents(tiny, PROMPT, n, STEPS, 1.0))
+    # a run within a run: multistep schedulers would mix their histories
+    noise, inner = start_noise(tiny, 0, [0, 1]).split(1), []
+    def another(step): inner.append(sample(tiny, PROMPT, noise[1], STEPS, 1.0))
+    outer = sample(tiny, PROMPT, noise[0], STEPS, 1.0, on_step=another)
+    assert torch.equal(outer, sample(tiny, PROMPT, noise[0], STEPS, 1.0))
+    assert all(torch.equal(latents, sample(tiny, PROMPT, noise[1], STEPS, 1.0)) for latents in inner)
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
@@ -120,10 +125,11 @@ def shards(folder):
 def test_features_are_of_every_step_and_of_the_final_image(scheduled):
     # some schedulers take more steps than they are asked for (PNDM)
     found = collect(scheduled, latents(), PROMPT, 2, **OPTIONS)
-    *steps, last = sample(scheduled, PROMPT, start_noise(scheduled, 0, [0, 1]), 2, 2.0)
-    expected = [*(step.x0 for step in steps), last.next]
+    steps = []
+    final = sample(scheduled, PROMPT, start_noise(scheduled, 0, [0, 1]), 2, 2.0, on_step=steps.append)
+    expected = [*(step.x0 for step in steps[:-1]), final]
     assert_close(found.features, torch.stack([F.normalize(x.flatten(1)) for x in expected], 1))
-    assert_close(found.latents, last.next)
+    assert_close(found.latents, final)
 
 
 def test_a_folder_changes_nothing(tiny, tmp_path):
@@ -151,7 +157,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tiny, tmp_path):
 CHILD = """
 import os, signal, sys
 from sliderspace.encoders import pixels
-from sliderspace.models import load
+from sliderspace.loading import load
 from sliderspace.sampling import collect
 
 synced, sync = [], os.fsync
@@ -229,7 +235,7 @@ def test_bad_input_is_refused_before_any_work(tiny, message):
 def test_bad_steps_are_refused(tiny):
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"steps must be 1 or more, not {steps}"):
-            final_latents(tiny, PROMPT, start_noise(tiny, 0, [0]), steps)
+            sample(tiny, PROMPT, start_noise(tiny, 0, [0]), steps)
 
 
 def test_an_unwritable_folder_is_refused_before_any_work(tiny, tmp_path):

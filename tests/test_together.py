@@ -12,7 +12,7 @@ from sliderspace.adapters import target_layers
 from sliderspace.encoders import latents
 from sliderspace.models import Model
 from sliderspace.plots import plot_spectrum
-from sliderspace.sampling import collect, final_latents, sample, start_noise
+from sliderspace.sampling import collect, sample, start_noise
 from sliderspace.starts import make_pool, score_gradients
 
 
@@ -27,9 +27,9 @@ def noisy(request, tiny):
 
 def test_noise_of_the_sampler_is_seeded_and_does_not_mind_the_batch(noisy):
     noise = start_noise(noisy, 0, [0, 1, 2])
-    together = final_latents(noisy, PROMPT, noise, 4, 1.0)
+    together = sample(noisy, PROMPT, noise, 4, 1.0)
     torch.manual_seed(1)
-    alone = final_latents(noisy, PROMPT, noise[1:2], 4, 1.0)
+    alone = sample(noisy, PROMPT, noise[1:2], 4, 1.0)
     assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -38,8 +38,7 @@ def test_a_sampler_that_adds_noise_is_the_pipelines(noisy):
     def chance(): return [torch.Generator().manual_seed(s) for s in seeds]
     theirs = noisy.pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=4, guidance_scale=1.0,
                         generator=chance(), output_type="latent").images
-    *_, last = sample(noisy, PROMPT, noise, 4, 1.0, generator=chance())
-    assert_close(last.next, theirs, rtol=1e-4, atol=1e-4)
+    assert_close(sample(noisy, PROMPT, noise, 4, 1.0, generator=chance()), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_sliders_leave_the_model_after_a_with(tiny):
@@ -58,10 +57,10 @@ def test_switching_sliders_on_draws_no_random_numbers(tiny):
 
 def test_a_mix_is_of_the_thread_that_set_it(tiny):
     space, noise = random_space(tiny), start_noise(tiny, 0, [0])
-    base, seen = final_latents(tiny, PROMPT, noise, 2, 1.0), []
+    base, seen = sample(tiny, PROMPT, noise, 2, 1.0), []
     with space.on(tiny, {0: 2}):
-        mixed = final_latents(tiny, PROMPT, noise, 2, 1.0)
-        other = Thread(target=lambda: seen.append(final_latents(tiny, PROMPT, noise, 2, 1.0)))
+        mixed = sample(tiny, PROMPT, noise, 2, 1.0)
+        other = Thread(target=lambda: seen.append(sample(tiny, PROMPT, noise, 2, 1.0)))
         other.start()
         other.join()
     assert torch.equal(seen[0], base) and not torch.equal(mixed, base)
@@ -73,7 +72,7 @@ def test_sliders_of_two_threads_take_turns(tiny):
     def work(name, space):
         for _ in range(5):
             with space.on(tiny, {0: 2}):
-                found.setdefault(name, []).append(final_latents(tiny, PROMPT, noise, 2, 1.0))
+                found.setdefault(name, []).append(sample(tiny, PROMPT, noise, 2, 1.0))
     work("alone 1", first), work("alone 2", second)
     threads = [Thread(target=work, args=a) for a in (("1", first), ("2", second))]
     for t in threads: t.start()
@@ -110,7 +109,7 @@ def test_gradients_leave_out_rows_that_are_not_finite(tiny):
 def test_pools_hold_every_timestep(tiny):
     found = random_directions(tiny, latents())
     pool = make_pool(tiny, found, [0, 1], rows=1, seed=0)
-    assert pool.timestep.tolist() == tiny.scheduler(found.samples.run.steps).timesteps.tolist()
+    assert pool.timestep.tolist() == tiny.timesteps(found.samples.run.steps).tolist()
 
 
 def test_plots_are_pictures_without_a_backend(tiny):

@@ -77,15 +77,14 @@ def test_shuffled_takes_everything_equally_often(n, count):
 
 def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
     model, found = shared
-    grid = model.scheduler(found.samples.run.steps).timesteps
-    assert torch.equal(pool.timestep, grid.repeat(6))
-    words, empty = model.embed([found.samples.run.prompt]), model.embed([""])
-    for j in (0, 5):
-        out = model.predict(pool.latents[[j]], pool.timestep[j], words, pool.guidance, empty)
+    grid = model.timesteps(found.samples.run.steps)
+    assert torch.equal(pool.timestep, grid.repeat_interleave(6))
+    for j in (0, 5, 17):
+        out, x0 = model.predict(pool.latents[[j]], pool.timestep[j], found.samples.run.prompt, pool.guidance)
         assert_close(pool.output[[j]], out, rtol=1e-4, atol=1e-5)
-        a = model.alpha_bar(pool.timestep[j])
-        assert_close(pool.x0[[j]], (pool.latents[[j]] - (1 - a).sqrt() * out) / a.sqrt(), rtol=1e-3, atol=1e-3)
-    assert_close(predict_rows(model, pool, slice(3, 5))[0], pool.output[3:5], rtol=1e-4, atol=1e-5)
+        assert_close(pool.x0[[j]], x0, rtol=1e-3, atol=1e-3)
+    mixed = torch.tensor([17, 3, 5, 12, 3])  # of three timesteps, out of order
+    assert_close(predict_rows(model, pool, mixed)[0], pool.output[mixed], rtol=1e-4, atol=1e-5)
 
 
 def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
@@ -93,10 +92,10 @@ def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
     marks = torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100  # far above the noise
     marked = replace(found, samples=replace(found.samples, latents=marks))
     pool = make_pool(model, marked, [3, 20, 7], 12, seed=0)
-    a = model.alpha_bar(pool.timestep).view(-1, 1, 1, 1)
-    clean = (pool.latents / a.sqrt()).mean((1, 2, 3)).div(100).round().long()
+    signal, noisy = (s.view(-1, 1, 1, 1) for s in model.signal_and_noise(pool.timestep))
+    clean = (pool.latents / signal).mean((1, 2, 3)).div(100).round().long()
     assert sorted(clean.tolist()) == [3] * 4 + [7] * 4 + [20] * 4
-    noise = (pool.latents - a.sqrt() * 100 * clean.view(-1, 1, 1, 1)) / (1 - a).sqrt()
+    noise = (pool.latents - signal * 100 * clean.view(-1, 1, 1, 1)) / noisy
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     assert torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=0).latents, pool.latents)
     assert not torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=1).latents, pool.latents)
@@ -115,7 +114,7 @@ def doubled(fresh, monkeypatch):
 
 
 def mean_scores(model, pool, found):
-    phi = features(model, latents(), predict_rows(model, pool, slice(None))[1])
+    phi = features(model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1])
     return (phi @ found.vectors[:SLIDERS].double().T / found.unit[:SLIDERS]).mean(0)
 
 
@@ -262,7 +261,7 @@ def test_a_leash_keeps_changes_small(shared, pool, start, adapter_of):
         with torch.enable_grad():
             trained(model, adapter, pool, found.vectors[:SLIDERS], updates=6, lr=0.2, leash=leash)
         adapter.set(torch.ones(SLIDERS))
-        out = predict_rows(model, pool, slice(None))[0]
+        out = predict_rows(model, pool, torch.arange(len(pool.x0)))[0]
         adapter.set(None)
         return (out - pool.output).pow(2).mean()
 
@@ -332,7 +331,7 @@ def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     for k in range(2):
         for i, sign in enumerate((-1, 1)):
             adapter.set(sign * F.one_hot(torch.tensor(k), 2))
-            changed = features(model, latents(), predict_rows(model, pool, slice(None))[1])
+            changed = features(model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1])
             changes[k, i] = sign * F.normalize(changed - base)
     adapter.set(None)
     means = changes.mean((1, 2))
@@ -355,7 +354,7 @@ def planted(shared, adapter_of):
             ends = []
             for sign in (-1, 1):
                 adapter.set(sign * F.one_hot(torch.tensor(k), 3))
-                ends.append(features(model, latents(), training.final_latents(
+                ends.append(features(model, latents(), training.sample(
                     model, run.prompt, noise, run.steps, run.guidance)))
             change.append((ends[1] - ends[0]).mean(0))
         adapter.set(None)
@@ -495,7 +494,7 @@ def state(model):
     hooks = [n for n, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     wants = [n for n, p in net.named_parameters() if p.requires_grad or p.grad is not None]
     noise = start_noise(model, 0, [0])
-    answer = model.predict(noise, 500, model.embed(["hat"])).detach()
+    answer = model.predict(noise, 500, "hat")[0].detach()
     return [(n, type(m)) for n, m in net.named_modules()], hooks, wants, hasattr(net, "peft_config"), answer.tolist()
 
 

@@ -36,12 +36,15 @@ def runs(monkeypatch):
     """Prompt of every run of the sampler that the boards begin, and the number of steps it got to."""
     runs, sample = [], widgets.sample
 
-    def counted(model, prompt, *args):
+    def counted(model, prompt, *args, on_step):
         run = [prompt, 0]
         runs.append(run)
-        for step in sample(model, prompt, *args):
+
+        def count(step):
             run[1] += 1
-            yield step
+            on_step(step)
+
+        return sample(model, prompt, *args, on_step=count)
 
     monkeypatch.setattr(widgets, "sample", counted)
     return runs
@@ -103,11 +106,13 @@ def test_an_unwanted_picture_is_given_up_unless_it_is_nearly_there(shown, runs, 
     monkeypatch.setattr(widgets, "PATIENCE", patience)
     begun, go_on, sample = threading.Event(), threading.Event(), widgets.sample
 
-    def held(*args):
-        for step in sample(*args):
+    def held(*args, on_step):
+        def wait(step):
             begun.set()
             assert go_on.wait(60)
-            yield step
+            on_step(step)
+
+        return sample(*args, on_step=wait)
 
     monkeypatch.setattr(widgets, "sample", held)
     shown.sliders[0].value = 1.0
@@ -243,10 +248,9 @@ def test_setting_an_unknown_slider_changes_nothing(shown):
 
 def test_the_model_is_its_own_again_afterwards(model, space, shown):
     noise = start_noise(model, 0, [0])
-    words = model.embed([PROMPT])
-    before = model.predict(noise, 500, words)
+    before = model.predict(noise, 500, PROMPT)[0]
     moved(shown, {"glasses": 2.0})
-    assert torch.equal(model.predict(noise, 500, words), before)
+    assert torch.equal(model.predict(noise, 500, PROMPT)[0], before)
     shown.close()
     assert not hasattr(model.denoiser, "peft_config")
 
