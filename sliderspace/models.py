@@ -30,7 +30,9 @@ class _Idle:
     def __getattr__(self, name): return getattr(self.net, name)
     def __call__(self, *args, **kwargs):
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-        return ([torch.zeros_like(v) for v in x],) if isinstance(x, list) else (torch.zeros_like(x),)
+        if isinstance(x, list): return ([torch.zeros_like(v) for v in x],)
+        channels = self.net.config.get("out_channels") if x.ndim == 4 else None # some predict a variance too
+        return (x.new_zeros(len(x), channels or x.shape[1], *x.shape[2:]),)
 
 # %% ../nbs/03_models.ipynb #cell-06
 def _text_state(pipe):

@@ -190,14 +190,17 @@ class SliderSpace:
     def export(self,
         folder:str|Path,
         mix=None,             # one file `mix.safetensors` of this mix; None: a file for each slider
-        format:str="kohya",   # "kohya" (ComfyUI, Forge, diffusers) or "diffusers"
+        format:str|None=None, # "kohya" (ComfyUI, Forge, diffusers; only of unets), "diffusers"; None: what fits
     )->list[Path]:            # the files
         """Write ordinary LoRA files, for `pipe.load_lora_weights(folder, weight_name=...)` without this package.
 
         Raises `ValueError` for another format or a folder that cannot be written, and as `strengths` does."""
         from diffusers.utils import convert_state_dict_to_kohya
+        unet = self.card.get("denoiser", "unet") == "unet"
+        format = format or ("kohya" if unet else "diffusers")
         if format not in ("kohya", "diffusers"):
             raise ValueError(f"format must be 'kohya' or 'diffusers', not {format!r}")
+        if format == "kohya" and not unet: raise ValueError("format='kohya' is for unets: a transformer takes 'diffusers'")
         folder, ranges = writable_folder(folder), self.ranges.tolist()
         if mix is not None:
             jobs = [("mix", mix, ", ".join(f"{l} {lo:.1f} to {hi:.1f}" for l, (lo, hi) in zip(self.labels, ranges)))]

@@ -98,7 +98,7 @@ def score_gradients(
                 phi = features(model, encoder, predict_rows(model, pool, rows[fine])[1])
             scores = (phi @ vectors.T / unit).sum(0) / len(pool.latents)
             for k, score in enumerate(scores):
-                more = torch.autograd.grad(score, weights, retain_graph=k + 1 < len(scores))
+                more = torch.autograd.grad(score, weights, retain_graph=k + 1 < len(scores), materialize_grads=True)
                 for total, g in zip(gradients, more): total[k] += g.nan_to_num(0., 0., 0.)
     finally:
         for w in weights: w.requires_grad_(False)

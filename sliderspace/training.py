@@ -98,7 +98,7 @@ def alignment_steps(
                     if fine.all(): break
                     job = job[fine]
                 else: continue
-                for p, g in zip(stack.real, torch.autograd.grad(loss.sum() / rows, stack.real)):
+                for p, g in zip(stack.real, torch.autograd.grad(loss.sum() / rows, stack.real, materialize_grads=True)):
                     p.grad = g if p.grad is None else p.grad.add_(g)
                 reached.index_add_(0, k, away.detach() / rows)
             stack.step(lr * (1 - .9 * update / updates))
@@ -285,6 +285,6 @@ def train(
             calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 10)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
-    card = asdict(run) | dict(fingerprint=model.fingerprint(layers), timesteps=found.timesteps, targets=targets,
-                              updates=done, training_seed=seed, **_measured(found, chosen, cosines))
+    card = asdict(run) | dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, targets=targets,
+                              timesteps=found.timesteps, updates=done, training_seed=seed, **_measured(found, chosen, cosines))
     return SliderSpace(down, up, [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders), rank, card)

@@ -127,9 +127,9 @@ def test_an_unwanted_picture_is_given_up_unless_it_is_nearly_there(shown, runs, 
 def test_moving_does_not_wait_for_the_model(shown, monkeypatch):
     go_on, sample = threading.Event(), widgets.sample
 
-    def held(*args):
+    def held(*args, **options):
         assert go_on.wait(60)
-        yield from sample(*args)
+        return sample(*args, **options)
 
     monkeypatch.setattr(widgets, "sample", held)
     shown.sliders[0].value = 1.0
@@ -171,7 +171,7 @@ def test_an_error_is_shown_and_the_board_lives_on(shown, prompt):
 
 
 def test_any_exception_is_shown_as_text(model, shown, monkeypatch):
-    def broken(*args):
+    def broken(*args, **options):
         raise RuntimeError("<b>no</b>")
 
     monkeypatch.setattr(widgets, "sample", broken)

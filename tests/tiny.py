@@ -79,8 +79,8 @@ def random_weights(model, layers, sliders, rank=1, seed=0, std=0.3):
     gen = torch.Generator().manual_seed(seed)
     weights = {n: model.denoiser.get_submodule(n) for n in layers}
     shapes = {n: getattr(w, "base_layer", w).weight.shape for n, w in weights.items()}
-    down = {n: std * torch.randn(sliders * rank, s[1], generator=gen) for n, s in shapes.items()}
-    up = {n: std * torch.randn(s[0], sliders * rank, generator=gen) for n, s in shapes.items()}
+    down = {n: std * torch.randn(sliders * rank, *s[1:], generator=gen) for n, s in shapes.items()}
+    up = {n: std * torch.randn(s[0], sliders * rank, *[1] * len(s[2:]), generator=gen) for n, s in shapes.items()}
     return down, up
 
 
@@ -89,5 +89,6 @@ def random_space(model, labels=("hair", "hat", "age"), rank=1, seed=0, targets="
     layers = target_layers(model, targets)
     down, up = random_weights(model, layers, len(labels), rank, seed)
     ranges = torch.tensor([[-2.0, 2.0]] * len(labels))
-    card = {"model": model.name, "fingerprint": model.fingerprint(layers), "prompt": PROMPT} | (card or {})
+    card = {"model": model.name, "fingerprint": model.fingerprint(layers), "prompt": PROMPT,
+            "denoiser": model.denoiser_name} | (card or {})
     return SliderSpace(down, up, list(labels), ranges, rank, card)
