@@ -47,7 +47,8 @@ def noise_level(
     """How far from the image a denoiser was told to be."""
     t, time = timestep.float(), family.time
     if time == "guess": time = "unit" if timestep.is_floating_point() and bool((t <= 1).all()) else "thousand"
-    return {"thousand": (t + (not timestep.is_floating_point())) / total, "unit": t, "rising": 1 - t}[time].clamp(0, 1) # angles are rounded
+    level = {"thousand": (t + (not timestep.is_floating_point())) / total, "unit": t, "rising": 1 - t}[time]
+    return level.clamp(0, 1) # angles are rounded
 
 # %% ../nbs/02_families.ipynb #cell-08
 @dataclass(frozen=True)

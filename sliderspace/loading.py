@@ -35,7 +35,7 @@ def _check_type(pipe):
     unet, channels = getattr(pipe, "unet", None), pipe.vae.config.get("latent_channels")
     if unet is None: return
     more = [f"{k}={unet.config.get(k)}" for k in ("class_embed_type", "num_class_embeds") if unet.config.get(k)]
-    if unet.config.in_channels != channels: more.append(f"in_channels={unet.config.in_channels} for {channels} channels")
+    if (n := unet.config.in_channels) != channels: more.append(f"in_channels={n} for {channels} channels of latents")
     if more: refuse(f"its unet wants more than a prompt: {', '.join(more)}")
 
 # %% ../nbs/04_loading.ipynb #cell-05
@@ -104,16 +104,43 @@ def _preset(preset, dtype, parts):
 def _found(source, dtype, parts):
     "A pipeline by name or path, and a short name for it."
     text, path = str(source), Path(source).expanduser()
-    if text in BUNDLED: return _pipeline(bundled(), dtype, False, **((_fast_parts(dtype) if "fast" in text else {}) | parts))
+    if text == "portraits-fast": parts = _fast_parts(dtype) | parts
+    if text in BUNDLED: return _pipeline(bundled(), dtype, False, **parts)
     if (path/"model_index.json").is_file(): return _pipeline(path, dtype, False, **parts)
     if path.suffix == ".safetensors" and path.is_file(): return _single_file(path, dtype, **parts)
     if text in PRESETS: return _preset(PRESETS[text], dtype, parts)
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.exists():
         return _pipeline(text, dtype, True, **parts)
-    raise ValueError(f"unknown model {text!r}: give one of {[*BUNDLED, *PRESETS]}, a repository of the hub (owner/name), a "
-                     "diffusers folder (with a model_index.json), a .safetensors checkpoint, or a loaded pipeline")
+    raise ValueError(f"unknown model {text!r}: give one of {[*BUNDLED, *PRESETS]}, a repository of the hub "
+                     "(owner/name), a diffusers folder (with a model_index.json), a .safetensors checkpoint, or a "
+                     "loaded pipeline")
 
 # %% ../nbs/04_loading.ipynb #cell-11
+def _placed(pipe, nets, device, low_memory):
+    "Put networks on a device, or leave them to the hooks of accelerate that they have; gives hooks of text encoders."
+    if getattr(pipe, "hf_device_map", None) or any(hasattr(p, "_hf_hook") for p in nets.values()): return ()
+    if not low_memory:
+        pipe.to(device)
+        return ()
+    from accelerate import cpu_offload_with_hook
+    for name, part in nets.items():
+        if not name.startswith("text_encoder"): part.to(device)
+    denoiser = nets.get("unet") or nets["transformer"]
+    if hasattr(denoiser, "enable_gradient_checkpointing"): denoiser.enable_gradient_checkpointing()
+    for method in ("enable_slicing", "enable_tiling"):
+        if hasattr(pipe.vae, method): getattr(pipe.vae, method)()
+    return tuple(cpu_offload_with_hook(p, device)[1] for n, p in nets.items() if n.startswith("text_encoder"))
+
+# %% ../nbs/04_loading.ipynb #cell-12
+def _tiny(preview, dtype):
+    "A tiny autoencoder by folder or repository, or as it is."
+    from diffusers import AutoencoderTiny
+    if preview is None or isinstance(preview, nn.Module): return preview
+    try: return AutoencoderTiny.from_pretrained(preview, dtype=dtype, use_safetensors=True)
+    except Exception as e:
+        raise ValueError(f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}") from e
+
+# %% ../nbs/04_loading.ipynb #cell-13
 def load(
     source="portraits",          # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
     device:str|None=None,        # default: a GPU when there is one
@@ -121,6 +148,8 @@ def load(
     steps:int|None=None,         # sampler steps when none are given; default: the preset's, else the pipeline's
     guidance:float|None=None,    # likewise
     size:tuple[int, int]|None=None, # `(height, width)` of images in pixels; default: the pipeline's
+    low_memory:bool=False,       # text encoders rest on the CPU, gradients recompute, the autoencoder works in slices
+    preview=None,                # an `AutoencoderTiny`, or its folder or repository: pictures in training are its
     **parts,                     # of the pipeline, instead of its own: `unet`, `vae`, `scheduler`, ...
 )->Model:
     """Load a text-to-image model: a bundled one, one of `PRESETS`, or anything that diffusers makes images with.
@@ -136,11 +165,12 @@ def load(
     name = str(source) if named and not Path(source).exists() or str(source) in BUNDLED else \
         Path(source).resolve().stem if named else config.get("_name_or_path") or type(pipe).__name__
     _check_type(pipe)
-    if not getattr(pipe, "hf_device_map", None) and not any(hasattr(p, "_hf_hook") for p in pipe.components.values()):
-        pipe.to(device)
+    preview = _tiny(preview, pipe.vae.dtype if dtype is None else dtype)
+    nets = {n: p for n, p in pipe.components.items() if isinstance(p, nn.Module)}
     if dtype is not None: pipe.to(dtype)
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module): part.requires_grad_(False).eval()
+    for part in (*nets.values(), *([preview] if preview else [])): part.requires_grad_(False).eval()
+    parked = _placed(pipe, nets, device, low_memory)
+    if preview: preview.to(device)
     if getattr(pipe, "unet", None) is not None: # its convolutions are faster so
         for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)
     preset = PRESETS.get(str(source)) if named else None
@@ -149,4 +179,4 @@ def load(
     known = (BUNDLED.get(str(source)) or (preset and (preset.steps, preset.guidance)) or
              (usual("num_inference_steps"), usual(FAMILIES.get(type(pipe).__name__, Family()).guidance)))
     wanted = [k if w is None else w for w, k in zip((steps, guidance), known)]
-    return Model(pipe, name, *wanted, size=size, options=preset.options if preset else {})
+    return Model(pipe, name, *wanted, size, preset.options if preset else {}, parked=parked, preview=preview)

@@ -44,7 +44,7 @@ def _text_state(pipe):
 
 # %% ../nbs/03_models.ipynb #cell-07
 def _given(prepare_latents, latents, shapes):
-    "A pipeline's `prepare_latents` whose latents are ours, times the sampler's first scale; or its own, their shape kept."
+    "A pipeline's `prepare_latents` with our latents, times the sampler's first scale; or its own, their shape kept."
     spec = signature(prepare_latents)
     @wraps(prepare_latents)
     def prepare(*args, **kwargs):
@@ -77,6 +77,9 @@ class Model:
     options: dict = field(default_factory=dict) # arguments of calls that take `steps` steps
     lock:object = field(default_factory=RLock)  # held while sliders are on or in training: one thread at a time
     memory:dict = field(default_factory=dict)   # prompts as the pipeline encodes them, the newest few
+    sizes:dict = field(default_factory=dict)    # kind of work -> rows that fit into memory at once, see `memory`
+    parked:tuple = ()                # hooks that take the text encoders off the GPU again
+    preview:nn.Module|None = None    # a tiny autoencoder, for pictures in training
 
     @property
     def family(self)->Family: return FAMILIES.get(type(self.pipe).__name__, Family())
@@ -88,7 +91,7 @@ class Model:
     def denoiser(self)->nn.Module: return getattr(self.pipe, self.denoiser_name)
 
     @property
-    def device(self)->torch.device: return self.denoiser.device
+    def device(self)->torch.device: return self.pipe._execution_device
 
     @property
     def prediction_type(self)->str: return prediction_type(self.pipe.scheduler)
@@ -120,17 +123,19 @@ class Model:
         key = _text_state(self.pipe), repr(args), repr(sorted(kwargs.items(), key=str))
         if key not in self.memory:
             with torch.no_grad(): self.memory[key] = self.pipe.encode_prompt(*args, **kwargs)
+            for hook in self.parked: hook.offload()
             if len(self.memory) > 16: self.memory.pop(next(iter(self.memory)), None)
         return self.memory[key]
 
     def _call(self, prompt, count, scheduler, steps=None, guidance=None, latents=None, output_type="latent",
-              generator=None, shapes=None, idle=False):
+              generator=None, shapes=None, idle=False, vae=None):
         "The pipeline's own `__call__`, with gradients if they are on; what it returns."
         steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
         pipe, call = copy(self.pipe), unwrap(type(self.pipe).__call__) # unwrapped: without its torch.no_grad
         parts = dict(scheduler=scheduler, _progress_bar_config={"disable": True}, encode_prompt=self._encode_prompt)
         if getattr(pipe, "safety_checker", None) is not None: parts["safety_checker"] = None # it is not differentiable
         if idle: parts[self.denoiser_name] = _Idle(self.denoiser)
+        if vae is not None: parts["vae"] = vae
         vars(pipe).update(parts)
         vars(pipe)["prepare_latents"] = _given(pipe.prepare_latents, latents, [] if shapes is None else shapes)
         height, width = self.size or (None, None)
@@ -172,10 +177,12 @@ class Model:
 
     def decode(self,
         latents:Tensor, # x0, `(n, ...)`
+        preview:bool=False, # by the tiny autoencoder, if the model has one
     )->Tensor:          # images in [0, 1], `(n, 3, height, width)`, float32
         """The pipeline's own decoding of latents, differentiable."""
         done = single(self.pipe.scheduler, 1, lambda out: latents)
-        images = self._call("", len(latents), done, None, 0., latents, "pt", idle=True)
+        images = self._call("", len(latents), done, None, 0., latents, "pt", idle=True,
+                            vae=self.preview if preview else None)
         return images.float().clamp(0, 1)
 
     def fingerprint(self,

@@ -116,7 +116,7 @@ def single(
     timestep:Tensor, # the only one, a number
     answer,          # called with the denoiser's prediction, after guidance; gives what the "step" returns
 ):
-    """A copy of a scheduler that takes no steps: the pipeline shows its denoiser the given latents once, as they are."""
+    """A copy of a scheduler that takes no steps: a pipeline shows its denoiser the given latents once, as they are."""
     base = type(scheduler)
     @wraps(base.set_timesteps)
     def set_timesteps(self, *args, device=None, **options):

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from sliderspace import SliderSpace, discover, load, measure, train
 from sliderspace.adapters import GatedAdapter, target_layers
+from sliderspace.alignment import alignment_steps, held_out_cosines
 from sliderspace.encoders import pixels
 from sliderspace.families import PRESETS, noise_level
 from sliderspace.sampling import sample, start_noise
 from sliderspace.starts import make_pool
-from sliderspace.training import alignment_steps, held_out_cosines
 
 STEPS = 3
 SOLVERS = {"LCMScheduler", "SCMScheduler"}  # jump to x0 and add noise anew

@@ -10,10 +10,11 @@ from torch.testing import assert_close
 
 from sliderspace import training
 from sliderspace.adapters import GatedAdapter, target_layers
+from sliderspace.alignment import alignment_loss, alignment_steps, held_out_cosines
 from sliderspace.encoders import Encoder, features, latents, pixels
 from sliderspace.sampling import start_noise
-from sliderspace.starts import first_order_start, make_pool, predict_rows, score_gradients, shuffled
-from sliderspace.training import alignment_loss, alignment_steps, calibrate, final_effects, held_out_cosines, train
+from sliderspace.starts import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled
+from sliderspace.training import calibrate, final_effects, train
 
 LAYERS = "keys-values"
 SLIDERS = 3
@@ -31,14 +32,20 @@ def pool(shared):
     return make_pool(*shared, samples=list(range(20)), rows=12, seed=0)
 
 
+def goal(model, pool, found):
+    """Arguments of whatever differentiates the scores of three directions."""
+    return model, latents(), pool, found.vectors[:SLIDERS].to(pool.x0), found.unit[:SLIDERS]
+
+
+def layer_weights(model, layers):
+    return [model.denoiser.get_submodule(n).weight for n in layers]
+
+
 @pytest.fixture(scope="module")
 def start(shared, pool):
     """The first-order start of three sliders."""
     model, found = shared
-    layers = target_layers(model, LAYERS)
-    gradients = score_gradients(model, latents(), pool, found.vectors[:SLIDERS], found.unit[:SLIDERS], layers,
-                                progress=quiet)
-    return first_order_start(gradients, layers)
+    return first_order_start(*goal(model, pool, found), target_layers(model, LAYERS), progress=quiet)
 
 
 @pytest.fixture
@@ -135,15 +142,14 @@ def test_gradients_and_start_are_those_of_finite_differences(doubled):
     model, found = doubled
     layers = target_layers(model, "attention")
     pool = make_pool(model, found, list(range(20)), 6, seed=0)
-    vectors = found.vectors[:SLIDERS].double()
-    gradients = score_gradients(model, latents(), pool, vectors, found.unit[:SLIDERS], layers, batch=4, progress=quiet)
+    gradients = score_gradients(*goal(model, pool, found), layer_weights(model, layers), batch=4, progress=quiet)
     gen = torch.Generator().manual_seed(0)
     change = {n: torch.randn(g.shape[1:], generator=gen) * 0.1 for n, g in zip(layers, gradients)}
     ours = torch.stack([(g * change[n]).sum((1, 2)) for n, g in zip(layers, gradients)]).sum(0)
     assert ours.abs().min() > 1e-3
     assert_close(ours.double(), finite_difference(model, pool, found, change), rtol=1e-4, atol=1e-6)
     # and so a slider at the start moves its own score by `effect`
-    down, up = first_order_start(gradients, layers, effect=0.2)
+    down, up = first_order_start(*goal(model, pool, found), layers, effect=0.2, batch=4, progress=quiet)
     for k in range(SLIDERS):
         step = {n: up[n][:, [k]] @ down[n][[k]] for n in layers}
         assert_close(finite_difference(model, pool, found, step, h=1e-4)[k].item(), 0.2, rtol=1e-3, atol=0)
@@ -157,8 +163,9 @@ def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        score_gradients(model, Encoder("latents", broken, "latents"), pool, found.vectors, found.unit,
-                        target_layers(model), progress=quiet)
+        first_order_start(model, Encoder("latents", broken, "latents"), pool, found.vectors, found.unit,
+                          target_layers(model), progress=quiet)
+    assert not hasattr(model.denoiser, "peft_config")
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
@@ -166,7 +173,8 @@ def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
 def test_the_start_is_the_best_low_rank_part(rank):
     gen = torch.Generator().manual_seed(0)
     gradients = [torch.randn(2, *shape, generator=gen) for shape in ((6, 4), (5, 9))]
-    down, up = first_order_start(gradients, ["one", "two"], rank, effect=0.3)
+    inner = dict(zip(("one", "two"), gradients))
+    down, up = low_rank({n: torch.eye(g.shape[1]).expand(2, -1, -1) for n, g in inner.items()}, inner, rank, 0.3)
     for k in range(2):
         own = slice(k * rank, (k + 1) * rank)
         made = [up[n][:, own] @ down[n][own] for n in ("one", "two")]
@@ -182,9 +190,28 @@ def test_the_start_is_the_best_low_rank_part(rank):
 
 
 def test_a_direction_that_nothing_moves_starts_finite():
-    down, up = first_order_start([torch.zeros(2, 6, 4)], ["one"])
+    down, up = low_rank({"one": torch.eye(6).expand(2, -1, -1)}, {"one": torch.zeros(2, 6, 4)}, 1, 0.3)
     assert (up["one"] @ down["one"]).abs().max() == 0
     assert down["one"].isfinite().all() and up["one"].isfinite().all()
+
+
+@pytest.mark.parametrize("targets", ["attention", r"resnets\.0\.conv1$"])
+def test_the_start_is_found_without_forming_a_gradient(shared, pool, targets):
+    # as good as the one from whole gradients, which would not fit into memory for large models
+    model, found = shared
+    layers = target_layers(model, targets)
+    whole = score_gradients(*goal(model, pool, found), layer_weights(model, layers), progress=quiet)
+    spans = {n: torch.eye(len(g[0])).expand(SLIDERS, -1, -1) for n, g in zip(layers, whole)}
+    best = low_rank(spans, dict(zip(layers, whole)), 1, 0.3)
+    made = first_order_start(*goal(model, pool, found), layers, progress=quiet)
+    gradients = torch.cat([g.flatten(1) for g in whole], 1)
+
+    def slope(start):  # of each score, along its slider's change of the weights
+        down, up = start
+        changes = [torch.einsum("ok,ki->koi", up[n].flatten(1), down[n].flatten(1)).flatten(1) for n in layers]
+        return F.cosine_similarity(torch.cat(changes, 1), gradients)
+
+    assert (slope(made) > 0.8 * slope(best)).all() and (slope(made) <= slope(best) + 1e-5).all()
 
 
 # --- the objective ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom, each in a fresh kernel, and keep their outputs in a form that a second run repeats.
 
     python tools/run_notebooks.py                                    # all of nbs/
-    python tools/run_notebooks.py nbs/06_directions.ipynb --flags slow gpu
+    python tools/run_notebooks.py nbs/08_directions.ipynb --flags slow gpu
 
 Cells with `#| eval: false`, and those with a test flag of settings.ini that is not in `--flags`, keep their outputs.
 """
