@@ -6,7 +6,8 @@
 __all__ = ['load']
 
 # %% ../nbs/04_loading.ipynb #cell-02
-import re
+import json, re
+from contextlib import contextmanager
 from inspect import signature, unwrap
 from pathlib import Path
 
@@ -47,17 +48,29 @@ def _fast_parts(dtype):
                 scheduler=LCMScheduler.from_pretrained(folder/"scheduler"))
 
 # %% ../nbs/04_loading.ipynb #cell-06
-def _pipeline(source, dtype, hub, **parts):
-    "A pipeline from a folder or the hub; a single `ValueError` for whatever goes wrong."
-    from diffusers import DiffusionPipeline
-    try: return DiffusionPipeline.from_pretrained(source, dtype=dtype, local_files_only=not hub, use_safetensors=True,
-                                                  **parts)
+@contextmanager
+def _explained(source, hub):
+    "A single kind of error, with a way out, for whatever goes wrong while a model is loaded."
+    try: yield
     except Exception as e: # diffusers, transformers, safetensors and the hub each have their own
-        what = " ".join(str(e).split())
-        if hub: what += f"; with a connection, `hf download {source}` fetches it; or give a local folder"
+        what, index = " ".join(str(e).split()), Path(source)/"model_index.json"
+        if hub and not index.exists():
+            what += f"; with a connection, `hf download {source}` fetches it; or give a local folder"
+        elif index.exists():
+            parts = [n for n, v in json.loads(index.read_text()).items() if isinstance(v, list) and v[0]]
+            missing = [n for n in parts if not (Path(source)/n).is_dir()]
+            if missing: what += f"; it lacks the folders of {', '.join(missing)}"
         raise ValueError(f"the model in {str(source)!r} could not be loaded: {what}") from e
 
 # %% ../nbs/04_loading.ipynb #cell-07
+def _pipeline(source, dtype, hub, **parts):
+    "A pipeline from a folder or the hub."
+    from diffusers import DiffusionPipeline
+    with _explained(source, hub):
+        return DiffusionPipeline.from_pretrained(source, dtype=dtype, local_files_only=not hub, use_safetensors=True,
+                                                 **parts)
+
+# %% ../nbs/04_loading.ipynb #cell-08
 def _single_file(path, dtype, **parts):
     "A pipeline from one checkpoint file of Stable Diffusion's kind."
     import diffusers
@@ -74,25 +87,27 @@ def _single_file(path, dtype, **parts):
         raise ValueError(f"the checkpoint {str(path)!r} could not be loaded: {' '.join(str(e).split())}; its "
                          "configuration comes from the hub, or from a folder that config= names") from e
 
-# %% ../nbs/04_loading.ipynb #cell-08
+# %% ../nbs/04_loading.ipynb #cell-09
 def _file(repo, name):
     "A file of a folder, or of the hub."
     from huggingface_hub import hf_hub_download
     return Path(repo)/name if (Path(repo)/name).is_file() else hf_hub_download(repo, name)
 
-# %% ../nbs/04_loading.ipynb #cell-09
+# %% ../nbs/04_loading.ipynb #cell-10
 def _preset(preset, dtype, parts):
     "A preset's pipeline; parts that the user gave are left as they are."
     import diffusers
     from safetensors.torch import load_file
     own = dict(parts)
     if preset.unet and "unet" not in parts:
-        config = diffusers.UNet2DConditionModel.load_config(preset.repo, subfolder="unet")
-        own["unet"] = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
-        own["unet"].load_state_dict(load_file(_file(*preset.unet)))
+        with _explained(preset.repo, hub=True):
+            config = diffusers.UNet2DConditionModel.load_config(preset.repo, subfolder="unet")
+            own["unet"] = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
+            own["unet"].load_state_dict(load_file(_file(*preset.unet)))
     pipe = _pipeline(preset.repo, dtype, hub=True, **own)
     if preset.lora and "unet" not in parts:
-        pipe.load_lora_weights(preset.lora[0], weight_name=preset.lora[1])
+        with _explained(preset.lora[0], hub=True):
+            pipe.load_lora_weights(preset.lora[0], weight_name=preset.lora[1])
         pipe.fuse_lora()
         pipe.unload_lora_weights()
     if preset.scheduler and "scheduler" not in parts:
@@ -100,7 +115,7 @@ def _preset(preset, dtype, parts):
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
     return pipe
 
-# %% ../nbs/04_loading.ipynb #cell-10
+# %% ../nbs/04_loading.ipynb #cell-11
 def _found(source, dtype, parts):
     "A pipeline by name or path, and a short name for it."
     text, path = str(source), Path(source).expanduser()
@@ -115,7 +130,7 @@ def _found(source, dtype, parts):
                      "(owner/name), a diffusers folder (with a model_index.json), a .safetensors checkpoint, or a "
                      "loaded pipeline")
 
-# %% ../nbs/04_loading.ipynb #cell-11
+# %% ../nbs/04_loading.ipynb #cell-12
 def _placed(pipe, nets, device, low_memory):
     "Put networks on a device, or leave them to the hooks of accelerate that they have; gives hooks of text encoders."
     if getattr(pipe, "hf_device_map", None) or any(hasattr(p, "_hf_hook") for p in nets.values()): return ()
@@ -131,7 +146,7 @@ def _placed(pipe, nets, device, low_memory):
         if hasattr(pipe.vae, method): getattr(pipe.vae, method)()
     return tuple(cpu_offload_with_hook(p, device)[1] for n, p in nets.items() if n.startswith("text_encoder"))
 
-# %% ../nbs/04_loading.ipynb #cell-12
+# %% ../nbs/04_loading.ipynb #cell-13
 def _tiny(preview, dtype):
     "A tiny autoencoder by folder or repository, or as it is."
     from diffusers import AutoencoderTiny
@@ -140,7 +155,7 @@ def _tiny(preview, dtype):
     except Exception as e:
         raise ValueError(f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}") from e
 
-# %% ../nbs/04_loading.ipynb #cell-13
+# %% ../nbs/04_loading.ipynb #cell-14
 def load(
     source="portraits",          # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
     device:str|None=None,        # default: a GPU when there is one

@@ -134,7 +134,7 @@ def first_order_start(
     layers:list[str],
     rank:int=1,
     effect:float=.3,  # first-order change of the score at strength 1, in standard deviations
-    spare:int=6,      # more ranks to search in
+    spare:int=8,      # more ranks to search in
     batch:int=16,
     progress=tqdm,
 )->tuple[dict[str, Tensor], dict[str, Tensor]]: # down `(K r, in)` and up `(out, K r)` by layer

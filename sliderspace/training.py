@@ -20,7 +20,7 @@ from .directions import Directions
 from .encoders import Encoder, features
 from .models import Model
 from .sampling import check_encoder, sample, start_noise
-from .sliders import SliderSpace, detach
+from .sliders import SliderSpace
 from .starts import first_order_start, make_pool, new_adapter
 
 # %% ../nbs/13_training.ipynb #cell-05
@@ -132,21 +132,20 @@ def train(
 )->SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    Ctrl-C ends the updates, a second one the calibration; what is there is kept. Raises `ValueError` before any work
-    for bad numbers, unknown targets, and another model or encoder than the directions'."""
+    Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers,
+    unknown targets, and another model or encoder than the directions'."""
     run, chosen = found.samples.run, choose_directions(found, sliders)
-    detach(model)
     encoder = check_encoder(model, encoder, found.samples)
-    layers, last = target_layers(model, targets), run.samples - max(2, run.samples // 8)
+    layers, last, done = target_layers(model, targets), run.samples - max(2, run.samples // 8), 0
     _check(model, found, layers, rank=(rank, 1), updates=(updates, 0), rows=(rows, 1), batch=(batch, 1))
-    vectors, unit, done = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device), 0
+    vectors, unit = (v[chosen].to(model.device) for v in (found.vectors, found.unit))
     start, pool = (make_pool(model, found, list(range(last)), n, seed, batch) for n in (start_rows, last))
     test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
     begun = first_order_start(model, encoder, start, vectors, unit, layers, rank, progress=progress)
     with new_adapter(model, layers, sliders, rank) as adapter:
         adapter.copy_in(*begun)
-        bar = progress(alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch),
-                       total=updates, desc="training")
+        steps = alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch)
+        bar = progress(steps, total=updates, desc="training")
         with suppress(KeyboardInterrupt): # what has been trained is kept
             for reached in bar:
                 done += 1
@@ -155,7 +154,7 @@ def train(
             calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 10)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
-    card = asdict(run) | dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, targets=targets,
-                              timesteps=found.timesteps, updates=done, training_seed=seed,
-                              **_measured(found, chosen, cosines))
-    return SliderSpace(down, up, [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders), rank, card)
+    origin = dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, timesteps=found.timesteps)
+    card = dict(targets=targets, updates=done, training_seed=seed) | _measured(found, chosen, cosines)
+    ranges = torch.tensor([[-2., 2.]] * sliders)
+    return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, rank, asdict(run) | origin | card)
