@@ -12,6 +12,7 @@ _MODULES = {
     "discover": "directions",
     "Directions": "directions",
     "SliderSpace": "sliders",
+    "read_lora": "loras",
     "detach": "sliders",
     "train": "training",
     "measure": "measures",
