@@ -141,7 +141,8 @@ def _placed(pipe, nets, device, low_memory):
     for name, part in nets.items():
         if not name.startswith("text_encoder"): part.to(device)
     denoiser = nets.get("unet") or nets["transformer"]
-    if hasattr(denoiser, "enable_gradient_checkpointing"): denoiser.enable_gradient_checkpointing()
+    for part in (denoiser, pipe.vae):
+        if getattr(part, "_supports_gradient_checkpointing", False): part.enable_gradient_checkpointing()
     for method in ("enable_slicing", "enable_tiling"):
         if hasattr(pipe.vae, method): getattr(pipe.vae, method)()
     return tuple(cpu_offload_with_hook(p, device)[1] for n, p in nets.items() if n.startswith("text_encoder"))
