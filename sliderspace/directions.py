@@ -164,7 +164,7 @@ def discover(
     hold, before sampling."""
     check_prompt(prompt)
     if timesteps not in ("all", "final"): raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
-    rows = samples * (len(model.timesteps(check_steps(model, steps))) if timesteps == "all" else 1)
+    rows = samples * (len(model.timesteps(check_steps(model, steps))[0]) if timesteps == "all" else 1)
     if not 1 <= count < rows:
         raise ValueError(f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}")
     encoder = find_encoder(encoder, model)

@@ -34,6 +34,7 @@ FAMILIES = {  # class of the pipeline -> what differs; others are called like St
     "ChromaPipeline": Family(time="unit"),
     "Krea2Pipeline": Family(time="unit"),
     "QwenImagePipeline": Family("true_cfg_scale", lambda n, g: {"negative_prompt": " "} if g > 1 else {}, "unit"),
+    "CogView4Pipeline": Family(time="thousand"),
     "ZImagePipeline": Family(time="rising"),
     "Lumina2Pipeline": Family(time="rising"),
 }

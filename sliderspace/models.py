@@ -103,20 +103,14 @@ class Model:
         self._call("", 1, single(self.pipe.scheduler, 1, lambda out: None), shapes=shapes, idle=True, guidance=0.)
         return shapes[0]
 
-    def signal_and_noise(self,
-        timestep:Tensor, # any shape
-    )->tuple[Tensor, Tensor]:
-        """Share of image and of unit noise in latents at a timestep, see `schedules`."""
-        return signal_and_noise(self.pipe.scheduler, timestep)
-
     @torch.no_grad()
     def timesteps(self,
         steps:int, # sampler steps
-    )->Tensor:     # `(steps,)`, some samplers take more
-        """The sampler's timesteps, noisiest first."""
+    )->tuple[Tensor, Tensor, Tensor]: # each `(steps,)`, some samplers take more
+        """The sampler's timesteps, noisiest first, and the shares of signal and of unit noise at each, on the CPU."""
         seen = []
         self._call("", 1, traced(self.pipe.scheduler, seen.append, []), steps, 0., idle=True)
-        return torch.stack([s.timestep for s in seen])
+        return tuple(torch.stack([getattr(s, k) for s in seen]).cpu() for k in ("timestep", "signal", "noise"))
 
     def _encode_prompt(self, *args, **kwargs):
         "The pipeline's `encode_prompt`, which runs once for each prompt."
@@ -168,12 +162,14 @@ class Model:
         timestep:Tensor,  # one number: all are at the same one
         prompt:str,
         guidance:float|None=None,
+        shares:tuple|None=None, # of signal and noise in the latents; None: the scheduler's at this timestep
     )->tuple[Tensor, Tensor]: # the prediction after guidance, and the estimate of x0, each `(n, ...)`, float32
         """What the pipeline makes of noised latents; differentiable with respect to whatever acts in the denoiser."""
         t, kept = torch.as_tensor(timestep), []
         self._call(prompt, len(latents), single(self.pipe.scheduler, t.item(), kept.append), None, guidance, latents)
         output = kept[0].float()
-        return output, x0_estimate(output, latents.float(), *self.signal_and_noise(t), self.prediction_type)
+        shares = signal_and_noise(self.pipe.scheduler, t) if shares is None else shares
+        return output, x0_estimate(output, latents.float(), *shares, self.prediction_type)
 
     def decode(self,
         latents:Tensor, # x0, `(n, ...)`

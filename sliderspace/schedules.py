@@ -85,6 +85,8 @@ class Step:
     index:int        # 0 is the noisiest
     timestep:Tensor  # as the scheduler counts them
     latents:Tensor   # what the denoiser saw, x_t, `(n, ...)`
+    signal:Tensor    # share of clean latents in x_t, a number
+    noise:Tensor     # share of unit noise
     x0:Tensor        # estimate of the clean latents, `(n, ...)`
     next:Tensor      # latents after the step; after the last step, the sample
 
@@ -106,7 +108,7 @@ def traced(
         if on_step:
             x0 = result.get("pred_original_sample", result.get("denoised"))
             if x0 is None: x0 = x0_estimate(model_output, seen, *shares, prediction_type(self))
-            on_step(Step(index, t, seen, x0, result.prev_sample))
+            on_step(Step(index, t, seen, *shares, x0, result.prev_sample))
         return result if return_dict else result.to_tuple()
     return _variant(scheduler, step=step)
 

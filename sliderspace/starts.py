@@ -27,6 +27,8 @@ class Pool:
     """Noised samples with the unchanged model's answers; rows of one timestep lie side by side, the noisiest first."""
     latents:Tensor  # x_t, `(n, ...)`
     timestep:Tensor # `(n,)`, on the CPU
+    signal:Tensor   # share of the samples in x_t, `(n,)`, on the CPU
+    noise:Tensor    # share of unit noise, `(n,)`, on the CPU
     output:Tensor   # the unchanged prediction, after guidance, `(n, ...)`
     x0:Tensor       # the unchanged estimate, `(n, ...)`
     prompt:str
@@ -44,14 +46,15 @@ def make_pool(
 )->Pool:
     """Noise samples at the sampler's own timesteps, each at least once, and run the unchanged model on them."""
     run, gen = found.samples.run, torch.Generator().manual_seed(seed)
-    grid = model.timesteps(run.steps).cpu().unique_consecutive() # some samplers go twice to a timestep
-    rows = max(rows, len(grid))
-    t = grid[torch.arange(rows) * len(grid) // rows]
+    grid = model.timesteps(run.steps)
+    once = torch.cat([torch.ones(1, dtype=torch.bool), grid[0][1:] != grid[0][:-1]]) # some samplers go twice to one
+    rows = max(rows, int(once.sum()))
+    t, signal, share = (g[once][torch.arange(rows) * int(once.sum()) // rows] for g in grid)
     clean = found.samples.latents[torch.tensor(samples)[shuffled(len(samples), rows, gen)]]
     noise = torch.randn(clean.shape, generator=gen)
-    signal, noisy = (s.view(-1, *[1] * (clean.ndim - 1)) for s in model.signal_and_noise(t))
-    x = (signal * clean + noisy * noise).to(model.device)
-    blank = Pool(x, t, x, x, run.prompt, run.guidance)
+    def wide(s): return s.view(-1, *[1] * (clean.ndim - 1))
+    x = (wide(signal) * clean + wide(share) * noise).to(model.device)
+    blank = Pool(x, t, signal, share, x, x, run.prompt, run.guidance)
     def answers(part): return predict_rows(model, blank, part)
     parts = list(in_parts(model, "answers", answers, torch.arange(rows, device=model.device), batch))
     return replace(blank, output=torch.cat([o for o, _ in parts]), x0=torch.cat([x0 for _, x0 in parts]))
@@ -74,8 +77,9 @@ def predict_rows(
     groups = [(t == at).nonzero().flatten().to(rows.device) for at in t.unique()]
     for group in groups:
         if adapter is not None: adapter.set(strengths[group])
-        at = pool.timestep[rows[group[0]].cpu()]
-        calls.append(model.predict(pool.latents[rows[group]], at, pool.prompt, pool.guidance))
+        one = rows[group[0]].cpu()
+        calls.append(model.predict(pool.latents[rows[group]], pool.timestep[one], pool.prompt, pool.guidance,
+                                   (pool.signal[one], pool.noise[one])))
     back = torch.cat(groups).argsort()
     return tuple(torch.cat(parts)[back] for parts in zip(*calls))
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from tiny import pipeline_of, tiny_parts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
@@ -18,6 +18,7 @@ def tiny_tokenizer(length=16):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["portrait of a person", "user assistant"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
                                    model_max_length=length, chat_template=CHAT)
 
@@ -137,12 +138,59 @@ def sana(sprint):
     return kind(tiny_tokenizer(), text, vae, transformer, scheduler)
 
 
-def pixart():
+def pixart(kind=diffusers.PixArtSigmaPipeline):
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8)
     scheduler = diffusers.DPMSolverMultistepScheduler()
-    return diffusers.PixArtSigmaPipeline(tiny_tokenizer(), t5(), kl(), transformer, scheduler)
+    return kind(tiny_tokenizer(), t5(), kl(), transformer, scheduler)
+
+
+def lcm():
+    parts = tiny_parts()
+    unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, time_cond_proj_dim=32)
+    scheduler = diffusers.LCMScheduler.from_config(parts["scheduler"].config)
+    return diffusers.LatentConsistencyModelPipeline(**parts | {"unet": unet, "scheduler": scheduler},
+                                                    safety_checker=None, feature_extractor=None)
+
+
+def chroma():
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_hidden_dim=32, approximator_layers=1,
+        approximator_num_channels=16)
+    return diffusers.ChromaPipeline(FlowMatchEulerDiscreteScheduler(), kl(shift_factor=0.1), t5(), tiny_tokenizer(),
+                                    transformer)
+
+
+def lumina2():
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1, cap_feat_dim=32,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(512, 32, 32))
+    text = transformers.Gemma2Model(decoder_config(transformers.Gemma2Config))
+    return diffusers.Lumina2Pipeline(transformer, FlowMatchEulerDiscreteScheduler(), kl(shift_factor=0.1), text,
+                                     tiny_tokenizer())
+
+
+def auraflow():
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, pos_embed_max_size=64)
+    config = transformers.UMT5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    with torch.no_grad():
+        for p in transformer.parameters():
+            p.mul_(4)  # at their usual scale so few layers hardly hear the prompt
+    return diffusers.AuraFlowPipeline(tiny_tokenizer(), transformers.UMT5EncoderModel(config), kl(), transformer,
+                                      FlowMatchEulerDiscreteScheduler())
+
+
+def cogview4():
+    transformer = diffusers.CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4,
+        text_embed_dim=32, time_embed_dim=8, condition_dim=4, rope_axes_dim=(16, 16), sample_size=8)
+    text = transformers.GlmModel(decoder_config(transformers.GlmConfig))
+    return diffusers.CogView4Pipeline(tiny_tokenizer(), text, kl(), transformer, FlowMatchEulerDiscreteScheduler(
+        base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"))
 
 
 FAMILIES = {
@@ -160,12 +208,20 @@ FAMILIES = {
     "sana-sprint": lambda: sana(True),
     "pixart-sigma": pixart,
 }
+OTHERS = {  # without a preset, and most without an entry in the table: the generic way
+    "lcm": lcm,
+    "chroma": chroma,
+    "lumina2": lumina2,
+    "auraflow": auraflow,
+    "cogview4": cogview4,
+    "pixart-alpha": lambda: pixart(diffusers.PixArtAlphaPipeline),
+}
 
 
 def make(name, folder, seed=0):
     """Write a family's tiny pipeline into a folder."""
     torch.manual_seed(seed)
-    pipe = FAMILIES[name]()
+    pipe = (FAMILIES | OTHERS)[name]()
     for part in (getattr(pipe, "unet", None) or pipe.transformer,):  # some start at zero and would say nothing
         for p in part.parameters():
             if not p.any():

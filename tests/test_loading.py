@@ -43,8 +43,8 @@ def test_a_preset_lays_a_lora_and_a_scheduler_over_its_model(xl, lora, monkeypat
     monkeypatch.setitem(PRESETS, "tiny-dmd2", preset)
     model = load("tiny-dmd2", device="cpu")
     assert (model.name, model.steps, model.guidance) == ("tiny-dmd2", 3, 0.0)
-    assert isinstance(model.pipe.scheduler, LCMScheduler) and model.timesteps(3).tolist() == [999, 399, 99]
-    assert model.timesteps(2).tolist() != [999, 399]  # the preset's timesteps are for its own number of steps
+    assert isinstance(model.pipe.scheduler, LCMScheduler) and model.timesteps(3)[0].tolist() == [999, 399, 99]
+    assert model.timesteps(2)[0].tolist() != [999, 399]  # the preset's timesteps are for its own number of steps
     plain = load(xl, device="cpu")
     plain.pipe.load_lora_weights(lora[0], weight_name=lora[1])
     noise = start_noise(plain, 0, [0])
@@ -74,7 +74,7 @@ def test_a_preset_brings_a_distilled_denoiser(xl, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny-lightning", preset)
     model = load("tiny-lightning", device="cpu")
     assert all(torch.equal(p, state[n]) for n, p in model.denoiser.named_parameters())
-    assert isinstance(model.pipe.scheduler, EulerDiscreteScheduler) and model.timesteps(4)[0] == 999
+    assert isinstance(model.pipe.scheduler, EulerDiscreteScheduler) and model.timesteps(4)[0][0] == 999
 
 
 @pytest.mark.parametrize("name", PRESETS)

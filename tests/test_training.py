@@ -84,7 +84,7 @@ def test_shuffled_takes_everything_equally_often(n, count):
 
 def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
     model, found = shared
-    grid = model.timesteps(found.samples.run.steps)
+    grid = model.timesteps(found.samples.run.steps)[0]
     assert torch.equal(pool.timestep, grid.repeat_interleave(len(pool.timestep) // len(grid)))
     for j in (0, 5, 11):
         out, x0 = model.predict(pool.latents[[j]], pool.timestep[j], found.samples.run.prompt, pool.guidance)
@@ -99,7 +99,7 @@ def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
     marks = torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100  # far above the noise
     marked = replace(found, samples=replace(found.samples, latents=marks))
     pool = make_pool(model, marked, [3, 20, 7], 12, seed=0)
-    signal, noisy = (s.view(-1, 1, 1, 1) for s in model.signal_and_noise(pool.timestep))
+    signal, noisy = (s.view(-1, 1, 1, 1) for s in (pool.signal, pool.noise))
     clean = (pool.latents / signal).mean((1, 2, 3)).div(100).round().long()
     assert sorted(clean.tolist()) == [3] * 4 + [7] * 4 + [20] * 4
     noise = (pool.latents - signal * 100 * clean.view(-1, 1, 1, 1)) / noisy
