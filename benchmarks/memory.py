@@ -1,16 +1,19 @@
 """Memory that full-size models take: weights, sliders and what a training step keeps for its gradients.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py             print the table
+    python benchmarks/memory.py --readme    write it into the README too
 
 Computed, not measured: the real networks with their real shapes run on torch's "meta" device, which has shapes and no
 numbers, and what autograd keeps is counted. A GPU's allocator and workspaces come on top, a tenth or so. Two minutes.
 """
 
+import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FluxTransformer2DModel, UNet2DConditionModel
-from portraits import table
+from portraits import table, write_figures
 
 from sliderspace.adapters import GatedAdapter, target_layers
 from sliderspace.models import Model
@@ -27,6 +30,16 @@ UNET = dict(
     addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)
 VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=1024,
            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+
+
+class Attention(torch.autograd.Function):
+    "What a GPU's fused attention keeps; on the meta device torch would take the kind that keeps every weight."
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
 
 
 def sdxl():
@@ -95,8 +108,8 @@ def size(net):
 
 def sliders_on(kind, net):
     "64 sliders on a network; their bytes."
-    pipe = type(kind, (SimpleNamespace,), {})(unet=net, _execution_device=torch.device("meta"), scheduler=SimpleNamespace(
-        config=SimpleNamespace(num_train_timesteps=1000)))
+    scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000))
+    pipe = type(kind, (SimpleNamespace,), {})(unet=net, _execution_device=torch.device("meta"), scheduler=scheduler)
     model = Model(pipe, kind, 4, 0.0)
     adapter = GatedAdapter(model, target_layers(model), SLIDERS, RANK)
     parameters = [p.requires_grad_(True) for pair in adapter.parameters().values() for p in pair]
@@ -104,7 +117,11 @@ def sliders_on(kind, net):
 
 
 def main():
-    rows = []
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--readme", action="store_true", help="write the table into the README")
+    args, rows = p.parse_args(), []
+    def fused(query, key, value, *args, **options): return Attention.apply(query, key, value)
+    torch.nn.functional.scaled_dot_product_attention = fused
     with torch.device("meta"):
         full = AutoencoderKL(**VAE).bfloat16().requires_grad_(False)
         tiny = AutoencoderTiny().bfloat16().requires_grad_(False)
@@ -120,9 +137,14 @@ def main():
                     pictures = how(vae, lambda vae=vae, z=x0[:, :4]: vae.decode(z).sample) + size(vae)
                     parts = [size(net) - trained, 4 * trained, step, pictures]  # sliders, gradients, two of Adam
                     rows.append([name, label, decoder, *(f"{p / GIB:.1f}" for p in (*parts, sum(parts)))])
-    print(f"GiB of GPU memory to train {SLIDERS} sliders of rank {RANK} on all attention, 1024 pixels, bfloat16, a "
-          "micro-batch of one image, text encoders parked on the CPU. Computed from shapes.\n")
-    print(table(["model", "activations", "decoder", "weights", "sliders", "step", "decoding", "sum"], rows))
+    head = ["model", "activations", "decoder", "weights", "sliders", "step", "decoding", "sum"]
+    figures = (f"GiB of GPU memory to train {SLIDERS} sliders of rank {RANK} on all attention: 1024 pixels, bfloat16, "
+               "one image at a time, text encoders parked on the CPU. *Computed* from the networks' real shapes by "
+               "`benchmarks/memory.py`, not measured; \"recomputed\" is `low_memory=True`, the tiny autoencoder is "
+               f"`preview=`.\n\n{table(head, rows)}\n")
+    print(figures)
+    if args.readme:
+        write_figures(Path(__file__).parents[1] / "README.md", figures, "memory table")
 
 
 if __name__ == "__main__":

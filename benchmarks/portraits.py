@@ -28,9 +28,9 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(str(c) for c in row) + " |" for row in lines)
 
 
-def write_figures(card, figures):
-    "Put figures between the marks of a model card."
-    begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
+def write_figures(card, figures, name="figures"):
+    "Put figures between the marks of a model card, or of another text."
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     text = card.read_text()
     card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
 
