@@ -72,8 +72,10 @@ def _parts(model, encoder, adapter, pool, vectors, at, signs, view, leash, weigh
             if (fine := loss.isfinite()).all():
                 return k, away.detach(), torch.autograd.grad(loss.sum() / len(at), weights, materialize_grads=True)
             job = job[fine]
-    jobs = torch.arange(K * len(at), device=model.device)
-    return (made for made in in_parts(model, "training", work, jobs, batch) if made is not None)
+    times, every = pool.timestep[at.cpu()].to(model.device), torch.arange(K * len(at), device=model.device)
+    for t in times.unique(): # a denoiser call a part: where layers are run again, its own strengths hold
+        for made in in_parts(model, "training", work, every[(times == t)[every // K]], batch):
+            if made is not None: yield made
 
 # %% ../nbs/13_alignment.ipynb #cell-09
 def alignment_steps(

@@ -6,8 +6,8 @@
 __all__ = ['load']
 
 # %% ../nbs/04_loading.ipynb #cell-02
-import json, re
-from contextlib import contextmanager
+import re
+from contextlib import contextmanager, suppress
 from inspect import signature, unwrap
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 # %% ../nbs/04_loading.ipynb #cell-03
-from .families import FAMILIES, PRESETS, Family
+from .families import PRESETS, family_of
 from .models import BUNDLED, Model, bundled
+from .schedules import prediction_type
 
 # %% ../nbs/04_loading.ipynb #cell-04
 def _check_type(pipe):
@@ -32,6 +33,8 @@ def _check_type(pipe):
     if more := [a for a in ("num_frames", "video_length", "audio_length_in_s") if a in takes]:
         refuse(f"it makes videos or sounds (it takes {more[0]})")
     needs = [n for n, a in takes.items() if n in ("image", "mask_image", "control_image") and a.default is a.empty]
+    if "sigma_data" in pipe.scheduler.config and prediction_type(pipe.scheduler) != "trigflow":
+        refuse(f"{type(pipe.scheduler).__name__} counts noise another way; give it scheduler= of another kind")
     if needs or "strength" in takes: refuse(f"it starts from an image (it takes {[*needs, 'strength'][0]})")
     unet, channels = getattr(pipe, "unet", None), pipe.vae.config.get("latent_channels")
     if unet is None: return
@@ -57,7 +60,7 @@ def _explained(source, hub):
         if hub and not index.exists():
             what += f"; with a connection, `hf download {source}` fetches it; or give a local folder"
         elif index.exists():
-            parts = [n for n, v in json.loads(index.read_text()).items() if isinstance(v, list) and v[0]]
+            parts = re.findall(r'"(\w+)": \[\s*"', index.read_text(errors="replace"))
             missing = [n for n in parts if not (Path(source)/n).is_dir()]
             if missing: what += f"; it lacks the folders of {', '.join(missing)}"
         raise ValueError(f"the model in {str(source)!r} could not be loaded: {what}") from e
@@ -72,15 +75,18 @@ def _pipeline(source, dtype, hub, **parts):
 
 # %% ../nbs/04_loading.ipynb #cell-08
 def _single_file(path, dtype, **parts):
-    "A pipeline from one checkpoint file of Stable Diffusion's kind."
+    "A pipeline from one checkpoint file."
     import diffusers
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
     from safetensors import safe_open
     kinds = {"v1": "StableDiffusionPipeline", "v2": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline",
-             "sd35": "StableDiffusion3Pipeline", "xl_base": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
+             "sd35_large": "StableDiffusion3Pipeline", "sd35_medium": "StableDiffusion3Pipeline",
+             "xl_base": "StableDiffusionXLPipeline", "flux-dev": "FluxPipeline", "flux-schnell": "FluxPipeline"}
     try:
-        with safe_open(path, "pt") as f: kind = infer_diffusers_model_type({k: f.get_slice(k) for k in f.keys()})
-        name = next((kinds[k] for k in kinds if kind.startswith(k)), None)
+        with safe_open(path, "pt") as f:
+            shapes = {k: torch.empty(f.get_slice(k).get_shape(), device="meta") for k in f.keys()}
+        kind = infer_diffusers_model_type(shapes)
+        name = kinds.get(kind)
         if name is None: raise ValueError(f"it is a checkpoint of {kind}, not one of {sorted(set(kinds.values()))}")
         return getattr(diffusers, name).from_single_file(str(path), dtype=dtype, **parts)
     except Exception as e:
@@ -102,8 +108,8 @@ def _preset(preset, dtype, parts):
     if preset.unet and "unet" not in parts:
         with _explained(preset.repo, hub=True):
             config = diffusers.UNet2DConditionModel.load_config(preset.repo, subfolder="unet")
-            own["unet"] = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
-            own["unet"].load_state_dict(load_file(_file(*preset.unet)))
+        own["unet"] = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
+        with _explained(preset.unet[0], hub=True): own["unet"].load_state_dict(load_file(_file(*preset.unet)))
     pipe = _pipeline(preset.repo, dtype, hub=True, **own)
     if preset.lora and "unet" not in parts:
         with _explained(preset.lora[0], hub=True):
@@ -117,46 +123,80 @@ def _preset(preset, dtype, parts):
 
 # %% ../nbs/04_loading.ipynb #cell-11
 def _found(source, dtype, parts):
-    "A pipeline by name or path, and a short name for it."
+    "A pipeline by name or path, and its preset if it has one."
     text, path = str(source), Path(source).expanduser()
     if text == "portraits-fast": parts = _fast_parts(dtype) | parts
-    if text in BUNDLED: return _pipeline(bundled(), dtype, False, **parts)
-    if (path/"model_index.json").is_file(): return _pipeline(path, dtype, False, **parts)
-    if path.suffix == ".safetensors" and path.is_file(): return _single_file(path, dtype, **parts)
-    if text in PRESETS: return _preset(PRESETS[text], dtype, parts)
+    if text in BUNDLED: return _pipeline(bundled(), dtype, False, **parts), None
+    if (path/"model_index.json").is_file(): return _pipeline(path, dtype, False, **parts), None
+    if path.suffix == ".safetensors" and path.is_file(): return _single_file(path, dtype, **parts), None
+    if text in PRESETS: return _preset(PRESETS[text], dtype, parts), PRESETS[text]
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.exists():
-        return _pipeline(text, dtype, True, **parts)
+        return _pipeline(text, dtype, True, **parts), None
     raise ValueError(f"unknown model {text!r}: give one of {[*BUNDLED, *PRESETS]}, a repository of the hub "
                      "(owner/name), a diffusers folder (with a model_index.json), a .safetensors checkpoint, or a "
                      "loaded pipeline")
 
 # %% ../nbs/04_loading.ipynb #cell-12
+def _given(source, device, dtype, parts):
+    "The pipeline that is meant, its name and its preset, if any. Raises `ValueError` for arguments that do not fit."
+    from diffusers import DiffusionPipeline
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating type such as torch.bfloat16, not {dtype!r}")
+    if isinstance(source, DiffusionPipeline):
+        if parts: raise ValueError(f"parts {sorted(parts)} are for a model that is loaded here: this one is")
+        if dtype is not None: source.to(dtype)
+        return source, source.config.get("_name_or_path") or type(source).__name__, None
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"unknown model {source!r}: give a name, a path, or a text-to-image pipeline of diffusers")
+    small = str(source) in BUNDLED or torch.device(device).type == "cpu"
+    pipe, preset = _found(source, dtype or (torch.float32 if small else torch.bfloat16), parts)
+    able = sorted(pipe.components)
+    if strange := set(parts) - {*able, "config", "variant", "revision", "token", "cache_dir", "quantization_config"}:
+        raise ValueError(f"{type(pipe).__name__} has no parts {sorted(strange)}: its parts are {able}")
+    for part in parts.values():
+        if dtype is not None and isinstance(part, nn.Module): part.to(dtype)
+    whole = str(source) in BUNDLED or preset or not Path(source).expanduser().exists()
+    return pipe, str(source) if whole else Path(source).expanduser().resolve().stem, preset
+
+# %% ../nbs/04_loading.ipynb #cell-13
 def _placed(pipe, nets, device, low_memory):
     "Put networks on a device, or leave them to the hooks of accelerate that they have; gives hooks of text encoders."
-    if getattr(pipe, "hf_device_map", None) or any(hasattr(p, "_hf_hook") for p in nets.values()): return ()
+    if any(p.is_meta for net in nets.values() for p in net.parameters()):
+        raise ValueError(f"parts of {type(pipe).__name__} are on no device (sequential offload?): load it without, and "
+                         "with low_memory=True")
+    texts = [p for n, p in nets.items() if n.startswith("text_encoder")]
+    if getattr(pipe, "hf_device_map", None) or any(hasattr(p, "_hf_hook") for p in nets.values() if p not in texts):
+        return ()
     if not low_memory:
         pipe.to(device)
         return ()
     from accelerate import cpu_offload_with_hook
-    for name, part in nets.items():
-        if not name.startswith("text_encoder"): part.to(device)
-    denoiser = nets.get("unet") or nets["transformer"]
-    for part in (denoiser, pipe.vae):
+    rest = [p for p in nets.values() if p not in texts]
+    for part in rest:
+        part.to(device)
         if getattr(part, "_supports_gradient_checkpointing", False): part.enable_gradient_checkpointing()
     for method in ("enable_slicing", "enable_tiling"):
-        if hasattr(pipe.vae, method): getattr(pipe.vae, method)()
-    return tuple(cpu_offload_with_hook(p, device)[1] for n, p in nets.items() if n.startswith("text_encoder"))
-
-# %% ../nbs/04_loading.ipynb #cell-13
-def _tiny(preview, dtype):
-    "A tiny autoencoder by folder or repository, or as it is."
-    from diffusers import AutoencoderTiny
-    if preview is None or isinstance(preview, nn.Module): return preview
-    try: return AutoencoderTiny.from_pretrained(preview, dtype=dtype, use_safetensors=True)
-    except Exception as e:
-        raise ValueError(f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}") from e
+        with suppress(AttributeError, NotImplementedError): getattr(pipe.vae, method)()
+    for part in texts:
+        if not hasattr(part, "_hf_hook"): vars(part)["_sliderspace_parked"] = cpu_offload_with_hook(part, device)[1]
+    return tuple(vars(p)["_sliderspace_parked"] for p in texts if "_sliderspace_parked" in vars(p))
 
 # %% ../nbs/04_loading.ipynb #cell-14
+def _tiny(preview, pipe, device):
+    "A tiny autoencoder by folder or repository, or as it is, ready to take the place of a pipeline's own."
+    from diffusers import AutoencoderTiny
+    if preview is None: return None
+    try: tiny = preview if isinstance(preview, nn.Module) else AutoencoderTiny.from_pretrained(preview,
+                                                                                              use_safetensors=True)
+    except Exception as e:
+        raise ValueError(f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}") from e
+    theirs, ours = tiny.config.get("latent_channels"), pipe.vae.config.get("latent_channels")
+    if theirs != ours or "scaling_factor" not in pipe.vae.config:
+        raise ValueError(f"preview= has {theirs} channels of latents, and {type(pipe.vae).__name__} of this model "
+                         f"{ours}: it must be a tiny autoencoder of the same latents")
+    return tiny.to(device, pipe.vae.dtype).requires_grad_(False).eval()
+
+# %% ../nbs/04_loading.ipynb #cell-15
 def load(
     source="portraits",          # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
     device:str|None=None,        # default: a GPU when there is one
@@ -173,26 +213,25 @@ def load(
     Raises `ValueError` for what cannot be found or loaded, and for a pipeline that makes no images of a prompt alone;
     the message says why and what to do."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    named = isinstance(source, (str, Path))
-    small = named and (str(source) in BUNDLED or device == "cpu")
-    pipe = _found(source, dtype or (torch.float32 if small else torch.bfloat16), parts) if named else source
-    if parts and not named: raise ValueError(f"parts {sorted(parts)} are for a model that is loaded here: this one is")
-    config = getattr(pipe, "config", None) or {}
-    name = str(source) if named and not Path(source).exists() or str(source) in BUNDLED else \
-        Path(source).resolve().stem if named else config.get("_name_or_path") or type(pipe).__name__
+    pipe, name, preset = _given(source, device, dtype, parts)
     _check_type(pipe)
-    preview = _tiny(preview, pipe.vae.dtype if dtype is None else dtype)
     nets = {n: p for n, p in pipe.components.items() if isinstance(p, nn.Module)}
-    if dtype is not None: pipe.to(dtype)
-    for part in (*nets.values(), *([preview] if preview else [])): part.requires_grad_(False).eval()
-    parked = _placed(pipe, nets, device, low_memory)
-    if preview: preview.to(device)
+    kinds = {n: p.dtype for n, p in nets.items() if n.startswith(("unet", "transformer", "text_encoder"))}
+    if len(set(kinds.values())) > 1: raise ValueError(f"parts of several precisions, {kinds}: give dtype= one of them")
+    for part in nets.values(): part.requires_grad_(False).eval()
+    if name in BUNDLED and (bundled()/"preview").is_dir(): preview = preview or bundled()/"preview"
+    tiny, parked = _tiny(preview, pipe, device), _placed(pipe, nets, device, low_memory)
     if getattr(pipe, "unet", None) is not None: # its convolutions are faster so
         for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)
-    preset = PRESETS.get(str(source)) if named else None
     takes = signature(unwrap(type(pipe).__call__)).parameters
     def usual(argument): return takes[argument].default if argument in takes else None
-    known = (BUNDLED.get(str(source)) or (preset and (preset.steps, preset.guidance)) or
-             (usual("num_inference_steps"), usual(FAMILIES.get(type(pipe).__name__, Family()).guidance)))
-    wanted = [k if w is None else w for w, k in zip((steps, guidance), known)]
-    return Model(pipe, name, *wanted, size, preset.options if preset else {}, parked=parked, preview=preview)
+    known = (BUNDLED.get(str(source)) or (preset and (preset.steps, preset.guidance))
+             or (usual("num_inference_steps"), usual(family_of(pipe).guidance)))
+    own = preset is not None and steps in (None, preset.steps) and "scheduler" not in parts
+    steps, guidance = (k if w is None else w for w, k in zip((steps, guidance), known))
+    model = Model(pipe, name, steps, guidance, size, preset.options if own else {}, parked=parked, preview=tiny)
+    try: _ = model.latent_shape # encodes an empty prompt, and calls all but the denoiser
+    except Exception as e:
+        raise ValueError(f"{type(pipe).__name__} cannot be called with a prompt alone, or its parts do not fit: "
+                         f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+    return model

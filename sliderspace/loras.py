@@ -6,12 +6,11 @@
 __all__ = ['read_lora']
 
 # %% ../nbs/11_loras.ipynb #cell-02
-import re
+import json, re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 # %% ../nbs/11_loras.ipynb #cell-03
@@ -23,18 +22,22 @@ _ENDS = {"lora_down.weight": "down", "lora_A.weight": "down", "lora_up.weight": 
          "alpha": "alpha"}
 
 # %% ../nbs/11_loras.ipynb #cell-05
-def _tensors(path:Path)->dict[str, Tensor]:
-    "Tensors of a safetensors file, or of a `.pt` file that holds nothing else."
+def _tensors(path:Path)->tuple[dict[str, Tensor], float|None]:
+    "Tensors of a safetensors file, or of a `.pt` file that holds nothing else; alpha, if diffusers' metadata say it."
     if not path.is_file(): raise FileNotFoundError(f"no such file: {str(path)!r}")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix != ".safetensors": found, about = torch.load(path, "cpu", weights_only=True), {}
+        else:
+            with safe_open(path, "pt") as f:
+                found = {k: f.get_tensor(k) for k in f.keys()}
+                about = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
         raise ValueError(f"{str(path)!r} is damaged, or no file of tensors: {' '.join(str(e).split())}") from e
     except Exception as e: # an unpickling error: there is code in it
         raise ValueError(f"{str(path)!r} holds more than tensors, and is not opened: that could run its code") from e
     if not isinstance(found, dict) or not all(torch.is_tensor(v) for v in found.values()):
         raise ValueError(f"{str(path)!r} is not a dictionary of tensors")
-    return found
+    return found, next((v for k, v in about.items() if k.endswith("lora_alpha")), None)
 
 # %% ../nbs/11_loras.ipynb #cell-06
 def read_lora(
@@ -50,8 +53,8 @@ def read_lora(
     layers = {n: m for n, m in model.denoiser.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     layers = {n.replace(".base_layer", ""): m for n, m in layers.items() if "lora_" not in n}
     names = {n.replace(".", "_"): n for n in layers}
-    parts, strange = {}, []
-    for key, tensor in _tensors(path).items():
+    (tensors, alpha), parts, strange = _tensors(path), {}, []
+    for key, tensor in tensors.items():
         stem, _, end = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", key).partition(".lora_")
         stem, end = (stem, f"lora_{end}") if end else key.rpartition(".")[::2]
         stem = re.sub(r"^(lora_unet_|lora_transformer_|unet\.|transformer\.|base_model\.model\.)+", "", stem)
@@ -59,13 +62,14 @@ def read_lora(
         if name is None or end not in _ENDS: strange.append(key)
         else: parts.setdefault(name, {})[_ENDS[end]] = tensor.float()
     if strange or not parts:
-        raise ValueError(f"{str(path)!r} has {len(strange)} keys that name no layer of the denoiser of {model.name}, such "
-                         f"as {strange[:3]}; LoRAs of text encoders are not sliders of a denoiser")
+        raise ValueError(f"{str(path)!r} has {len(strange)} keys that name no layer of the denoiser of {model.name}, "
+                         f"such as {strange[:3]}; LoRAs of text encoders are not sliders of a denoiser")
     for name, p in parts.items(): _check(path, name, p, layers[name])
     ranks = {len(p["down"]) for p in parts.values()}
     if len(ranks) > 1: raise ValueError(f"{str(path)!r} has several ranks {sorted(ranks)}: a slider has one")
     rank = ranks.pop()
-    up = {n: p["up"] * p.get("alpha", torch.tensor(float(rank))) / rank for n, p in parts.items()}
+    usual = torch.tensor(float(rank if alpha is None else alpha))
+    up = {n: p["up"] * p.get("alpha", usual) / rank for n, p in parts.items()}
     card = dict(model=model.name, fingerprint=model.fingerprint(list(parts)), denoiser=model.denoiser_name,
                 imported=path.name)
     return SliderSpace({n: p["down"] for n, p in parts.items()}, up, [label or path.stem],

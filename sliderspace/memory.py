@@ -17,14 +17,20 @@ from torch import Tensor
 from .models import Model
 
 # %% ../nbs/05_memory.ipynb #cell-04
-def _fitting(device, cost, most):
-    "How many rows fit into what a GPU has left, when one takes `cost` bytes: a power of two, `most` at most."
+def _fitting(device, cost):
+    "How many rows fit into what a GPU has left, when one takes `cost` bytes: a power of two."
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fit = max(1, int(.8 * free / max(cost, 1)))
-    return min(most, 2 ** (fit.bit_length() - 1))
+    return 2 ** (fit.bit_length() - 1)
 
 # %% ../nbs/05_memory.ipynb #cell-05
+def _out_of_memory(e):
+    "Whether an error says so; Sana's pipelines catch the real one, and then lack an image."
+    return (should_reduce_batch_size(e) or "CUBLAS_STATUS_ALLOC_FAILED" in str(e)
+            or isinstance(e, UnboundLocalError) and "image" in str(e))
+
+# %% ../nbs/05_memory.ipynb #cell-06
 def in_parts(
     model:Model,
     kind:str,      # of work: its size is remembered on the model, in `model.sizes`
@@ -34,25 +40,27 @@ def in_parts(
 ):
     """Yield `work(part)` for parts of the rows, in order.
 
-    On a GPU the first part is one row, and what it took decides about the rest; a part for which memory does not last
-    is halved and tried again. Raises what `work` raises, and out-of-memory errors of a single row."""
-    at, size, gpu = 0, min(batch, model.sizes.get(kind, batch)), model.device.type == "cuda"
+    On a GPU the first two parts are of one row, and what the second took decides about the rest; a part for which
+    memory does not last is halved and tried again. Raises what `work` raises, and out-of-memory errors of one row."""
+    at, gpu = 0, model.device.type == "cuda"
     while at < len(rows):
-        probe = gpu and kind not in model.sizes
-        part, made, short = rows[at:at + (1 if probe else size)], None, False
+        unknown = gpu and kind not in model.sizes
+        size = 1 if unknown else min(batch, model.sizes.get(kind, batch))
+        part, made, short, probe = rows[at:at + size], None, False, unknown and at > 0
         if probe:
             torch.cuda.reset_peak_memory_stats(model.device)
             before = torch.cuda.memory_allocated(model.device)
         try: made = work(part)
         except Exception as e:
-            short = len(part) > 1 and should_reduce_batch_size(e)
+            short = len(part) > 1 and _out_of_memory(e)
             if not short: raise
         if short: # here, where the error no longer holds on to what was allocated
             gc.collect()
+            model.memory.clear() # prompts
             if gpu: torch.cuda.empty_cache()
-            model.sizes[kind] = size = len(part) // 2
+            model.sizes[kind] = len(part) // 2
             continue
-        if probe: model.sizes[kind] = size = _fitting(
-            model.device, torch.cuda.max_memory_allocated(model.device) - before, batch)
+        if probe: model.sizes[kind] = _fitting(
+            model.device, torch.cuda.max_memory_allocated(model.device) - before)
         at += len(part)
         yield made

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/03_models.ipynb #cell-03
-from .families import FAMILIES, Family
+from .families import Family, family_of
 from .schedules import prediction_type, signal_and_noise, single, traced, x0_estimate
 
 # %% ../nbs/03_models.ipynb #cell-05
@@ -76,19 +76,22 @@ class Model:
     size: tuple[int, int]|None = None # `(height, width)` of images in pixels; None: the pipeline's own
     options: dict = field(default_factory=dict) # arguments of calls that take `steps` steps
     lock:object = field(default_factory=RLock)  # held while sliders are on or in training: one thread at a time
+    encoding:object = field(default_factory=RLock) # held while a prompt is encoded
     memory:dict = field(default_factory=dict)   # prompts as the pipeline encodes them, the newest few
     sizes:dict = field(default_factory=dict)    # kind of work -> rows that fit into memory at once, see `memory`
     parked:tuple = ()                # hooks that take the text encoders off the GPU again
     preview:nn.Module|None = None    # a tiny autoencoder, for pictures in training
 
     @property
-    def family(self)->Family: return FAMILIES.get(type(self.pipe).__name__, Family())
+    def family(self)->Family: return family_of(self.pipe)
 
     @property
     def denoiser_name(self)->str: return "unet" if getattr(self.pipe, "unet", None) is not None else "transformer"
 
     @property
-    def denoiser(self)->nn.Module: return getattr(self.pipe, self.denoiser_name)
+    def denoiser(self)->nn.Module:
+        net = getattr(self.pipe, self.denoiser_name)
+        return getattr(net, "_orig_mod", net) # of torch.compile
 
     @property
     def device(self)->torch.device: return self.pipe._execution_device
@@ -114,12 +117,14 @@ class Model:
 
     def _encode_prompt(self, *args, **kwargs):
         "The pipeline's `encode_prompt`, which runs once for each prompt."
-        key = _text_state(self.pipe), repr(args), repr(sorted(kwargs.items(), key=str))
-        if key not in self.memory:
-            with torch.no_grad(): self.memory[key] = self.pipe.encode_prompt(*args, **kwargs)
-            for hook in self.parked: hook.offload()
-            if len(self.memory) > 16: self.memory.pop(next(iter(self.memory)), None)
-        return self.memory[key]
+        with self.encoding:
+            key = _text_state(self.pipe), repr(args), repr(sorted(kwargs.items(), key=str))
+            if key not in self.memory:
+                with torch.no_grad(): self.memory[key] = self.pipe.encode_prompt(*args, **kwargs)
+                for hook in self.parked: hook.offload()
+            made = self.memory[key]
+            if len(self.memory) > 16: del self.memory[next(iter(self.memory))]
+            return made
 
     def _call(self, prompt, count, scheduler, steps=None, guidance=None, latents=None, output_type="latent",
               generator=None, shapes=None, idle=False, vae=None):
@@ -127,7 +132,7 @@ class Model:
         steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
         pipe, call = copy(self.pipe), unwrap(type(self.pipe).__call__) # unwrapped: without its torch.no_grad
         parts = dict(scheduler=scheduler, _progress_bar_config={"disable": True}, encode_prompt=self._encode_prompt)
-        if getattr(pipe, "safety_checker", None) is not None: parts["safety_checker"] = None # it is not differentiable
+        parts |= {n: None for n in ("safety_checker", "watermark") if n in vars(pipe)} # they are not differentiable
         if idle: parts[self.denoiser_name] = _Idle(self.denoiser)
         if vae is not None: parts["vae"] = vae
         vars(pipe).update(parts)
@@ -175,7 +180,13 @@ class Model:
         latents:Tensor, # x0, `(n, ...)`
         preview:bool=False, # by the tiny autoencoder, if the model has one
     )->Tensor:          # images in [0, 1], `(n, 3, height, width)`, float32
-        """The pipeline's own decoding of latents, differentiable."""
+        """The pipeline's own decoding of latents, differentiable.
+
+        Raises `ValueError` where that needs gradients and the autoencoder is one that float16 is too small for."""
+        half = self.pipe.vae.dtype == torch.float16 and self.pipe.vae.config.get("force_upcast")
+        if half and latents.requires_grad and not (preview and self.preview):
+            raise ValueError(f"the autoencoder of {self.name} has no gradients in float16: load it with "
+                             "dtype=torch.bfloat16, or with preview=")
         done = single(self.pipe.scheduler, 1, lambda out: latents)
         images = self._call("", len(latents), done, None, 0., latents, "pt", idle=True,
                             vae=self.preview if preview else None)

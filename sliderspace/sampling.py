@@ -66,7 +66,8 @@ def sample(
 # %% ../nbs/07_sampling.ipynb #cell-10
 def _generators(noise):
     "A generator an image, seeded by its noise: what a sampler adds does not depend on the batch."
-    seeds = [int.from_bytes(sha256(x.numpy().tobytes()).digest()[:7]) for x in noise.detach().cpu().contiguous()]
+    each = noise.detach().cpu().float().contiguous()
+    seeds = [int.from_bytes(sha256(x.numpy().tobytes()).digest()[:7]) for x in each]
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 # %% ../nbs/07_sampling.ipynb #cell-11

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import wraps
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 # %% ../nbs/01_schedules.ipynb #cell-04
@@ -128,7 +129,8 @@ def single(
     @wraps(base.step)
     def step(self, model_output, timestep, sample, *args, return_dict=True, **options):
         latents = answer(model_output)
-        return (sample if latents is None else latents.to(sample.dtype),) * 2
+        latents = sample if latents is None else latents.to(sample.dtype)
+        return SchedulerOutput(prev_sample=latents) if return_dict else (latents, latents)
     def scale_model_input(self, sample, *args): return sample
     return _variant(scheduler, set_timesteps=set_timesteps, step=step, scale_model_input=scale_model_input,
                     init_noise_sigma=property(lambda self: 1.))

@@ -99,6 +99,9 @@ def _check(model, found, layers, **counts):
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
     most = min(min(model.denoiser.get_submodule(n).weight.flatten(1).shape) for n in layers)
     if counts["rank"][0] > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {counts['rank'][0]}")
+    if hasattr(model.denoiser, "_hf_hook"):
+        raise ValueError(f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
+                         "load the model with low_memory=True instead of CPU offload")
     if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
     if model.identity() != run.identity:
         raise ValueError(f"the directions are of another model: of {run.model!r} as it was then, not this "

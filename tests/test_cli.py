@@ -117,7 +117,7 @@ def test_bad_numbers_are_refused_before_the_model_is_loaded(complaint, monkeypat
 BAD = {
     "prompt must be a non-empty text, not ''": ["--prompt", ""],
     "prompt must be a non-empty text, not ' '": ["--prompt", " "],
-    "unknown model 'stable-confusion': give 'portraits'": ["--model", "stable-confusion"],
+    "unknown model 'stable-confusion': give one of ['portraits'": ["--model", "stable-confusion"],
     "open_clip knows no model 'eye'": ["--encoder", "eye"],
     "pretrained='nobody' is no weights file and no weights tag of ViT-B-32": ["--encoder", "ViT-B-32:nobody"],
 }

@@ -8,7 +8,7 @@ from sliderspace.distill import (
     STUDENT_STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, Distillation, make_student, matching_loss, new_student_scheduler,
     student_x0, teacher_pairs,
 )
-from sliderspace.recipe import new_scheduler
+from sliderspace.parts import new_scheduler
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,23 @@ import threading
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny, DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel,
+)
 from families import FAMILIES, make
 from safetensors.torch import save_file
-from tiny import PROMPT, random_space
+from tiny import PROMPT, quiet, random_directions, random_space, random_weights
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-from sliderspace import load
+from sliderspace import discover, load, train
 from sliderspace.adapters import GatedAdapter, target_layers
+from sliderspace.alignment import alignment_steps
+from sliderspace.encoders import pixels
 from sliderspace.families import PRESETS, Preset
 from sliderspace.memory import in_parts
 from sliderspace.sampling import pictures, sample, start_noise
+from sliderspace.starts import make_pool
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,11 @@ def test_what_the_user_gives_wins_over_a_preset(xl, lora, monkeypatch):
     assert model.denoiser is own and model.pipe.scheduler is scheduler and (model.steps, model.guidance) == (7, 2.0)
     assert all(torch.equal(p, before[n]) for n, p in own.named_parameters())
     assert pictures(model, PROMPT, 1, steps=1).shape == (1, 3, 32, 16)
+    with_steps = Preset(str(xl), 3, 0.0, scheduler=("LCMScheduler", {}), options={"timesteps": [999, 399, 99]})
+    monkeypatch.setitem(PRESETS, "tiny-dmd2", with_steps)
+    assert len(load("tiny-dmd2", device="cpu", steps=5).timesteps(5)[0]) == 5
+    other = load("tiny-dmd2", device="cpu", scheduler=scheduler)
+    assert len(other.timesteps(3)[0]) == 3 and other.timesteps(3)[0].tolist() != [999, 399, 99]
 
 
 def test_a_preset_brings_a_distilled_denoiser(xl, tmp_path, monkeypatch):
@@ -98,6 +108,20 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path):
         load(path, device="cpu")
 
 
+@pytest.mark.parametrize("key, shape, kind", [
+    ("model.diffusion_model.input_blocks.0.0.weight", (320, 4, 3, 3), "StableDiffusionPipeline"),
+    ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", (4,), "StableDiffusionXLPipeline"),
+])
+def test_a_checkpoint_is_opened_by_its_kind(xl, tmp_path, monkeypatch, key, shape, kind):
+    path, asked = tmp_path / "model.safetensors", []
+    save_file({key: torch.zeros(shape)}, path)
+    pipe = load(xl, device="cpu").pipe
+    monkeypatch.setattr(getattr(diffusers, kind), "from_single_file",
+                        classmethod(lambda cls, *a, **k: asked.append((cls.__name__, a, k)) or pipe))
+    model = load(path, device="cpu", config=str(xl))
+    assert asked == [(kind, (str(path),), {"dtype": torch.float32, "config": str(xl)})] and model.name == "model"
+
+
 def test_pickles_are_not_opened(tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"a": torch.zeros(1)}, path)
@@ -116,6 +140,42 @@ def test_an_incomplete_folder_names_the_part(xl, tmp_path):
 def test_parts_are_for_models_that_are_loaded_here(xl):
     with pytest.raises(ValueError, match=r"parts \['scheduler'\] are for a model that is loaded here"):
         load(load(xl, device="cpu").pipe, device="cpu", scheduler=DDIMScheduler())
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(shceduler=DDIMScheduler()), r"StableDiffusionXLPipeline has no parts \['shceduler'\]"),
+    (dict(dtype="bfloat16"), "dtype must be a floating type .* not 'bfloat16'"),
+    (dict(dtype=torch.int8), "dtype must be a floating type .* not torch.int8"),
+    (dict(scheduler=EDMEulerScheduler()), "EDMEulerScheduler counts noise another way"),
+])
+def test_arguments_that_do_not_fit_are_refused(xl, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(xl, device="cpu", **options)
+
+
+def test_other_things_are_not_models(tiny):
+    for thing in (42, tiny, None):
+        with pytest.raises(ValueError, match="unknown model .*give a name, a path, or a text-to-image pipeline"):
+            load(thing)
+
+
+def test_parts_of_several_precisions_are_refused(xl):
+    unet = UNet2DConditionModel.from_pretrained(xl / "unet").bfloat16()
+    with pytest.raises(ValueError, match="several precisions.*torch.bfloat16.*give dtype="):
+        load(xl, device="cpu", unet=unet)
+    assert load(xl, device="cpu", unet=unet, dtype=torch.float32).denoiser.dtype == torch.float32
+
+
+def test_pipelines_that_want_more_than_a_prompt_are_refused(xl):
+    pipe = load(xl, device="cpu").pipe
+
+    class NeedsMore(type(pipe)):
+        def __call__(self, prompt=None, num_inference_steps=3, output_type="pil", control=None, **options):
+            return super().__call__(prompt, control.size, **options)
+
+    pipe.__class__ = NeedsMore
+    with pytest.raises(ValueError, match="NeedsMore cannot be called with a prompt alone"):
+        load(pipe, device="cpu")
 
 
 @pytest.mark.parametrize("kind, why", [
@@ -164,6 +224,37 @@ def test_low_memory_changes_no_gradient(xl, thread):
     assert_close(gradients(lean, thread), whole, rtol=1e-3, atol=1e-4)
 
 
+def test_training_on_several_timesteps_with_checkpointing(xl):
+    # each denoiser call's own strengths must hold when its layers are run again
+    made = []
+    for lean in (False, True):
+        model = load(xl, device="cpu", low_memory=lean)
+        found = random_directions(model, pixels(4), steps=3, guidance=1.0)
+        pool = make_pool(model, found, list(range(8)), 6, seed=0)
+        adapter = GatedAdapter(model, target_layers(model), sliders=2)
+        adapter.copy_in(*random_weights(model, target_layers(model), 2, std=0.05))
+        for _ in alignment_steps(model, pixels(4), adapter, pool, found.vectors[:2], updates=2, rows=4):
+            pass
+        made.append(torch.cat([p.detach().flatten() for pair in adapter.parameters().values() for p in pair]))
+        adapter.remove()
+    assert_close(*made, rtol=0, atol=2e-2 * made[0].std().item())
+
+
+def test_a_pipeline_that_leaves_the_gpu_between_calls_is_not_trained(xl, monkeypatch):
+    model = load(xl, device="cpu")
+    found = discover(model, PROMPT, samples=16, encoder=pixels(4), count=2, steps=1, progress=quiet)
+    vars(model.denoiser)["_hf_hook"] = None  # as after `enable_model_cpu_offload`
+    with pytest.raises(ValueError, match="gradients with it: load the model with low_memory=True"):
+        train(model, found, sliders=1, encoder=pixels(4), progress=quiet)
+
+
+def test_float16_autoencoders_without_gradients_say_so(xl):
+    model = load(xl, device="cpu", dtype=torch.float16)
+    latents = torch.zeros(1, *model.latent_shape, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradients in float16.*bfloat16, or with preview="):
+        model.decode(latents)
+
+
 def test_low_memory_changes_no_picture(xl):
     plain, lean = load(xl, device="cpu"), load(xl, device="cpu", low_memory=True)
     assert_close(pictures(lean, PROMPT, 2, steps=2), pictures(plain, PROMPT, 2, steps=2), rtol=0, atol=1e-4)
@@ -202,6 +293,8 @@ def test_a_tiny_autoencoder_makes_the_pictures_in_training(xl):
     ours, full = model.decode(latents, preview=True), model.decode(latents)
     assert_close(ours, (tiny.decode(latents).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
     assert full.shape == ours.shape and not torch.allclose(ours, full)
+    with pytest.raises(ValueError, match="preview= has 3 channels of latents, and AutoencoderKL of this model 4"):
+        load(xl, device="cpu", preview=AutoencoderTiny(latent_channels=3))
     with pytest.raises(ValueError, match="preview='nowhere' is no AutoencoderTiny"):
         load(xl, device="cpu", preview="nowhere")
 
