@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/09_adapters.ipynb #cell-03
 from .families import noise_level
-from .models import Model
+from .models import Model, denoiser_input
 
 # %% ../nbs/09_adapters.ipynb #cell-05
 _READS = r"attn\d?\.(add_[qkv]_proj|to_add_out)$" # the prompt's side where prompt and image attend jointly
@@ -129,9 +129,8 @@ class GatedAdapter:
     def _before_denoiser(self, net, args, kwargs):
         "Set where the denoiser is called, so that it holds in any pipeline: the gate of this batch, at this timestep."
         now = self.now
-        sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         t = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).to(self.model.device)
-        now.gate, now.known = self._gate(len(sample), t), True
+        now.gate, now.known = self._gate(len(denoiser_input(args, kwargs)), t), True
         if torch.is_grad_enabled(): self.recomputed = now.gate # checkpointed layers run again in threads of autograd
 
     def _gate(self, n, t):

@@ -24,17 +24,22 @@ from .families import Family, family_of
 from .schedules import prediction_type, signal_and_noise, single, traced, x0_estimate
 
 # %% ../nbs/03_models.ipynb #cell-05
+def denoiser_input(args, kwargs):
+    "What a denoiser is called with: latents, or a list of them."
+    return args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+
+# %% ../nbs/03_models.ipynb #cell-06
 class _Idle:
     "A denoiser's stand-in that does no work, for calls that only want the pipeline's other parts."
     def __init__(self, net): self.net = net
     def __getattr__(self, name): return getattr(self.net, name)
     def __call__(self, *args, **kwargs):
-        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        x = denoiser_input(args, kwargs)
         if isinstance(x, list): return ([torch.zeros_like(v) for v in x],)
         channels = self.net.config.get("out_channels") if x.ndim == 4 else None # some predict a variance too
         return (x.new_zeros(len(x), channels or x.shape[1], *x.shape[2:]),)
 
-# %% ../nbs/03_models.ipynb #cell-06
+# %% ../nbs/03_models.ipynb #cell-07
 def _text_state(pipe):
     "What a remembered prompt depends on: the text encoders' weights and their LoRAs."
     parts = [p for n, p in pipe.components.items() if n.startswith("text_encoder") and isinstance(p, nn.Module)]
@@ -42,7 +47,7 @@ def _text_state(pipe):
                 if hasattr(m, "lora_A")]
     return str(([sum(w._version for w in p.parameters()) for p in parts], adapters))
 
-# %% ../nbs/03_models.ipynb #cell-07
+# %% ../nbs/03_models.ipynb #cell-08
 def _given(prepare_latents, latents, shapes):
     "A pipeline's `prepare_latents` with our latents, times the sampler's first scale; or its own, their shape kept."
     spec = signature(prepare_latents)
@@ -62,7 +67,7 @@ def _given(prepare_latents, latents, shapes):
         return first if rest is None else (first, *rest)
     return prepare
 
-# %% ../nbs/03_models.ipynb #cell-09
+# %% ../nbs/03_models.ipynb #cell-10
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A text-to-image pipeline, with the few things that discovery and training ask of it.
@@ -232,10 +237,10 @@ class Model:
         return (f"{self.name}: {type(self.pipe).__name__}, denoiser of {n:.1f} M parameters, "
                 f"latents {self.latent_shape}, {self.prediction_type}, {self.steps} steps, guidance {self.guidance}")
 
-# %% ../nbs/03_models.ipynb #cell-11
+# %% ../nbs/03_models.ipynb #cell-12
 BUNDLED = {"portraits": (8, 1.), "portraits-fast": (4, 1.)} # name -> sampler steps and guidance when none are given
 
-# %% ../nbs/03_models.ipynb #cell-12
+# %% ../nbs/03_models.ipynb #cell-13
 def bundled(
     name:str="portraits", # of a model that ships inside the package
 )->Path:
