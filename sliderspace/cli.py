@@ -28,6 +28,10 @@ def _parser():
     d.add_argument("--prompt", default=PROMPT)
     d.add_argument("--model", default="portraits",
                    help="'portraits', 'portraits-fast', 'sdxl-dmd2', ..., owner/name, a folder or a checkpoint")
+    d.add_argument("--steps", type=int, help="sampler steps, if not the model's usual number")
+    d.add_argument("--guidance", type=float, help="if not the model's usual")
+    d.add_argument("--size", type=int, help="of images, pixels a side, if not the model's usual")
+    d.add_argument("--low-memory", action="store_true", help="slower, on less GPU memory; see sliderspace.load")
     d.add_argument("--encoder", help="see sliderspace.encoders.encoder; needed for other models than the bundled one")
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
@@ -47,6 +51,8 @@ def demo(
     sliders:int=16,
     updates:int=450,
     seed:int=0,
+    size:int|None=None,   # of images, pixels a side
+    **loading,            # `steps`, `guidance` and `low_memory` of `loading.load`
 )->Path:               # of the page
     """Discover, train, measure, write: the whole way, as `sliderspace demo` does it.
 
@@ -55,18 +61,20 @@ def demo(
     if not 1 <= sliders <= 100: raise ValueError(f"sliders must be 1 to 100, not {sliders}")
     if samples < 16: raise ValueError(f"samples must be 16 or more, not {samples}")
     if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
-    loaded = load(model)
+    loaded = load(model, size=None if size is None else (size, size), **loading)
     found = discover(loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output/"samples")
     space = train(loaded, found, sliders, updates=updates, encoder=encoder, seed=seed)
     return write_folder(output, loaded, found, measure(loaded, space, found))
 
 # %% ../nbs/25_cli.ipynb #cell-06
-def _live(folder, model):
-    "How to get live sliders: the quickstart in a checkout, else two lines for any notebook."
-    if Path("nbs/studies/quickstart.ipynb").exists(): return "live sliders: make lab"
-    return ("live sliders, in a notebook (pip install jupyterlab):\n"
+def _live(folder, model, size=None, **loading):
+    "How to get live sliders of what was made: three lines for any notebook."
+    given = {"size": None if size is None else (size, size)} | {k: loading[k] for k in ("steps", "guidance", "low_memory")}
+    given = "".join(f", {k}={v!r}" for k, v in given.items() if v not in (None, False))
+    return ("live sliders, in a notebook (make lab, or pip install jupyterlab):\n"
             "  from sliderspace import SliderSpace, board, load\n"
-            f'  model = load({model!r}); board(model, SliderSpace.load({str(folder/"space.safetensors")!r}, model))')
+            f"  model = load({model!r}{given})\n"
+            f'  board(model, SliderSpace.load({str(folder.resolve()/"space.safetensors")!r}, model))')
 
 # %% ../nbs/25_cli.ipynb #cell-07
 def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 when interrupted
@@ -80,5 +88,5 @@ def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 
     except KeyboardInterrupt:
         print(f"\nstopped; what was sampled is kept in {args['output']} and used again next time", file=sys.stderr)
         return 130
-    print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\n{_live(page.parent, args['model'])}")
+    print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\n{_live(page.parent, **args)}")
     return 0

@@ -6,7 +6,7 @@
 __all__ = ['load']
 
 # %% ../nbs/04_loading.ipynb #cell-02
-import re
+import math, re
 from contextlib import contextmanager, suppress
 from inspect import signature, unwrap
 from pathlib import Path
@@ -137,6 +137,14 @@ def _found(source, dtype, parts):
                      "loaded pipeline")
 
 # %% ../nbs/04_loading.ipynb #cell-12
+def _check_numbers(steps, guidance, size):
+    if steps is not None and steps < 1: raise ValueError(f"steps must be 1 or more, not {steps}")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance must be 0 or more, not {guidance}")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be (height, width) in pixels, not {size}")
+
+# %% ../nbs/04_loading.ipynb #cell-13
 def _given(source, device, dtype, parts):
     "The pipeline that is meant, its name and its preset, if any. Raises `ValueError` for arguments that do not fit."
     from diffusers import DiffusionPipeline
@@ -158,7 +166,7 @@ def _given(source, device, dtype, parts):
     whole = str(source) in BUNDLED or preset or not Path(source).expanduser().exists()
     return pipe, str(source) if whole else Path(source).expanduser().resolve().stem, preset
 
-# %% ../nbs/04_loading.ipynb #cell-13
+# %% ../nbs/04_loading.ipynb #cell-14
 def _placed(pipe, nets, device, low_memory):
     "Put networks on a device, or leave them to the hooks of accelerate that they have; gives hooks of text encoders."
     if any(p.is_meta for net in nets.values() for p in net.parameters()):
@@ -181,7 +189,7 @@ def _placed(pipe, nets, device, low_memory):
         if not hasattr(part, "_hf_hook"): vars(part)["_sliderspace_parked"] = cpu_offload_with_hook(part, device)[1]
     return tuple(vars(p)["_sliderspace_parked"] for p in texts if "_sliderspace_parked" in vars(p))
 
-# %% ../nbs/04_loading.ipynb #cell-14
+# %% ../nbs/04_loading.ipynb #cell-15
 def _tiny(preview, pipe, device):
     "A tiny autoencoder by folder or repository, or as it is, ready to take the place of a pipeline's own."
     from diffusers import AutoencoderTiny
@@ -196,7 +204,7 @@ def _tiny(preview, pipe, device):
                          f"{ours}: it must be a tiny autoencoder of the same latents")
     return tiny.to(device, pipe.vae.dtype).requires_grad_(False).eval()
 
-# %% ../nbs/04_loading.ipynb #cell-15
+# %% ../nbs/04_loading.ipynb #cell-16
 def load(
     source="portraits",          # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
     device:str|None=None,        # default: a GPU when there is one
@@ -212,6 +220,7 @@ def load(
 
     Raises `ValueError` for what cannot be found or loaded, and for a pipeline that makes no images of a prompt alone;
     the message says why and what to do."""
+    _check_numbers(steps, guidance, size)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe, name, preset = _given(source, device, dtype, parts)
     _check_type(pipe)

@@ -179,7 +179,7 @@ def make_portraits(
     fit("words", words, lambda g: words_loss(words, people, tokenizer, g), steps(600), output)
     latents = encode_all(vae, pictures)
     def loss(g): return denoiser_loss(denoiser, latents, people, tokenizer, scheduler, g)
-    fit("denoiser", denoiser, loss, steps(7000), output, muon=4e-3, ema=.998, bf16=True)
+    fit("denoiser", denoiser, loss, steps(5000), output, muon=4e-3, ema=.998, bf16=True)
     preview = new_preview().to(device)
     fit("preview", preview.decoder, lambda g: preview_loss(preview, latents, pictures, g), steps(4000), output,
         lr=2e-3, muon=6e-3, bf16=True)

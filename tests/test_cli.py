@@ -80,6 +80,20 @@ def test_the_same_seed_gives_the_same_bytes(demo, tmp_path, capsys):
     assert first.keys() == second.keys()
 
 
+def test_another_model_by_its_folder_and_size(tiny_folder, tmp_path, capsys):
+    """The lines that the command ends with load the sliders that it wrote, on the model as it was."""
+    folder, out = tiny_folder("epsilon"), tmp_path / "own"
+    more = ["--model", str(folder), "--encoder", "pixels-4", "--size", "32", "--steps", "2", "--guidance", "1"]
+    with few():
+        assert main([*SMALL, *more, "--output", str(out)]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()[-3:]]
+    kept = "sliderspace.board = lambda *given: shown.append(given)"
+    exec("\n".join(["import sliderspace", kept, *lines]), {"shown": (shown := [])})
+    [(model, space)] = shown
+    assert (model.size, model.steps, model.guidance, len(space)) == ((32, 32), 2, 1, 2)
+    assert Directions.load(out / "directions.safetensors").samples.run.steps == 2
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +132,10 @@ BAD = {
     "prompt must be a non-empty text, not ''": ["--prompt", ""],
     "prompt must be a non-empty text, not ' '": ["--prompt", " "],
     "unknown model 'stable-confusion': give one of ['portraits'": ["--model", "stable-confusion"],
+    "steps must be 1 or more, not 0": ["--steps", "0"],
+    "guidance must be 0 or more, not nan": ["--guidance", "nan"],
+    "size must be (height, width) in pixels, not (0, 0)": ["--size", "0"],
+    "have to be divisible by 8 but are 65 and 65": ["--size", "65"],
     "open_clip knows no model 'eye'": ["--encoder", "eye"],
     "pretrained='nobody' is no weights file and no weights tag of ViT-B-32": ["--encoder", "ViT-B-32:nobody"],
 }

@@ -146,6 +146,9 @@ def test_parts_are_for_models_that_are_loaded_here(xl):
     (dict(shceduler=DDIMScheduler()), r"StableDiffusionXLPipeline has no parts \['shceduler'\]"),
     (dict(dtype="bfloat16"), "dtype must be a floating type .* not 'bfloat16'"),
     (dict(dtype=torch.int8), "dtype must be a floating type .* not torch.int8"),
+    (dict(steps=0), "steps must be 1 or more, not 0"),
+    (dict(guidance=-1.0), "guidance must be 0 or more, not -1"),
+    (dict(size=(512,)), "size must be .height, width. in pixels, not .512"),
     (dict(scheduler=EDMEulerScheduler()), "EDMEulerScheduler counts noise another way"),
 ])
 def test_arguments_that_do_not_fit_are_refused(xl, options, message):
