@@ -69,7 +69,7 @@ def demo(
 # %% ../nbs/25_cli.ipynb #cell-06
 def _live(folder, model, size=None, **loading):
     "How to get live sliders of what was made: three lines for any notebook."
-    given = {"size": None if size is None else (size, size)} | {k: loading[k] for k in ("steps", "guidance", "low_memory")}
+    given = {k: loading[k] for k in ("steps", "guidance", "low_memory")} | {"size": size and (size, size)}
     given = "".join(f", {k}={v!r}" for k, v in given.items() if v not in (None, False))
     return ("live sliders, in a notebook (make lab, or pip install jupyterlab):\n"
             "  from sliderspace import SliderSpace, board, load\n"

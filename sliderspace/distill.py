@@ -95,7 +95,7 @@ class Distillation:
         pairs:tuple[Tensor, Tensor, list[str]], # from `teacher_pairs`, with their captions
         batch:int=32,
         share:float=1/3,       # of the batches in which the student learns too (DMD2: fake learns more often)
-        hold:float=.25,        # weight of the pairs (DMD, eq. 9)
+        hold:float=.08,        # weight of the pairs (DMD, eq. 9)
     ):
         self.model, self.teacher, self.embed, self.people, self.pairs = model, teacher, embed, people, pairs
         self.batch, self.share, self.hold, self.empty = batch, share, hold, embed([""])
@@ -160,7 +160,7 @@ def make_student(
     with torch.autocast(device, torch.bfloat16): noise, drawn = teacher_pairs(teacher, embed, captions, shape, gen)
     model = nn.ModuleDict({k: copy.deepcopy(teacher).requires_grad_(True) for k in ("student", "fake")})
     loss = Distillation(model, teacher, embed, people, (noise, drawn, captions))
-    fit("student", model, loss, max(2, int(2000 * views)), output, lr=2e-4, ema=.99, bf16=True)
+    fit("student", model, loss, max(2, int(1500 * views)), output, lr=2e-4, ema=.99, bf16=True)
     student = model.student.to(memory_format=torch.contiguous_format, dtype=torch.float16)
     student.register_to_config(_name_or_path="portraits-fast") # else the folder that it was loaded from
     student.save_pretrained(output/"student"/"unet")

@@ -228,7 +228,6 @@ def load(
     kinds = {n: p.dtype for n, p in nets.items() if n.startswith(("unet", "transformer", "text_encoder"))}
     if len(set(kinds.values())) > 1: raise ValueError(f"parts of several precisions, {kinds}: give dtype= one of them")
     for part in nets.values(): part.requires_grad_(False).eval()
-    if name in BUNDLED and (bundled()/"preview").is_dir(): preview = preview or bundled()/"preview"
     tiny, parked = _tiny(preview, pipe, device), _placed(pipe, nets, device, low_memory)
     if getattr(pipe, "unet", None) is not None: # its convolutions are faster so
         for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)

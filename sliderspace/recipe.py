@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/22_recipe.ipynb #cell-03
 from .portraits import FactorClassifier, dataset, factor_ids
 from sliderspace.parts import (
-    classifier_loss, clip_config, clip_loss, denoiser_loss, floats, new_denoiser, new_preview, new_scheduler, new_vae,
-    preview_loss, vae_loss,
+    classifier_loss, clip_config, clip_loss, denoiser_loss, floats, new_denoiser, new_scheduler, new_vae, vae_loss,
 )
 from .words import make_tokenizer, new_words, start_text, words_loss
 
@@ -129,14 +128,13 @@ def encode_all(vae:AutoencoderKL, images:Tensor)->Tensor:
     return z * vae.config.scaling_factor
 
 # %% ../nbs/22_recipe.ipynb #cell-14
-def save_parts(folder:Path, vae, denoiser, tokenizer, clip, classifier, preview):
-    """Write the ordinary diffusers folder; preview, portraits-clip and classifier beside the pipeline; fp16 weights."""
+def save_parts(folder:Path, vae, denoiser, tokenizer, clip, classifier):
+    """Write the ordinary diffusers folder, with portraits-clip and classifier beside the pipeline; fp16 weights."""
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=denoiser.text, tokenizer=tokenizer, unet=denoiser.unet, scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.to(memory_format=torch.contiguous_format, dtype=torch.float16).save_pretrained(folder)
     pipe.to(torch.float32)
-    preview.to(memory_format=torch.contiguous_format, dtype=torch.float16).save_pretrained(folder/"preview")
     denoiser.text.save_pretrained(folder/"text_encoder") # transformers loads fp16 as fp16, diffusers as fp32
     def half(m): return {k: v.half().contiguous() if v.is_floating_point() else v for k, v in m.state_dict().items()}
     tokenizer.save_pretrained(folder/"clip")
@@ -180,10 +178,7 @@ def make_portraits(
     latents = encode_all(vae, pictures)
     def loss(g): return denoiser_loss(denoiser, latents, people, tokenizer, scheduler, g)
     fit("denoiser", denoiser, loss, steps(5000), output, muon=4e-3, ema=.998, bf16=True)
-    preview = new_preview().to(device)
-    fit("preview", preview.decoder, lambda g: preview_loss(preview, latents, pictures, g), steps(4000), output,
-        lr=2e-3, muon=6e-3, bf16=True)
-    save_parts(output/"model", vae, denoiser, tokenizer, clip, classifier, preview)
+    save_parts(output/"model", vae, denoiser, tokenizer, clip, classifier)
 
 # %% ../nbs/22_recipe.ipynb #cell-16
 def main():

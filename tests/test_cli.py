@@ -87,10 +87,10 @@ def test_another_model_by_its_folder_and_size(tiny_folder, tmp_path, capsys):
     with few():
         assert main([*SMALL, *more, "--output", str(out)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()[-3:]]
-    kept = "sliderspace.board = lambda *given: shown.append(given)"
-    exec("\n".join(["import sliderspace", kept, *lines]), {"shown": (shown := [])})
-    [(model, space)] = shown
-    assert (model.size, model.steps, model.guidance, len(space)) == ((32, 32), 2, 1, 2)
+    check = "print(model.size, model.steps, model.guidance, len(space), len(board(model, space).sliders))"
+    code = "\n".join([*lines[:-1], lines[-1].replace("board(model, ", "space = ")[:-1], check])
+    ran = python("-c", code, folder=tmp_path)
+    assert ran.stdout.split() == "(32, 32) 2 1.0 2 2".split(), ran.stderr
     assert Directions.load(out / "directions.safetensors").samples.run.steps == 2
 
 
@@ -189,7 +189,7 @@ def test_samples_of_another_run_are_refused(demo, complaint):
 
 
 def test_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
-    def stopped(source):
+    def stopped(source, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "load", stopped)
@@ -198,7 +198,7 @@ def test_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
 
 
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
-    def broken(source):
+    def broken(source, **options):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(cli, "load", broken)
