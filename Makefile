@@ -25,7 +25,8 @@ export CHECK_PYTHON
 demo: .venv/.done ## make the pictures of the README in demo/, with the bundled model
 	$(BIN)/sliderspace demo --output demo
 
-readme: demo ## put the demo's pictures and table into the README
+readme: demo ## put the demo's pictures and tables into the README
+	$(BIN)/python benchmarks/truth.py demo/space.safetensors --output demo/truth
 	$(BIN)/python tools/readme.py
 
 # One thread gives the same sums on every machine, and nothing fights for the cores.

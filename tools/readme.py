@@ -1,18 +1,24 @@
-"""Put the demo's pictures and table into the README: run `make demo` first, or `make readme`, which does both."""
+"""Put the demo's pictures and tables into the README: `make readme` runs the demo and scores it against truth first."""
 
 import csv
 import shutil
 from pathlib import Path
 
 root = Path(__file__).parents[1]
-begin, end = "<!-- demo table -->\n", "<!-- end of demo table -->"
+demo = root / "demo"
+
+
+def put(name, text):
+    """Fill the part of the README between two comments."""
+    readme, begin, end = root / "README.md", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    old = readme.read_text()
+    readme.write_text(old[: old.index(begin) + len(begin)] + f"\n{text}\n\n" + old[old.index(end) :])
+
 
 (root / "pictures").mkdir(exist_ok=True)
 for name in ("sliders.png", "spectrum.png", "ends.png"):
-    shutil.copyfile(root / "demo" / name, root / "pictures" / name)
-head, *rows = csv.reader((root / "demo" / "table.csv").read_text().splitlines())
+    shutil.copyfile(demo / name, root / "pictures" / name)
+head, *rows = csv.reader((demo / "table.csv").read_text().splitlines())
 table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-readme = root / "README.md"
-text = readme.read_text()
-readme.write_text(text[: text.index(begin) + len(begin)] + "\nThe demo's own table, as `make demo` wrote it:\n\n" + table + "\n\n"
-                  + text[text.index(end) :])
+put("demo table", "The demo's own table, as `make demo` wrote it:\n\n" + table)
+put("truth table", (demo / "truth" / "table.md").read_text().strip())
