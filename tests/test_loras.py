@@ -123,6 +123,9 @@ class Evil:
 
 def test_code_in_a_file_is_not_run(model, tmp_path):
     path = tmp_path / "evil.pt"
+    path.write_bytes(b"cos\nsystem\n(S'touch /tmp/sliderspace-was-here'\ntR.")  # a bare pickle
+    with pytest.raises(ValueError, match="evil.pt"):
+        read_lora(path, model)
     torch.save({"a": Evil()}, path)
     with pytest.raises(ValueError, match="evil.pt"):
         read_lora(path, model)
