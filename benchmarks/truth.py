@@ -26,7 +26,7 @@ from sliderspace.truth import plot_truth, random_sliders, score_sliders
 def reach(model, encoder, space, samples=4):
     "Mean distance of features between images at strengths -1 and 1 and the unchanged ones."
     card = space.card
-    latents = sweep(model, space, card["prompt"], list(range(2000, 2000 + samples)), card["seed"], (-1.0, 0.0, 1.0),
+    latents = sweep(model, space, card["prompts"], list(range(2000, 2000 + samples)), card["seed"], (-1.0, 0.0, 1.0),
                     steps=card["steps"], guidance=card["guidance"], progress=lambda x, **k: x)
     phi = torch.cat([features(model, encoder, x) for x in latents.flatten(0, 2).split(64)]).unflatten(0, latents.shape[:3])
     return (phi[:, [0, 2]] - phi[:, [1]]).norm(dim=-1).mean().item()

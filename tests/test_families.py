@@ -81,6 +81,37 @@ def test_images_are_the_pipelines(model, guidance, monkeypatch):
     assert_close(ours, theirs.float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("guidance", [0.0, 3.5])
+def test_a_batch_of_several_prompts(model, noise, guidance):
+    """Every image of a batch has its own prompt, and is what it is alone."""
+    prompts = ["portrait of a person", "hat", "portrait of a person"]
+    noise = start_noise(model, 0, [0, 1, 2])
+    together = sample(model, prompts, noise, STEPS, guidance)
+    order = [1, 0, 2]
+    again = sample(model, [prompts[i] for i in order], noise[order], STEPS, guidance)  # encoded before
+    assert_close(again, together[order], rtol=0, atol=1e-4)
+    for i, prompt in enumerate(prompts):
+        alone = sample(model, prompt, noise[[i]], STEPS, guidance)
+        assert_close(together[[i]], alone, rtol=0, atol=1e-3 * alone.abs().max().item())
+
+
+def test_images_are_encoded_to_what_the_autoencoder_makes_of_them(model):
+    """Encoded and decoded by the pipeline is encoded and decoded by its autoencoder, which alone loses something."""
+    gen = torch.Generator().manual_seed(0)
+    images, vae = torch.rand(2, 3, *model.image_size, generator=gen), model.pipe.vae
+    x = (images * 2 - 1)[:, :, None] if "Qwen" in type(vae).__name__ else images * 2 - 1
+    with torch.no_grad():
+        code = vae.encode(x)
+        z = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent
+        theirs = vae.decode(z).sample
+        ours = model.decode(model.encode(images))
+    theirs = (theirs[:, :, 0] if theirs.ndim == 5 else theirs) / 2 + 0.5
+    assert model.encode(images).shape == (2, *model.latent_shape)
+    assert_close(ours, theirs.clamp(0, 1), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="images must be of .* pixels, not"):
+        model.encode(torch.rand(1, 3, 8, 24))
+
+
 def test_guidance_changes_images(name, model, noise):
     if "schnell" not in name:  # it takes none
         a, b = (sample(model, PROMPT, noise, STEPS, g) for g in (1.5, 6.0))

@@ -187,7 +187,7 @@ def test_bad_input_is_refused_before_any_work(planted, monkeypatch, message):
         measure(*planted[:3], **BAD[message])
 
 
-@pytest.mark.parametrize("key, value", [("prompt", "hat"), ("encoder", "pixels-4"), ("seed", 7), ("sliders", [])])
+@pytest.mark.parametrize("key, value", [("prompts", ["hat"]), ("encoder", "pixels-4"), ("seed", 7), ("sliders", [])])
 def test_sliders_of_other_directions_are_refused(planted, monkeypatch, key, value):
     model, space, found, _ = planted
     monkeypatch.setattr(measures, "sweep", never)
@@ -263,7 +263,7 @@ def test_leakage_is_drawn(planted):
 @pytest.mark.parametrize("prompt", ["$", "$x^{", r"\frac{$1$}", EVIL])
 def test_any_prompt_can_be_a_title(planted, prompt):
     found = planted[2]
-    found = replace(found, samples=replace(found.samples, run=replace(found.samples.run, prompt=prompt)))
+    found = replace(found, samples=replace(found.samples, run=replace(found.samples.run, prompts=[prompt])))
     assert png(plot_spectrum(found))[:4] == b"\x89PNG"
 
 
@@ -281,7 +281,7 @@ def test_equal_pictures_are_equal_bytes(planted, report):
 def evil(planted, report):
     """Everything that a reader could name, named to do harm."""
     model, _, found, _ = planted
-    run = replace(found.samples.run, prompt=EVIL, encoder="<i>eye</i>")
+    run = replace(found.samples.run, prompts=[EVIL], encoder="<i>eye</i>")
     labels = [EVIL, "a, b", "=1+1", "zwei\nZeilen", "“größer” <b>"]
     return (replace(model, name="<u>model</u>"), replace(found, samples=replace(found.samples, run=run)),
             replace(report, space=replace(report.space, labels=labels)))

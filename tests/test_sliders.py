@@ -462,7 +462,7 @@ def test_bad_exports_are_refused(space, tmp_path):
 
 def test_the_table_escapes_labels(tiny):
     rows = [{"alignment": 0.123, "leakage": None}, {}]
-    odd = {"model": "<b>m</b>", "prompt": "<i>p</i>", "sliders": rows}
+    odd = {"model": "<b>m</b>", "prompts": ["<i>p</i>"], "sliders": rows}
     html = random_space(tiny, ["<script>alert(1)</script>", "a & b"], targets="keys-values", card=odd)._repr_html_()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "a &amp; b" in html
     assert not any(tag in html for tag in ("<script", "<b>", "<i>"))

@@ -12,7 +12,7 @@ from sliderspace.adapters import target_layers
 from sliderspace.encoders import latents
 from sliderspace.models import Model
 from sliderspace.plots import plot_spectrum
-from sliderspace.sampling import collect, sample, start_noise
+from sliderspace.sampling import sample, start_noise
 from sliderspace.starts import make_pool, score_gradients
 
 
@@ -79,14 +79,6 @@ def test_sliders_of_two_threads_take_turns(tiny):
     for t in threads: t.join()
     for name in ("1", "2"):
         assert len(found[name]) == 5 and all(torch.equal(x, found[f"alone {name}"][0]) for x in found[name])
-
-
-def test_a_store_of_another_run_is_refused_before_any_sampling(tiny, tmp_path):
-    options = dict(steps=2, folder=tmp_path, progress=quiet)
-    collect(tiny, latents(), PROMPT, 4, batch=2, **options)
-    with pytest.raises(ValueError, match="holds another run"):
-        collect(tiny, latents(), "portrait of a cat", 4, batch=4, **options)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_samples_made_with_sliders_on_are_of_another_model(tiny):

@@ -87,7 +87,7 @@ def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
     grid = model.timesteps(found.samples.run.steps)[0]
     assert torch.equal(pool.timestep, grid.repeat_interleave(len(pool.timestep) // len(grid)))
     for j in (0, 5, 11):
-        out, x0 = model.predict(pool.latents[[j]], pool.timestep[j], found.samples.run.prompt, pool.guidance)
+        out, x0 = model.predict(pool.latents[[j]], pool.timestep[j], pool.prompts[j], pool.guidance)
         assert_close(pool.output[[j]], out, rtol=1e-4, atol=1e-5)
         assert_close(pool.x0[[j]], x0, rtol=1e-3, atol=1e-3)
     mixed = torch.tensor([11, 3, 5, 10, 3])  # of three timesteps, out of order
@@ -441,7 +441,7 @@ def test_a_trained_space_says_what_it_is(tiny, eye, rank):
     space = train(tiny, found, rank=rank, seed=4, **OPTIONS)
     space.check(tiny)
     assert (len(space), space.rank, space.card["training_seed"], space.card["updates"]) == (2, rank, 4, 2)
-    assert (space.card["prompt"], space.card["encoder"]) == (found.samples.run.prompt, eye.name)
+    assert (space.card["prompts"], space.card["encoder"]) == (found.samples.run.prompts, eye.name)
     assert set(space.down) == set(target_layers(tiny, LAYERS))
     cosines = torch.tensor(space.card["cosines"])
     for i, row in enumerate(space.card["sliders"]):

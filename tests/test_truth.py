@@ -28,7 +28,7 @@ def edits(factor, value, count=6):
 @pytest.fixture
 def scored(monkeypatch):
     def scored(*sweeps):
-        space = SimpleNamespace(labels=[f"slider {i}" for i in range(len(sweeps))], card={"prompt": "p"})
+        space = SimpleNamespace(labels=[f"slider {i}" for i in range(len(sweeps))], card={"prompts": ["p"]})
         monkeypatch.setattr(truth, "sweep", lambda *args, **options: torch.stack(sweeps))
         return score_sliders(drawer, space, strengths=(-1, 0, 1), samples=len(sweeps[0][0]))
 

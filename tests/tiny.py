@@ -9,8 +9,8 @@ from sliderspace.adapters import target_layers
 from sliderspace.directions import find_directions
 from sliderspace.encoders import features
 from sliderspace.models import bundled
-from sliderspace.sampling import Run, Samples
 from sliderspace.sliders import SliderSpace
+from sliderspace.store import Run, Samples
 
 PROMPT = "portrait of a person"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -70,7 +70,7 @@ def random_directions(model, encoder, samples=24, count=6, steps=3, guidance=2.0
     latents = torch.randn(samples, *model.latent_shape, generator=gen)
     width = features(model, encoder, latents[:1]).shape[-1]
     rows = F.normalize(torch.randn(samples, steps, width, generator=gen), dim=-1)
-    run = Run(model.name, model.identity(), encoder.name, PROMPT, samples, seed, steps, guidance)
+    run = Run(model.name, model.identity(), encoder.name, [PROMPT], samples, seed, steps, guidance)
     return find_directions(Samples(run, rows, latents), count)
 
 
@@ -89,6 +89,6 @@ def random_space(model, labels=("hair", "hat", "age"), rank=1, seed=0, targets="
     layers = target_layers(model, targets)
     down, up = random_weights(model, layers, len(labels), rank, seed)
     ranges = torch.tensor([[-2.0, 2.0]] * len(labels))
-    card = {"model": model.name, "fingerprint": model.fingerprint(layers), "prompt": PROMPT,
+    card = {"model": model.name, "fingerprint": model.fingerprint(layers), "prompts": [PROMPT],
             "denoiser": model.denoiser_name} | (card or {})
     return SliderSpace(down, up, list(labels), ranges, rank, card)

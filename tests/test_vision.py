@@ -1,0 +1,179 @@
+"""Networks see what their own libraries show them, at random weights; missing weights say how to get them."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_encoders import picture
+from torch.testing import assert_close
+from torchvision.transforms.functional import pil_to_tensor
+
+from sliderspace.encoders import encoder
+from sliderspace.vision import facenet, fitted
+
+
+def wide(size=(120, 90)):
+    return picture(120).resize(size, Image.Resampling.BICUBIC)
+
+
+def tensor(image):
+    return pil_to_tensor(image)[None].float() / 255
+
+
+def assert_sees(ours, theirs):
+    """`theirs` takes a PIL image; the same size of features to 1e-4 of their size, and gradients reach the image."""
+    for image in (picture(96), wide()):
+        x = tensor(image).requires_grad_()
+        with torch.no_grad():
+            expected = theirs(image)
+        found = ours(x)
+        assert_close(found, expected, rtol=0, atol=2e-2 * expected.abs().max().item())  # Pillow rounds to 1/255
+        (found * torch.linspace(0, 1, found.shape[1])).sum().backward()  # a last layer norm makes the plain sum constant
+        assert x.grad.isfinite().all() and (x.grad != 0).any()
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(image_size=56, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}).save_pretrained(folder)
+    return folder
+
+
+def test_dinov2_sees_what_transformers_shows_it(dino):
+    from transformers import AutoImageProcessor, AutoModel
+
+    net, processor = AutoModel.from_pretrained(dino).eval(), AutoImageProcessor.from_pretrained(dino)
+    ours = encoder(f"transformers:{dino}")
+    assert ours.name == f"transformers:{dino}"
+
+    def theirs(image):
+        return net(**processor(image, return_tensors="pt")).pooler_output
+
+    assert_sees(ours, theirs)
+    x = tensor(wide())
+    exact = processor(x[0], return_tensors="pt", do_rescale=False)  # no rounding in between
+    with torch.no_grad():
+        assert_close(ours(x), net(**exact).pooler_output, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for spec, cure in ((f"transformers:{tmp_path}", "hf download"), ("timm:vit_tiny_patch16_224", "timm:name:file"),
+                       ("timm:vit_tiny_patch16_224:none.safetensors", "give a .safetensors file")):
+        with pytest.raises(ValueError, match=f"weights of .* could not be loaded .*{cure}"):
+            encoder(spec)
+    with pytest.raises(ValueError, match="timm knows no model 'vit_of_the_future'"):
+        encoder("timm:vit_of_the_future")
+    with pytest.raises(ValueError, match="'vggface2', 'casia-webface' or a file, not 'nobody'"):
+        facenet("nobody")
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_timm_models_see_what_timm_shows_them(name, tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=0).eval()
+    save_file(timm.create_model(name).state_dict() | net.state_dict(), tmp_path / "net.safetensors")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    ours = encoder(f"timm:{name}:{tmp_path / 'net.safetensors'}")
+    assert_sees(ours, lambda image: net(transform(image)[None]))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="could not be loaded .KeyError"):
+        encoder(f"timm:resnet10t:{tmp_path / 'x.safetensors'}")
+    (tmp_path / "x.pt").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="nothing but tensors"):
+        encoder(f"inception:{tmp_path / 'x.pt'}")
+
+
+# --- faces and Inception ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def face_weights(tmp_path_factory):
+    from facenet_pytorch import InceptionResnetV1
+
+    path = tmp_path_factory.mktemp("faces") / "face.pt"
+    torch.manual_seed(0)
+    torch.save(InceptionResnetV1().state_dict(), path)
+    return path
+
+
+def test_facenet_sees_what_facenet_pytorch_shows_it(face_weights):
+    from facenet_pytorch import InceptionResnetV1, fixed_image_standardization
+
+    net = InceptionResnetV1().eval()
+    net.load_state_dict(torch.load(face_weights, weights_only=True))
+    x = tensor(picture(160))
+    with torch.no_grad():
+        assert_close(encoder(f"facenet:{face_weights}")(x), net(fixed_image_standardization(x * 255)), rtol=1e-4, atol=1e-4)
+
+
+def test_faces_are_cut_out_with_gradients(face_weights):
+    whole = facenet(face_weights)
+    x = torch.rand(2, 3, 200, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    boxes = torch.tensor([[20.0, 30.0, 180.0, 190.0], [0.0, 0.0, 160.0, 160.0]])
+    cut = facenet(face_weights, crop=lambda images: boxes)
+    found = cut(x)
+    expected = whole(torch.stack([x[0, :, 30:190, 20:180], x[1, :, :160, :160]]))
+    assert_close(found, expected, rtol=0, atol=5e-2 * expected.abs().max().item())
+    found.sum().backward()
+    assert (x.grad[1, :, 170:, 170:] == 0).all() and (x.grad[:, :, 60:120, 60:120] != 0).any()
+
+
+def test_inception_sees_what_torchvision_shows_it(tmp_path):
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
+    torch.manual_seed(0)
+    net = inception_v3(init_weights=False, transform_input=True).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    pooled = {}
+    net.avgpool.register_forward_hook(lambda module, given, out: pooled.update(out=out.flatten(1)))
+    transform, ours = Inception_V3_Weights.DEFAULT.transforms(), encoder(f"inception:{tmp_path / 'net.pth'}")
+
+    def theirs(image):
+        net(transform(image)[None])
+        return pooled["out"]
+
+    assert_sees(ours, theirs)
+    assert ours(tensor(picture(96))).shape == (1, 2048)
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_cut_padded_or_stretched():
+    x = torch.zeros(1, 3, 40, 80)
+    x[..., 20:60] = 1
+    assert fitted(x, (40, 40)).min() > 0.999  # the middle alone
+    longest = fitted(x, (40, 40), "longest")
+    assert longest[..., :9, :].max() == 0 and longest[..., 20, 20].min() > 0.999
+    assert 0.4 < fitted(x, (40, 40), "squash").mean() < 0.6
+    assert torch.equal(fitted(x[..., 20:60], (40, 40)), x[..., 20:60])
+
+
+# --- real weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("spec", ["dinov2", "timm:vit_small_patch14_dinov2.lvd142m", "facenet", "inception",
+                                  "ViT-B-32:laion2b_s34b_b79k"])
+def test_published_weights_tell_pictures_apart(spec):
+    a, b = tensor(picture(224)), tensor(picture(224, seed=1))
+    ours = encoder(spec)
+    with torch.no_grad():
+        same, other = torch.cosine_similarity(ours(a), ours(a * 0.95)), torch.cosine_similarity(ours(a), ours(b))
+    assert same > 0.8 and same > other
