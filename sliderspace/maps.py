@@ -186,7 +186,7 @@ def explore(
     if colours is not None:
         data["colour"] = pd.Series(list(colours), dtype="category" if isinstance(colours[0], str) else float)
         more = dict(color_by="colour", legend=True)
-    widget = jscatter.Scatter(data=data, x="x", y="y", height=500, axes=False, **more)
+    widget = jscatter.Scatter(data=data, x="x", y="y", height=500, axes=False, size=10, **more)
     return widget.tooltip(True, properties=["sample"], preview="image", preview_type="image")
 
 # %% ../nbs/22_maps.ipynb #cell-16

@@ -92,12 +92,12 @@ def plot_rank(
     samples agree on (median, and the middle 90 % of splits)."""
     from matplotlib.ticker import PercentFormatter
     count = min(count, len(real.variances))
-    x, fig = range(1, count + 1), _figure(12, 3.4)
+    fig, x = _figure(12, 3.4), range(1, count + 1)
     left, middle, right = fig.subplots(1, 3)
-    left.semilogy(x, real.variances[:count], ".-", color="#0072B2", label="samples")
-    left.fill_between(x, *real.null.quantile(torch.tensor([.05, .95]), 0)[:, :count], color="#E69F00", alpha=.6,
+    left.semilogy(range(count), real.variances[:count], ".-", color="#0072B2", label="samples")
+    left.fill_between(range(count), *real.null.quantile(torch.tensor([.05, .95]), 0)[:, :count], color="#E69F00", alpha=.6,
                       label="shuffled, 90 %")
-    left.axvline(real.above_chance + .5, color="#666", linestyle=":")
+    left.axvline(real.above_chance - .5, color="#666", linestyle=":")
     left.set(xlabel="direction", ylabel="variance", title=f"{real.above_chance} above chance")
     share = real.variances.cumsum(0) / real.variances.sum()
     middle.plot(x, share[:count], ".-", color="#D55E00")
@@ -125,7 +125,8 @@ def plot_steps(
     fig = _figure(5, 3.4)
     ax = fig.subplots()
     shown = ax.imshow(by_step / by_step.amax(1, keepdim=True), cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    ax.set(xlabel="step, the noisiest first", ylabel="direction", title="variance over its largest")
+    for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="step, 0 is the noisiest", ylabel="direction", title="variance over its largest")
     fig.colorbar(shown)
     return fig
 
@@ -135,11 +136,20 @@ def plot_ramps(
     found:Directions,
     directions=range(8), # which
     count:int=12,        # samples from end to end
-)->Image.Image:
-    """Directions from one end to the other before any training: a row each, samples in the order of their scores."""
+):                       # a matplotlib `Figure`
+    """Directions from one end to the other before any training: a row each, samples in the order of their scores, as
+    evenly spaced as there are any."""
     rows = torch.tensor([found.ramp(d, count) for d in directions])
     images = decoded(model, found.samples.latents[rows.flatten()])
-    return grid(images.view(*rows.shape, *images.shape[1:]))
+    picture = grid(images.view(*rows.shape, *images.shape[1:]))
+    fig = _figure(10, 10 * picture.height / picture.width + .3)
+    ax, edge = fig.subplots(), picture.height / len(rows)
+    ax.imshow(picture)
+    ax.set_frame_on(False)
+    ax.set(xticks=[], xlabel="lowest scores, in order, to the highest")
+    ax.set_yticks([edge * (i + .5) for i in range(len(rows))], [f"direction {d}" for d in directions])
+    ax.tick_params(length=0)
+    return fig
 
 # %% ../nbs/21_plots.ipynb #cell-15
 def plot_ends(

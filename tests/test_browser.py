@@ -1,5 +1,6 @@
 """The quickstart works for a person: JupyterLab in a real browser, cells run from the menu, sliders moved by keys."""
 
+import io
 import json
 import os
 import shutil
@@ -13,11 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from tiny import random_directions
+
+from sliderspace.encoders import pixels
+from sliderspace.maps import make_map, save_map
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"
+MAP = ROOT / "nbs/studies/map.ipynb"
 CHROMIUM_FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -168,3 +176,58 @@ def test_sliders_of_the_quickstart_change_the_image(lab):
     screenshot(page, "quickstart.png")
     board.get_by_role("button", name="reset").click()
     wait_until(lambda: shown_image(board) == original, 60, "reset to bring the original image back")
+
+
+def a_point(canvas):
+    """Where on a white canvas something is drawn: the middle of the coloured spot nearest to the centre."""
+    shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+    y, x = np.nonzero(shown.max(2) - shown.min(2) > 60)
+    away = (y - shown.shape[0] / 2) ** 2 + (x - shown.shape[1] / 2) ** 2
+    near = (abs(y - y[away.argmin()]) < 12) & (abs(x - x[away.argmin()]) < 12)
+    return x[near].mean(), y[near].mean()
+
+
+def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab, tmp_path):
+    folder, url, page = lab
+    copy_without_outputs(MAP, folder)
+    run_all_cells(page, url, folder / MAP.name, seconds=300)
+    canvas = page.locator(".jp-OutputArea-output canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)  # it fades in
+    x, y = a_point(canvas)
+    canvas.hover(position={"x": x + 3, "y": y})
+    canvas.hover(position={"x": x, "y": y})
+    expect(page.locator("[style*='data:image/png']")).to_be_visible(timeout=20_000)
+    screenshot(page, "map.png")
+
+    chosen = page.locator(".jp-CodeCell").filter(has_text="chosen = selected(widget, umap)")
+    picture = chosen.locator(".jp-OutputArea-output img")
+    before, box = picture.evaluate("image => image.naturalWidth"), canvas.bounding_box()
+    corners = [(0.95, 0.05), (0.2, 0.05), (0.2, 0.95), (0.95, 0.95), (0.95, 0.2)]
+    page.locator(".jp-OutputArea-output").filter(has=page.locator("canvas")).locator("button").nth(1).click()  # the lasso
+    for i, (right, down) in enumerate(corners):
+        page.mouse.move(box["x"] + right * box["width"], box["y"] + down * box["height"], steps=20)
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+    screenshot(page, "map-lasso.png")
+    chosen.locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Control+Enter")
+    wait_until(lambda: picture.evaluate("image => image.naturalWidth") > before, 30, "the circled samples")
+
+
+def test_the_page_of_a_map_shows_images_without_a_network(tiny, tmp_path):
+    found = random_directions(tiny, pixels(4))
+    path = save_map(tmp_path / "map.html", tiny, found, make_map(found, "pca", neighbours=5))
+    with chromium() as page:
+        page.context.set_offline(True)
+        page.goto(path.as_uri())
+        figure = page.locator(".bk-Figure")
+        expect(figure).to_be_visible(timeout=20_000)
+        page.wait_for_timeout(1000)
+        x, y = a_point(figure)
+        figure.hover(position={"x": x, "y": y})
+        picture = page.locator("img[src^='data:image/png']").first
+        expect(picture).to_be_visible(timeout=20_000)
+        assert picture.evaluate("image => image.naturalWidth") == tiny.image_size[1]
+        screenshot(page, "map-page.png")
