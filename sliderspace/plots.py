@@ -95,8 +95,8 @@ def plot_rank(
     fig, x = _figure(12, 3.4), range(1, count + 1)
     left, middle, right = fig.subplots(1, 3)
     left.semilogy(range(count), real.variances[:count], ".-", color="#0072B2", label="samples")
-    left.fill_between(range(count), *real.null.quantile(torch.tensor([.05, .95]), 0)[:, :count], color="#E69F00", alpha=.6,
-                      label="shuffled, 90 %")
+    chance = real.null.quantile(torch.tensor([.05, .95]), 0)[:, :count]
+    left.fill_between(range(count), *chance, color="#E69F00", alpha=.6, label="shuffled, 90 %")
     left.axvline(real.above_chance - .5, color="#666", linestyle=":")
     left.set(xlabel="direction", ylabel="variance", title=f"{real.above_chance} above chance")
     share = real.variances.cumsum(0) / real.variances.sum()
@@ -205,6 +205,7 @@ def plot_leakage(
     fig = _figure(5, 4.2)
     ax = fig.subplots()
     shown = ax.imshow(torch.tensor(space.card["cosines"]), cmap="RdBu_r", vmin=-.6, vmax=.6)
+    for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="direction of slider", ylabel="slider", title="mean cosine, held-out samples")
     fig.colorbar(shown)
     return fig
