@@ -6,8 +6,11 @@
 __all__ = ['final_effects', 'calibrate', 'train']
 
 # %% ../nbs/19_training.ipynb #cell-02
+import json, warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,14 +18,15 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/19_training.ipynb #cell-03
 from .adapters import GatedAdapter, target_layers
-from .alignment import along, alignment_steps, both_signs, held_out_cosines, means
+from .alignment import OURS, Method, Updates, along, both_signs, held_out_cosines, means
 from .directions import Directions
 from .encoders import Encoder, features
+from .files import read_tensors, writable_folder, write_tensors
 from .models import Model
 from .sampling import sample, start_noise
 from .store import check_encoder
 from .sliders import SliderSpace
-from .starts import first_order_start, make_pool, new_adapter
+from .starts import first_order_start, make_pool, new_adapter, usual_start
 
 # %% ../nbs/19_training.ipynb #cell-05
 @torch.no_grad()
@@ -57,10 +61,11 @@ def calibrate(
     samples:list[int],    # whose noise is used
     rounds:int=3,
     batch:int=64,         # images in a denoiser call
+    most:float=4.,        # times that a round changes an effect
 ):
     """Rescale every slider towards the size at which strength 1 moves final images by one standard deviation.
 
-    A round changes a size 4 times at most; after one that did worse the next goes halfway back; the best is kept."""
+    After a round that did worse the next goes halfway back; the best is kept."""
     size = best = torch.ones(adapter.sliders)
     least = torch.full_like(size, torch.inf)
     def resize(new):
@@ -74,7 +79,7 @@ def calibrate(
         away = (effect - 1).abs()
         better = away < least
         best, least = torch.where(better, size, best), torch.where(better, away, least)
-        step = (1 / effect.clamp(min=.25)).clamp(.25, 4)
+        step = (1 / effect.clamp(min=1 / most)).clamp(1 / most, most)
         size = resize(torch.where(better, size * step, (best * size).sqrt()))
     resize(best)
 
@@ -94,14 +99,29 @@ def choose_directions(
     return usable[:count]
 
 # %% ../nbs/19_training.ipynb #cell-09
-def _check(model, found, layers, **counts):
-    "Raise `ValueError` for anything that would fail, or mislead, after long work."
-    run = found.samples.run
-    for name, (value, least) in counts.items():
+def _method(method, options):
+    "A method with some of its fields changed, checked."
+    unknown = set(options) - {f.name for f in fields(Method)}
+    if unknown: raise ValueError(f"train has no option {sorted(unknown)[0]!r}; the method's are "
+                                 f"{', '.join(f.name for f in fields(Method))}")
+    method = replace(method, **options)
+    for name, least in (("rank", 1), ("updates", 0), ("rows", 1), ("start_rows", 1), ("drawn", 0), ("patience", 0)):
+        value = getattr(method, name)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    for name in ("lr", "weight", "leash", "leakage"):
+        if not 0 <= (value := getattr(method, name)) < float("inf"):
+            raise ValueError(f"{name} must be 0 or more, and finite, not {value!r}")
+    if method.start not in (kinds := ("first-order", "random", "orthonormal")):
+        raise ValueError(f"start must be one of {kinds}, not {method.start!r}")
+    return method
+
+# %% ../nbs/19_training.ipynb #cell-10
+def _check(model, found, layers, rank):
+    "Raise `ValueError` for anything that would fail, or mislead, after long work."
+    run = found.samples.run
     most = min(min(model.denoiser.get_submodule(n).weight.flatten(1).shape) for n in layers)
-    if counts["rank"][0] > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {counts['rank'][0]}")
+    if rank > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {rank}")
     if hasattr(model.denoiser, "_hf_hook"):
         raise ValueError(f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
                          "load the model with low_memory=True instead of CPU offload")
@@ -110,57 +130,104 @@ def _check(model, found, layers, **counts):
         raise ValueError(f"the directions are of another model: of {run.model!r} as it was then, not this "
                          f"{model.name!r}; discover them with this one")
 
-# %% ../nbs/19_training.ipynb #cell-10
-def _measured(found, chosen, cosines):
-    "What the card says of each slider."
-    leakage = (cosines - cosines.diag().diag()).abs().amax(1)
-    rows = [dict(direction=d, explained=found.explained[d].item(), alignment=cosines[i, i].item(),
-                 leakage=leakage[i].item()) for i, d in enumerate(chosen)]
-    return dict(sliders=rows, cosines=cosines.tolist())
-
 # %% ../nbs/19_training.ipynb #cell-11
+def _measured(found, chosen, cosines, timesteps):
+    "What the card says of each slider, from `(K, n, K)` cosines; alignments by timestep, the noisiest first."
+    mean, own = cosines.nanmean(1), cosines.diagonal(dim1=0, dim2=2).T # (K, K), (K, n)
+    leakage = (mean - mean.diag().diag()).abs().amax(1)
+    spread = (own - own.nanmean(1, keepdim=True)).pow(2).nanmean(1).sqrt()
+    times = timesteps.unique().flip(0)
+    by = torch.stack([own[:, timesteps == t].nanmean(1) for t in times], 1)
+    rows = [dict(direction=d, explained=found.explained[d].item(), alignment=mean[i, i].item(),
+                 alignment_spread=spread[i].item(), alignment_by_timestep=by[i].tolist(), leakage=leakage[i].item())
+            for i, d in enumerate(chosen)]
+    return dict(sliders=rows, cosines=mean.tolist(), timesteps_measured=times.tolist())
+
+# %% ../nbs/19_training.ipynb #cell-13
+class _Kept:
+    "The start and the state of a training in a folder; None keeps nothing."
+    def __init__(self, folder, card):
+        self.card = card
+        name = sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.folder = folder and writable_folder(writable_folder(folder)/f"training-{name}")
+
+    def read(self, kind):
+        path = self.folder and self.folder/f"{kind}.safetensors"
+        return read_tensors(path, kind)[0] if path and path.exists() else None
+
+    def write(self, kind, tensors):
+        if self.folder: write_tensors(self.folder/f"{kind}.safetensors", tensors, {"training": self.card}, kind)
+
+# %% ../nbs/19_training.ipynb #cell-14
+def _start(kept, model, encoder, found, goal, layers, method, seed, samples, batch, progress):
+    "Down- and up-projections to start from."
+    K = len(goal[0])
+    if method.start != "first-order": return usual_start(model, method.start, layers, K, method.rank, seed)
+    if (there := kept.read("start")) is None:
+        pool = make_pool(model, found, samples, method.start_rows, seed, batch)
+        down, up = first_order_start(model, encoder, pool, *goal, layers, method.rank, progress=progress)
+        there = {f"down.{n}": a for n, a in down.items()} | {f"up.{n}": b for n, b in up.items()}
+        kept.write("start", {n: t.cpu() for n, t in there.items()})
+    return tuple({n: there[f"{side}.{n}"].to(model.device) for n in layers} for side in ("down", "up"))
+
+# %% ../nbs/19_training.ipynb #cell-15
+def _run(steps, kept, every, progress):
+    "Make the updates; what has been trained is kept when they end early. Why they did, in words, or an empty text."
+    if (state := kept.read("state")) is not None: steps.load(state)
+    bar, why = progress(steps, total=steps.method.updates, initial=steps.done, desc="training"), ""
+    try:
+        for reached in bar:
+            if isinstance(bar, tqdm): bar.set_postfix(alignment=f"{reached.nanmean():.2f}", refresh=False)
+            if steps.done % every == 0: kept.write("state", steps.state())
+        kept.write("state", steps.state())
+    except KeyboardInterrupt: why = "interrupted" # in the middle of an update, perhaps: the last state is kept
+    except FloatingPointError as e:
+        if steps.done <= steps.barren: raise
+        warnings.warn(why := str(e), stacklevel=3)
+    return why
+
+# %% ../nbs/19_training.ipynb #cell-16
 def train(
     model:Model,
     found:Directions,
     sliders:int=16,          # how many directions get a slider
-    rank:int=1,
-    targets:str="attention", # layers that change, see `adapters.target_layers`
-    updates:int=450,
+    method:Method=OURS,      # or `alignment.PUBLISHED`
     encoder=None,            # must be the one that the directions were found with; None: by its name
     seed:int=0,
-    start_rows:int=96,       # noised samples for the first-order start; the updates have as many as there are samples
+    folder:str|Path|None=None, # keep the state of training here, and go on from what is there
     held_rows:int=48,        # noised held-out samples for the alignment, both signs each
-    progress=tqdm,
-    rows:int=1,              # noised samples in an update, each given to every slider
-    lr:float=.15,            # see `alignment_steps`
-    leash:float=.02,         # see `alignment_steps`
     batch:int=64,            # images in a denoiser call, at most
+    every:int=25,            # updates between states that are kept
+    progress=tqdm,
+    **options,               # fields of the method, such as `updates`, `rank`, `targets`
 )->SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
     Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers,
-    unknown targets, and another model or encoder than the directions'."""
-    run, chosen = found.samples.run, choose_directions(found, sliders)
+    unknown options and targets, and another model or encoder than the directions'; `FloatingPointError` when nothing is
+    finite from the first update on."""
+    run, chosen, method = found.samples.run, choose_directions(found, sliders), _method(method, options)
     encoder = check_encoder(model, encoder, found.samples)
-    layers, last, done = target_layers(model, targets), run.samples - max(2, run.samples // 8), 0
-    _check(model, found, layers, rank=(rank, 1), updates=(updates, 0), rows=(rows, 1), batch=(batch, 1))
-    vectors, unit = (v[chosen].to(model.device) for v in (found.vectors, found.unit))
-    start, pool = (make_pool(model, found, list(range(last)), n, seed, batch) for n in (start_rows, last))
-    test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
-    begun = first_order_start(model, encoder, start, vectors, unit, layers, rank, progress=progress)
-    with new_adapter(model, layers, sliders, rank) as adapter:
-        adapter.copy_in(*begun)
-        steps = alignment_steps(model, encoder, adapter, pool, vectors, updates, rows, lr, leash, seed, batch)
-        bar = progress(steps, total=updates, desc="training")
-        with suppress(KeyboardInterrupt): # what has been trained is kept
-            for reached in bar:
-                done += 1
-                if isinstance(bar, tqdm): bar.set_postfix(alignment=f"{reached.mean():.2f}", refresh=False)
-        with suppress(KeyboardInterrupt):
-            calibrate(model, encoder, adapter, found, chosen, list(range(run.samples, run.samples + 10)), batch=batch)
-        cosines = held_out_cosines(model, encoder, adapter, test, vectors, batch=batch)
-        down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
+    layers, last = target_layers(model, method.targets), run.samples - max(2, run.samples // 8)
+    _check(model, found, layers, method.rank)
+    goal = tuple(v[chosen].to(model.device) for v in (found.vectors, found.unit))
     origin = dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, timesteps=found.timesteps)
-    card = dict(targets=targets, updates=done, training_seed=seed) | _measured(found, chosen, cosines)
+    card = asdict(run) | origin | asdict(method) | dict(training_seed=seed)
+    kept = _Kept(folder, card | dict(vectors=sha256(found.vectors[chosen].numpy().tobytes()).hexdigest()))
+    begun = _start(kept, model, encoder, found, goal, layers, method, seed, list(range(last)), batch, progress)
+    pool = make_pool(model, found, list(range(last)), method.updates * method.rows, seed, batch, method.ahead)
+    test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
+    with new_adapter(model, layers, sliders, method.rank) as adapter:
+        adapter.copy_in(*begun)
+        steps = Updates(model, encoder, adapter, pool, goal[0], method, seed, batch)
+        try: why = _run(steps, kept, every, progress)
+        finally: steps.close()
+        with suppress(KeyboardInterrupt):
+            if method.calibrated: calibrate(model, encoder, adapter, found, chosen,
+                                            list(range(run.samples, run.samples + 10)), batch=batch)
+        cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
+        down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
+    card |= dict(updates=steps.done, lost=steps.lost.tolist(), ended=why)
+    card |= _measured(found, chosen, cosines, test.timestep)
     ranges = torch.tensor([[-2., 2.]] * sliders)
-    return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, rank, asdict(run) | origin | card)
+    return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, method.rank, card)

@@ -8,6 +8,7 @@ from io import BytesIO, StringIO
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny import PROMPT, never, quiet, random_directions, random_space
 from torch.testing import assert_close
@@ -15,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace import measures
 from sliderspace.encoders import features, latents
-from sliderspace.measures import STRENGTHS, measure, sweep, usable_range
+from sliderspace.measures import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
 from sliderspace.pages import COLUMNS, write_folder
 from sliderspace.plots import grid, plot_ends, plot_leakage, plot_sliders, plot_spectrum, png, strip
 from sliderspace.sampling import sample, start_noise
@@ -150,10 +151,51 @@ def test_measuring_keeps_the_rest_of_the_card(planted, report):
     _, space, _, _ = planted
     assert "effect" not in space.card["sliders"][0]  # a new space: the measured one is left alone
     assert report.space.labels == space.labels and report.space.down is space.down
-    assert {k: v for k, v in report.space.card.items() if k != "sliders"} == {
+    assert {k: v for k, v in report.space.card.items() if k != "sliders"} == {"agreement_with": "latents"} | {
         k: v for k, v in space.card.items() if k != "sliders"}
     for new, old in zip(report.space.card["sliders"], space.card["sliders"]):
         assert new.items() > old.items()
+
+
+def test_the_report_says_why_there_is_no_effect(report):
+    says = dict(zip(KINDS, report.advice))
+    assert says["nothing"].startswith("it moves final images by less than a tenth") and "effect 0.00 sd" in says["nothing"]
+    assert says["backwards"].startswith("final images go the other way")
+    assert says["steady"].startswith("an encoder that it was not trained on sees nothing of it")  # of random features
+    figures = replace(report.space, card=report.space.card | {
+        "sliders": [f | {"agreement": 0.5} for f in report.space.card["sliders"]]})
+    assert replace(report, space=figures).advice[0].startswith("strengths -2 to 2; 1 moves its score by ")
+
+
+def test_another_encoder_sees_what_moves_with_the_scores():
+    gen = torch.Generator().manual_seed(0)
+    scores = torch.randn(500, 2, generator=gen)
+    mixed = torch.linalg.qr(torch.randn(12, 12, generator=gen))[0]
+    own = scores @ mixed[:2] + 0.1 * torch.randn(500, 12, generator=gen) + 5
+    change = 0.7 * torch.stack([mixed[[0, 0]], -mixed[[1, 1]], mixed[[3, 4]]])
+    assert_close(seen_by(own, scores, change[:2]), torch.tensor([1.0, -1.0]), rtol=0, atol=0.05)
+    assert seen_by(own, scores[:, [0]], change[2:]).abs() < 0.1
+    assert torch.equal(seen_by(own, scores, torch.zeros(2, 3, 12)), torch.zeros(2))
+
+
+def test_free_sliders_figures():
+    steps = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.4, 0.4, 0.4]])
+    away = torch.tensor([0.4, 0.2, 0.0, 0.2, 0.4])
+    f = free_sliders(steps, away)
+    assert_close(f["CR"], torch.tensor([0.4, 0.4]))  # up by 0.4, and its opposite down by 0.4
+    assert_close(f["CSM"], torch.tensor([0.0, 3**0.5 / 4]), rtol=0, atol=1e-6)
+    assert_close(f["SP"], torch.tensor(0.3))
+    assert_close(f["OS"], 0.4 / 1.3 + 1 - f["CSM"])
+    both = free_sliders(steps, away, opposite=-2 * steps)
+    assert_close(both["CR"], torch.tensor([0.6, 0.6]))
+
+
+def test_distances_are_relative_to_two_images(planted, report):
+    _, _, found, swept = planted
+    own = F.normalize(found.samples.latents.flatten(1), dim=1)
+    two = torch.pdist(own).mean()
+    moved = (F.normalize(swept[0].flatten(0, 1).flatten(1), dim=1).view(9, 3, -1) - own[:3]).norm(dim=2) / two
+    assert_close(report.distance[0], moved, rtol=1e-3, atol=1e-4)
 
 
 def test_measures_of_a_real_sweep(tiny):

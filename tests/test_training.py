@@ -1,6 +1,7 @@
 """Sliders start at the first-order solution, train side by side as they would alone, and leave the model as it was."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from torch.testing import assert_close
 
 from sliderspace import training
 from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import alignment_loss, alignment_steps, held_out_cosines
+from sliderspace.alignment import PUBLISHED, Method, Updates, alignment_loss, held_out_cosines
 from sliderspace.encoders import Encoder, features, latents, pixels
 from sliderspace.sampling import start_noise
-from sliderspace.starts import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled
+from sliderspace.starts import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled, usual_start
 from sliderspace.training import calibrate, final_effects, train
 
 LAYERS = "keys-values"
@@ -241,9 +242,10 @@ def test_no_change_has_a_finite_loss_and_gradient():
 # --- the updates -----------------------------------------------------------------------------------------------------
 
 
-def trained(model, adapter, pool, vectors, updates=3, **options):
+def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
-    return torch.stack(list(alignment_steps(model, latents(), adapter, pool, vectors, updates, **options)))
+    method = Method(updates=updates, **options)
+    return torch.stack(list(Updates(model, latents(), adapter, pool, vectors, method, batch=batch)))
 
 
 def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
@@ -273,9 +275,9 @@ def test_batches_change_nothing(shared, pool, start, adapter_of):
 def test_updates_raise_the_alignment(shared, pool, start, adapter_of):
     model, found = shared
     adapter, vectors = adapter_of(*start), found.vectors[:SLIDERS]
-    before = held_out_cosines(model, latents(), adapter, pool, vectors).diag()
+    before = held_out_cosines(model, latents(), adapter, pool, vectors).mean(1).diag()
     trained(model, adapter, pool, vectors, updates=10)
-    after = held_out_cosines(model, latents(), adapter, pool, vectors).diag()
+    after = held_out_cosines(model, latents(), adapter, pool, vectors).mean(1).diag()
     assert (after > before + 0.005).all(), (before, after)
 
 
@@ -315,8 +317,10 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
     trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
     expected = [weights(whole, k) for k in range(SLIDERS)]
     spoilt = adapter_of(*start)
-    reached = trained(model, spoilt, pool, broken, updates=2)
-    assert reached.isfinite().all()
+    steps = Updates(model, latents(), spoilt, pool, broken, Method(updates=2))
+    reached = torch.stack(list(steps))
+    assert reached[:, [0, 2]].isfinite().all() and reached[:, 1].isnan().all()
+    assert steps.lost.tolist() == [0, 2, 0]
     for k in (0, 2):
         assert_close(weights(spoilt, k), expected[k], rtol=0, atol=1e-5)
     assert_close(weights(spoilt, 1), before)
@@ -339,11 +343,113 @@ def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of)
 def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     model, found = shared
     adapter = adapter_of(*start)
-    steps = alignment_steps(model, latents(), adapter, pool, found.vectors[:SLIDERS], 3)
-    next(steps)
+    steps = Updates(model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3))
+    next(iter(steps))
     steps.close()  # given up early
     assert not adapter.now.on
     assert not any(p.requires_grad or p.grad is not None for p in model.denoiser.parameters())
+
+
+# --- the published recipe --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["random", "orthonormal"])
+@pytest.mark.parametrize("targets", ["attention", r"resnets\.0\.conv1$"])
+def test_usual_starts_change_nothing(shared, pool, kind, targets):
+    model, _ = shared
+    layers = target_layers(model, targets)
+    down, up = usual_start(model, kind, layers, 2, rank=3)
+    adapter = GatedAdapter(model, layers, 2, 3)
+    try:
+        adapter.copy_in(down, up)
+        adapter.set(torch.ones(2))
+        assert torch.equal(predict_rows(model, pool, torch.arange(4))[0], predict_rows(model, pool, torch.arange(4))[0])
+        assert_close(predict_rows(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5)
+    finally:
+        adapter.remove()
+    for n in layers:
+        if kind == "orthonormal":
+            for columns in up[n].flatten(1).split(3, 1):
+                assert_close(columns.T @ columns, torch.eye(3), rtol=0, atol=1e-5)
+        assert (down[n] == 0).all() == (kind == "orthonormal") and (up[n] == 0).all() == (kind == "random")
+
+
+def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, adapter_of):
+    model, found = shared
+    method = replace(PUBLISHED, updates=4, drawn=2)
+    lazy = make_pool(model, found, list(range(20)), 4, 0, ahead=False)
+    adapter = adapter_of(*usual_start(model, "orthonormal", target_layers(model, LAYERS), SLIDERS))
+    ups = {n: b.detach().clone() for n, (_, b) in adapter.parameters().items()}
+    steps = Updates(model, latents(), adapter, lazy, found.vectors[:SLIDERS], method)
+    before, moved = [weights(adapter, k) for k in range(SLIDERS)], []
+    for reached in steps:
+        drawn = reached.isfinite()
+        now = [weights(adapter, k) for k in range(SLIDERS)]
+        assert [not torch.equal(a, b) for a, b in zip(before, now)] == drawn.tolist() and drawn.sum() == 2
+        before = now
+        moved.append(drawn)
+    assert torch.stack(moved).any(0).all()  # each had its turn
+    assert all(torch.equal(b, ups[n]) for n, (_, b) in adapter.parameters().items())
+
+
+def test_a_published_update_is_that_of_torch(shared, adapter_of):
+    """Of one slider, by hand: AdamW on -0.1 cos, over down-projections from 0 under fixed up-projections."""
+    model, found = shared
+    layers = target_layers(model, LAYERS)
+    down, up = usual_start(model, "orthonormal", layers, 1)
+    lazy = make_pool(model, found, list(range(20)), 3, 0, ahead=False)
+    adapter = adapter_of(down, up)
+    steps = Updates(model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3))
+    list(steps)
+    mine = {n: a.detach().clone() for n, (a, _) in adapter.parameters().items()}
+
+    adapter = adapter_of(down, up)
+    params = [a.requires_grad_(True) for a, _ in adapter.parameters().values()]
+    optimizer = torch.optim.AdamW(params, lr=2e-3)
+    for row in steps.order:
+        adapter.set(None)
+        with torch.no_grad():
+            base = features(model, latents(), predict_rows(model, lazy, row[None])[1])
+        change = features(model, latents(), predict_rows(model, lazy, row[None], adapter, torch.ones(1, 1))[1]) - base
+        optimizer.zero_grad()
+        (0.1 * alignment_loss(change, found.vectors[:1])).sum().backward()
+        optimizer.step()
+    for n, (a, _) in adapter.parameters().items():
+        assert a.abs().max() > 1e-3
+        assert_close(mine[n], a.detach(), rtol=1e-4, atol=1e-6)
+    for p in params:
+        p.requires_grad_(False).grad = None
+
+
+def test_train_by_the_published_recipe(shared):
+    model, found = shared
+    space = train(model, found, sliders=3, method=PUBLISHED, updates=6, drawn=2, held_rows=4, progress=quiet)
+    assert (space.card["start"], space.card["targets"], space.card["lr"]) == ("orthonormal", "keys-values", 2e-3)
+    assert set(space.down) == set(target_layers(model, "keys-values")) and space.card["updates"] == 6
+    assert all(a.abs().amax(1).min() > 0 for a in space.down.values())
+
+
+def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(shared, pool, start, adapter_of):
+    model, found = shared
+    steps = Updates(model, latents(), adapter_of(*start), pool, found.vectors[:SLIDERS], Method(updates=12, patience=4))
+    taken = torch.zeros(SLIDERS)
+    for reached in steps:
+        taken += reached.isfinite()
+        if steps.done == 3:  # nothing after this will count as growth
+            steps.best[0] = 2.0
+    assert taken[0] < 12 < taken[1:].max() and not steps.active[0]
+
+
+def test_leakage_is_trained_away(shared, pool, start, adapter_of):
+    model, found = shared
+
+    def leaks(leakage):
+        adapter = adapter_of(*start)
+        trained(model, adapter, pool, found.vectors[:SLIDERS], updates=10, leakage=leakage)
+        cosines = held_out_cosines(model, latents(), adapter, pool, found.vectors[:SLIDERS])
+        return (cosines.pow(2).sum(2) - cosines.diagonal(dim1=0, dim2=2).T.pow(2)).mean()
+
+    assert leaks(20.0) < 0.9 * leaks(0.0)
 
 
 # --- measures of training --------------------------------------------------------------------------------------------
@@ -363,7 +469,7 @@ def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     adapter.set(None)
     means = changes.mean((1, 2))
     planted = F.normalize(means)  # each slider's own mean change as its direction
-    found = held_out_cosines(model, latents(), adapter, pool, planted, batch=7)
+    found = held_out_cosines(model, latents(), adapter, pool, planted, batch=7).mean(1)
     assert_close(found, means @ planted.T, rtol=0, atol=1e-4)
     assert (found.diag() > 0.3).all() and (found.diag() > found.fliplr().diag().abs() + 0.1).all()
     assert not adapter.now.on
@@ -490,6 +596,71 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     assert not same_weights(with_other(20), space)
 
 
+@pytest.mark.parametrize("options", [dict(), dict(method=PUBLISHED, drawn=1), dict(patience=3)], ids=["ours", "published", "patience"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, options, monkeypatch):
+    options = OPTIONS | dict(updates=7, every=2) | options
+    whole = train(*shared, **options)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(*shared, folder=tmp_path, **options | dict(progress=Stopped(5, RuntimeError("power cut"))))
+    [folder] = tmp_path.iterdir()
+    kept = {p.name for p in folder.iterdir()}
+    assert kept == {"state.safetensors"} | ({"start.safetensors"} if "method" not in options else set())
+    monkeypatch.setattr(training, "first_order_start", never)  # what has been computed is not computed again
+    again = train(*shared, folder=tmp_path, **options)
+    assert same_weights(again, whole) and again.card == whole.card
+    assert same_weights(train(*shared, folder=tmp_path, **options | dict(progress=Stopped(0))), whole)  # nothing is left
+    assert list(tmp_path.iterdir()) == [folder]
+    monkeypatch.undo()
+    train(*shared, folder=tmp_path, **options | dict(seed=1))
+    assert len(list(tmp_path.iterdir())) == 2  # another run is kept beside it
+
+
+def test_a_process_that_is_killed_goes_on_to_the_same_weights(shared, tiny_folder, tmp_path):
+    """`kill -9` in the middle of an update."""
+    script = f"""
+import sys, os, signal
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from sliderspace.alignment import Updates
+from sliderspace.training import train
+from sliderspace.encoders import latents
+from tiny import quiet, random_directions
+from sliderspace import load
+model = load({str(tiny_folder("epsilon"))!r}, device="cpu")
+update, made = Updates._parts, []
+def dying(self, *args):
+    made.append(1)
+    if len(made) == 6: os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, *args)
+Updates._parts = dying
+train(model, random_directions(model, latents(), steps=2), sliders=2, updates=7, rows=2, start_rows=24, held_rows=4,
+      targets="keys-values", progress=quiet, folder={str(tmp_path)!r}, every=2)
+"""
+    import subprocess
+    import sys
+
+    died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert died.returncode == -9, died.stderr
+    options = OPTIONS | dict(updates=7, every=2)
+    assert same_weights(train(*shared, folder=tmp_path, **options), train(*shared, **options))
+
+
+def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
+    model, found = shared
+    predict, calls = training.Updates._parts, []
+
+    def breaking(self, *args):
+        calls.append(1)
+        yield from () if len(calls) > self.method.updates - 12 else predict(self, *args)
+
+    monkeypatch.setattr(training.Updates, "_parts", breaking)
+    with pytest.warns(UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"):
+        space = train(model, found, **OPTIONS | dict(updates=17))
+    assert "was finite in 10 updates" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
+    calls.clear()
+    with pytest.raises(FloatingPointError, match="training stopped at update 9"):
+        train(model, found, **OPTIONS | dict(updates=12))
+
+
 class Stopped:
     """A progress bar that lets some updates through, and then raises, or ends."""
 
@@ -560,6 +731,9 @@ BAD = {
     "sliders must be 1 to 6 for 6 directions, not 1.5": dict(sliders=1.5),
     "rank must be 1 or more, not 0": dict(rank=0),
     "updates must be 0 or more, not -1": dict(updates=-1),
+    "lr must be 0 or more, and finite, not nan": dict(lr=float("nan")),
+    "start must be one of .* not 'zero'": dict(start="zero"),
+    "train has no option 'lerning_rate'; the method's are rank, targets": dict(lerning_rate=1.0),
     "encoder 'pixels-5' is not the one .* found with: 'latents'": dict(encoder=pixels(5)),
     "targets='hats' matches no layer": dict(targets="hats"),
     "targets='[(]' is neither one of .* nor a regular expression": dict(targets="("),
