@@ -26,7 +26,7 @@ WAYS = {
     "random": replace(OURS, updates=300, start="random"),
     "orthonormal": replace(OURS, updates=300, start="orthonormal"),
     "24 rows": replace(OURS, updates=300, start_rows=24),
-    "384 rows": replace(OURS, updates=300, start_rows=384),
+    "192 rows": replace(OURS, updates=300, start_rows=192),
     "keys-values": replace(OURS, updates=300, targets="keys-values"),
     "cross-attention": replace(OURS, updates=300, targets="cross-attention"),
     "full": replace(OURS, updates=300, targets="full"),
@@ -57,8 +57,9 @@ class Watch:
     def between(self, steps):
         def look():
             self.seconds += time.perf_counter() - self.since
-            passes = self.passes
-            self.points.append(self.measure(steps, last=steps.done == steps.method.updates))
+            seconds, passes = self.seconds, self.passes
+            point = self.measure(steps, last=steps.done == steps.method.updates)
+            self.points.append(point | dict(seconds=seconds, passes=passes))
             self.passes = passes
             self.since = time.perf_counter()
 
@@ -66,7 +67,8 @@ class Watch:
             look()
         for reached in steps:
             yield reached
-            if steps.done in AT or steps.done == steps.method.updates:
+            early = steps.done < 100 and not steps.method.ahead  # nothing to see yet, and each look takes half a minute
+            if (steps.done in AT and not early) or steps.done == steps.method.updates:
                 look()
 
     def measure(self, steps, last):
@@ -78,12 +80,12 @@ class Watch:
 
         adapter, run, own = steps.adapter, self.found.samples.run, (steps.model, steps.encoder, steps.adapter)
         before = [p.detach().clone() for pair in adapter.parameters().values() for p in pair]
-        calibrate(*own, self.found, self.chosen, list(range(run.samples, run.samples + 6)), rounds=4, most=16.0)
-        effect = final_effects(*own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 20)))
+        calibrate(*own, self.found, self.chosen, list(range(run.samples, run.samples + 4)), most=16.0)
+        effect = final_effects(*own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 18)))
         mean = held_out_cosines(*own, self.test, steps.vectors).nanmean(1)
         others = mean - mean.diag().diag()
-        point = dict(updates=steps.done, seconds=self.seconds, passes=self.passes, alignment=mean.diag().mean().item(),
-                     dominant=int((mean.argmax(1) == torch.arange(len(mean))).sum()), effect=effect.mean().item(),
+        point = dict(updates=steps.done, alignment=mean.diag().mean().item(), effect=effect.mean().item(),
+                     dominant=int((mean.argmax(1) == torch.arange(len(mean))).sum()),
                      leakage=others.abs().amax(1).mean().item())
         if last:
             point |= self.truth(steps)
@@ -128,10 +130,10 @@ def run(way, seed, samples, sliders, folder):
     from sliderspace.training import choose_directions, train
 
     torch.set_num_threads(2)
-    model = load("portraits")
+    model = load("portraits", steps=4)
     found = discover(model, PROMPT, samples=samples, count=sliders + 8, seed=seed, folder=folder, progress=lambda x, **k: x)
     last = samples - max(2, samples // 8)
-    test = make_pool(model, found, list(range(last, samples)), 48, seed + 1)
+    test = make_pool(model, found, list(range(last, samples)), 32, seed + 1)
     watch = Watch(model, found, choose_directions(found, sliders), test)
     train(model, found, sliders, WAYS[way], seed=seed, progress=watch, held_rows=10, calibrated=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

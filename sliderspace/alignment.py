@@ -26,7 +26,7 @@ class Method:
     rank:int=1
     targets:str="attention" # layers that change, see `adapters.target_layers`
     start:str="first-order" # or "random" or "orthonormal", see `starts.usual_start`; orthonormal up-projections stay
-    start_rows:int=96       # noised samples for the first-order start
+    start_rows:int=48       # noised samples for the first-order start
     updates:int=450         # of every slider; those of a slider that stops go to the others
     rows:int=1              # noised samples in an update, each given to all its sliders
     drawn:int=0             # sliders of an update, drawn at random; 0: all
@@ -34,6 +34,7 @@ class Method:
     relative:bool=True      # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
     lr:float=.15
     weight:float=1.         # of the cosine
+    least:float=1e-6        # norm of a change below which the cosine fades
     two_sided:bool=True     # negative strengths are trained too
     views:bool=True         # random views before the encoder
     leash:float=.02         # weight of the relative squared change of the denoiser's output
@@ -44,7 +45,7 @@ class Method:
 # %% ../nbs/18_alignment.ipynb #cell-06
 OURS = Method()
 PUBLISHED = Method(targets="keys-values", start="orthonormal", updates=1000, drawn=3, ahead=False, relative=False,
-                   lr=2e-3, weight=.1, two_sided=False, views=False, leash=0., calibrated=False)
+                   lr=2e-3, weight=.1, least=.01, two_sided=False, views=False, leash=0., calibrated=False)
 
 # %% ../nbs/18_alignment.ipynb #cell-08
 def along(values, weights, dim):
@@ -114,9 +115,10 @@ class _Stack:
 def alignment_loss(
     change:Tensor,  # of features, `(n, d)`
     wanted:Tensor,  # directions, signed, unit rows, `(n, d)`
-)->Tensor:          # 1 - cosine, `(n,)`, in [0, 2]; finite, with a finite gradient, where nothing changes
+    least:float=1e-6, # norm of a change below which the cosine fades
+)->Tensor:          # 1 - cosine, `(n,)`, in [0, 2]; finite, with a gradient below 1/least, where nothing changes
     """The SliderSpace objective of one row (R5; Gandikota et al. 2025, eq. 5)."""
-    return 1 - (change * wanted).sum(1) / change.pow(2).sum(1).add(1e-12).sqrt()
+    return 1 - (change * wanted).sum(1) / change.pow(2).sum(1).add(least ** 2).sqrt()
 
 # %% ../nbs/18_alignment.ipynb #cell-11
 class Updates:
@@ -201,7 +203,7 @@ class Updates:
                 strengths = F.one_hot(k, self.adapter.sliders) * signs[j, None]
                 out, x0 = predict_rows(self.model, pool, j, self.adapter, strengths)
                 change = features(self.model, self.encoder, x0, view, preview=True) - phi[j]
-                aligned = 1 - alignment_loss(change, signs[j, None] * self.vectors[k])
+                aligned = 1 - alignment_loss(change, signs[j, None] * self.vectors[k], method.least)
                 loss = -method.weight * aligned
                 if method.leash:
                     base = pool.output[j]

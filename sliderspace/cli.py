@@ -10,6 +10,7 @@ import argparse, sys, time
 from pathlib import Path
 
 # %% ../nbs/31_cli.ipynb #cell-03
+from .alignment import OURS, PUBLISHED
 from .directions import discover
 from .files import writable_folder
 from .measures import measure
@@ -19,6 +20,9 @@ from .portraits import PROMPT
 from .training import train
 
 # %% ../nbs/31_cli.ipynb #cell-04
+METHODS = {"ours": OURS, "published": PUBLISHED}
+
+# %% ../nbs/31_cli.ipynb #cell-05
 def _parser():
     p = argparse.ArgumentParser(prog="sliderspace", description="Open up what a text-to-image diffusion model knows.")
     sub = p.add_subparsers(dest="command", required=True)
@@ -35,13 +39,14 @@ def _parser():
     d.add_argument("--encoder", help="see sliderspace.encoders.encoder; needed for other models than the bundled one")
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
-    d.add_argument("--updates", type=int, default=450, help="of the training")
+    d.add_argument("--method", choices=METHODS, default="ours", help="of training")
+    d.add_argument("--updates", type=int, help="of the training, if not the method's own number")
     d.add_argument("--seed", type=int, default=0)
     d.add_argument("--output", type=Path, default=Path("demo"),
-                   help="folder; samples in it are used again by a run that was stopped")
+                   help="folder; a run that was stopped goes on from the samples and the training in it")
     return p
 
-# %% ../nbs/31_cli.ipynb #cell-05
+# %% ../nbs/31_cli.ipynb #cell-06
 def demo(
     output:str|Path,   # folder
     prompt:str=PROMPT,
@@ -49,7 +54,8 @@ def demo(
     encoder:str|None=None,
     samples:int=400,
     sliders:int=16,
-    updates:int=450,
+    method:str="ours",    # of training, or "published"
+    updates:int|None=None, # default: the method's own number
     seed:int=0,
     size:int|None=None,   # of images, pixels a side
     **loading,            # `steps`, `guidance` and `low_memory` of `loading.load`
@@ -60,13 +66,15 @@ def demo(
     output = writable_folder(output)
     if not 1 <= sliders <= 100: raise ValueError(f"sliders must be 1 to 100, not {sliders}")
     if samples < 16: raise ValueError(f"samples must be 16 or more, not {samples}")
-    if updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
+    if method not in METHODS: raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
+    options = {} if updates is None else {"updates": updates}
+    if updates is not None and updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
     loaded = load(model, size=None if size is None else (size, size), **loading)
     found = discover(loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output/"samples")
-    space = train(loaded, found, sliders, updates=updates, encoder=encoder, seed=seed)
+    space = train(loaded, found, sliders, METHODS[method], encoder, seed, output/"training", **options)
     return write_folder(output, loaded, found, measure(loaded, space, found))
 
-# %% ../nbs/31_cli.ipynb #cell-06
+# %% ../nbs/31_cli.ipynb #cell-07
 def _live(folder, model, size=None, **loading):
     "How to get live sliders of what was made: three lines for any notebook."
     given = {k: loading[k] for k in ("steps", "guidance", "low_memory")} | {"size": size and (size, size)}
@@ -76,7 +84,7 @@ def _live(folder, model, size=None, **loading):
             f"  model = load({model!r}{given})\n"
             f'  board(model, SliderSpace.load({str(folder.resolve()/"space.safetensors")!r}, model))')
 
-# %% ../nbs/31_cli.ipynb #cell-07
+# %% ../nbs/31_cli.ipynb #cell-08
 def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 when interrupted
     """The console command `sliderspace`."""
     args, start = vars(_parser().parse_args(argv)), time.time()
@@ -86,7 +94,7 @@ def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 
         print(f"sliderspace: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; what was sampled is kept in {args['output']} and used again next time", file=sys.stderr)
+        print(f"\nstopped; what was made is kept in {args['output']} and used again next time", file=sys.stderr)
         return 130
     print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\n{_live(page.parent, **args)}")
     return 0

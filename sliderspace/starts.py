@@ -126,6 +126,7 @@ def score_gradients(
     """Gradients of the mean scores, in standard deviations. Rows that are not finite are left out."""
     keep = own or (lambda k, g: g)
     total = [torch.stack([keep(k, torch.zeros_like(w)) for k in range(len(vectors))]) for w in weights]
+    before = [w.requires_grad for w in weights]
     for w in weights: w.requires_grad_(True)
     def work(rows):
         phi = features(model, encoder, predict_rows(model, pool, rows)[1], preview=True)
@@ -143,7 +144,7 @@ def score_gradients(
             for made in in_parts(model, "gradients", work, at, batch):
                 if made is not None: total = [t + m for t, m in zip(total, made)]
     finally:
-        for w in weights: w.requires_grad_(False)
+        for w, wanted in zip(weights, before): w.requires_grad_(wanted)
     return total
 
 # %% ../nbs/17_starts.ipynb #cell-13
@@ -159,11 +160,20 @@ def first_order_start(
     spare:int=8,      # more ranks to search in
     batch:int=16,
     progress=tqdm,
+    most:int=2**30,   # gradients that take no more bytes than this, of float32 weights, are formed: in half the time
 )->tuple[dict[str, Tensor], dict[str, Tensor]]: # down `(K r, in)` and up `(out, K r)` by layer
     """Sliders at the first-order solution: the low-rank parts of their own scores' gradients, scaled."""
     K, gen = len(vectors), torch.Generator().manual_seed(0)
-    width = min(rank + spare, *(d for n in layers for d in model.denoiser.get_submodule(n).weight.flatten(1).shape))
+    own = [model.denoiser.get_submodule(n).weight for n in layers]
+    width = min(rank + spare, *(d for w in own for d in w.flatten(1).shape))
     goal = model, encoder, pool, vectors, unit
+    if 4 * K * sum(w.numel() for w in own) <= most and all(w.dtype == torch.float32 for w in own):
+        whole = score_gradients(*goal, own, None, batch, progress)
+        tests = [torch.randn(K, g[0, 0].numel(), width, generator=gen).to(g) for g in whole]
+        flat = [g.flatten(2) for g in whole]
+        spans = [torch.linalg.qr(g @ (g.mT @ (g @ x)))[0] for g, x in zip(flat, tests)]
+        inner = [(q.mT @ f).reshape(K, width, *g.shape[2:]) for q, f, g in zip(spans, flat, whole)]
+        return low_rank(dict(zip(layers, spans)), dict(zip(layers, inner)), rank, effect)
     with new_adapter(model, layers, 1, width) as adapter:
         pairs = adapter.parameters()
         adapter.copy_in({n: torch.randn(a.shape, generator=gen) for n, (a, _) in pairs.items()},

@@ -109,6 +109,7 @@ def _method(method, options):
         value = getattr(method, name)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    if not 0 < method.least < 1: raise ValueError(f"least must be between 0 and 1, not {method.least!r}")
     for name in ("lr", "weight", "leash", "leakage"):
         if not 0 <= (value := getattr(method, name)) < float("inf"):
             raise ValueError(f"{name} must be 0 or more, and finite, not {value!r}")

@@ -61,7 +61,9 @@ def demo(tmp_path_factory):
 
 def test_a_demo_writes_its_files(demo, model):
     files = written(demo)
-    assert {name for name in files if not name.startswith("samples/")} == set(FILES)
+    assert {name for name in files if not name.startswith(("samples/", "training/"))} == set(FILES)
+    assert sorted(Path(name).name for name in files if name.startswith("training/")) == [
+        "start.safetensors", "state.safetensors"]
     assert sorted(Path(name).name for name in files if name.startswith("samples/")) == [
         "features-000000-24.safetensors", "latents-000000-24.safetensors"]
     for name in PICTURES:
@@ -192,7 +194,7 @@ def test_ctrl_c_is_no_error(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "load", stopped)
     assert main(["demo", "--output", str(tmp_path)]) == 130
-    assert f"stopped; what was sampled is kept in {tmp_path} and used again" in capsys.readouterr().err
+    assert f"stopped; what was made is kept in {tmp_path} and used again" in capsys.readouterr().err
 
 
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
@@ -215,7 +217,7 @@ def test_help_and_status_of_the_command(tmp_path):
     run = "import sys; from sliderspace.cli import main; sys.exit(main())"
     told = python("-c", run, "demo", "--help", folder=tmp_path)
     assert told.returncode == 0 and told.stderr == ""
-    for option in ("--prompt", "--model", "--encoder", "--samples", "--sliders", "--updates", "--seed", "--output"):
+    for option in "--prompt --model --encoder --samples --sliders --method --updates --seed --output".split():
         assert option in told.stdout
     assert "(default: 400)" in told.stdout
     refused = python("-c", run, "demo", "--sliders", "0", folder=tmp_path)

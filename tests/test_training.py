@@ -196,15 +196,16 @@ def test_a_direction_that_nothing_moves_starts_finite():
     assert down["one"].isfinite().all() and up["one"].isfinite().all()
 
 
+@pytest.mark.parametrize("most", [0, 2**30], ids=["never whole", "whole"])
 @pytest.mark.parametrize("targets", ["attention", r"resnets\.0\.conv1$"])
-def test_the_start_is_found_without_forming_a_gradient(shared, pool, targets):
-    # as good as the one from whole gradients, which would not fit into memory for large models
+def test_the_start_is_the_best_there_is_or_nearly(shared, pool, targets, most):
+    # without forming a gradient, which would not fit into memory for large models, and with
     model, found = shared
     layers = target_layers(model, targets)
     whole = score_gradients(*goal(model, pool, found), layer_weights(model, layers), progress=quiet)
     spans = {n: torch.eye(len(g[0])).expand(SLIDERS, -1, -1) for n, g in zip(layers, whole)}
     best = low_rank(spans, dict(zip(layers, whole)), 1, 0.3)
-    made = first_order_start(*goal(model, pool, found), layers, progress=quiet)
+    made = first_order_start(*goal(model, pool, found), layers, progress=quiet, most=most)
     gradients = torch.cat([g.flatten(1) for g in whole], 1)
 
     def slope(start):  # of each score, along its slider's change of the weights
@@ -212,7 +213,8 @@ def test_the_start_is_found_without_forming_a_gradient(shared, pool, targets):
         changes = [torch.einsum("ok,ki->koi", up[n].flatten(1), down[n].flatten(1)).flatten(1) for n in layers]
         return F.cosine_similarity(torch.cat(changes, 1), gradients)
 
-    assert (slope(made) > 0.8 * slope(best)).all() and (slope(made) <= slope(best) + 1e-5).all()
+    part = 0.99 if most else 0.8
+    assert (slope(made) > part * slope(best)).all() and (slope(made) <= slope(best) + 1e-5).all()
 
 
 # --- the objective ---------------------------------------------------------------------------------------------------
@@ -392,6 +394,19 @@ def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, a
     assert all(torch.equal(b, ups[n]) for n, (_, b) in adapter.parameters().items())
 
 
+def test_the_published_recipe_learns_from_no_change(shared, pool, adapter_of):
+    """The first gradient is that of a change of nothing: it must not rule Adam's second moment."""
+    model, found = shared
+    vectors = found.vectors[:1]
+
+    def reached(least):
+        adapter = adapter_of(*usual_start(model, "orthonormal", target_layers(model, LAYERS), 1))
+        method = replace(PUBLISHED, updates=60, least=least, lr=1e-2)
+        return torch.stack(list(Updates(model, latents(), adapter, pool, vectors, method)))[-12:].mean()
+
+    assert reached(0.01) > reached(1e-6) + 0.01
+
+
 def test_a_published_update_is_that_of_torch(shared, adapter_of):
     """Of one slider, by hand: AdamW on -0.1 cos, over down-projections from 0 under fixed up-projections."""
     model, found = shared
@@ -412,7 +427,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
             base = features(model, latents(), predict_rows(model, lazy, row[None])[1])
         change = features(model, latents(), predict_rows(model, lazy, row[None], adapter, torch.ones(1, 1))[1]) - base
         optimizer.zero_grad()
-        (0.1 * alignment_loss(change, found.vectors[:1])).sum().backward()
+        (0.1 * alignment_loss(change, found.vectors[:1], least=0.01)).sum().backward()
         optimizer.step()
     for n, (a, _) in adapter.parameters().items():
         assert a.abs().max() > 1e-3
