@@ -78,7 +78,7 @@ def measured(laps):
     ways["64 adapters of peft"] = Peft(models["64 adapters of peft"], space, tempfile.mkdtemp())
     ways["folded"] = Peft(models["folded"], space, tempfile.mkdtemp(), ON)
     noise, calls, switches = start_noise(models["unchanged"], 0, list(range(BATCH))), {w: [] for w in models}, {}
-    t = models["unchanged"].timesteps()[0][2]
+    t = models["unchanged"].timesteps(models["unchanged"].steps)[0][2]
     for name, way in ways.items():
         each = [{0: m} for m in (1.0, -0.5)] if name == "one slider" else mixes
         switches[name] = statistics.median(timed(way.switch, each[i % 2]) for i in range(11))

@@ -164,11 +164,12 @@ def first_order_start(
 )->tuple[dict[str, Tensor], dict[str, Tensor]]: # down `(K r, in)` and up `(out, K r)` by layer
     """Sliders at the first-order solution: the low-rank parts of their own scores' gradients, scaled."""
     K, gen = len(vectors), torch.Generator().manual_seed(0)
+    with model.lock: detach(model) # a space that is in use has no part in this
     own = [model.denoiser.get_submodule(n).weight for n in layers]
     width = min(rank + spare, *(d for w in own for d in w.flatten(1).shape))
     goal = model, encoder, pool, vectors, unit
     if 4 * K * sum(w.numel() for w in own) <= most and all(w.dtype == torch.float32 for w in own):
-        whole = score_gradients(*goal, own, None, batch, progress)
+        with model.lock: whole = score_gradients(*goal, own, None, batch, progress)
         tests = [torch.randn(K, g[0, 0].numel(), width, generator=gen).to(g) for g in whole]
         flat = [g.flatten(2) for g in whole]
         spans = [torch.linalg.qr(g @ (g.mT @ (g @ x)))[0] for g, x in zip(flat, tests)]

@@ -25,7 +25,7 @@ from .files import read_tensors, writable_folder, write_tensors
 from .models import Model
 from .sampling import sample, start_noise
 from .store import check_encoder
-from .sliders import SliderSpace
+from .sliders import SliderSpace, detach
 from .starts import first_order_start, make_pool, new_adapter, usual_start
 
 # %% ../nbs/19_training.ipynb #cell-05
@@ -211,6 +211,7 @@ def train(
     encoder = check_encoder(model, encoder, found.samples)
     layers, last = target_layers(model, method.targets), run.samples - max(2, run.samples // 8)
     _check(model, found, layers, method.rank)
+    with model.lock: detach(model) # what the unchanged model answers must be its own
     goal = tuple(v[chosen].to(model.device) for v in (found.vectors, found.unit))
     origin = dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, timesteps=found.timesteps)
     card = asdict(run) | origin | asdict(method) | dict(training_seed=seed)
