@@ -1,4 +1,4 @@
-"""The published recipe against this project's way of training: python benchmarks/training.py [--readme].
+"""The published recipe against this project's way of training: python benchmarks/training.py [--seeds 3].
 
 Same model, directions, held-out samples and seeds; each run in a process of its own. Now and then a run's sliders are
 calibrated, so that alignments are compared at the same effect, measured on held-out samples, and put back; the clock and
@@ -14,11 +14,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from portraits import table, write_figures
+from portraits import table
 
 from sliderspace.alignment import OURS, PUBLISHED
 
-ROOT = Path(__file__).parents[1]
 WAYS = {
     "recipe": PUBLISHED,
     "ours": OURS,
@@ -204,7 +203,6 @@ def main():
     p.add_argument("--samples", type=int, default=400)
     p.add_argument("--sliders", type=int, default=16)
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
-    p.add_argument("--readme", action="store_true", help="write the table and the picture into the README")
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -225,9 +223,7 @@ def main():
             end = runs[-1]["points"][-1]
             print(way, seed, {n: round(v, 3) for n, v in end.items()}, file=sys.stderr, flush=True)
     print(figures(runs, args.ways))
-    picture(runs, args.ways, ROOT / "pictures/training.png" if args.readme else args.folder / "training.png")
-    if args.readme:
-        write_figures(ROOT / "README.md", figures(runs, args.ways), "training")
+    picture(runs, args.ways, args.folder / "training.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from .starts import Pool, answered, predict_rows, shuffled
 # %% ../nbs/18_alignment.ipynb #cell-04
 @dataclass(frozen=True)
 class Method:
-    """How sliders are trained. The defaults are what won on the bundled model."""
+    """How sliders are trained. The defaults are this project's way."""
     rank:int=1
     targets:str="attention" # layers that change, see `adapters.target_layers`
     start:str="first-order" # or "random" or "orthonormal", see `starts.usual_start`; orthonormal up-projections stay

@@ -7,6 +7,7 @@ __all__ = ['writable_folder', 'write_bytes', 'tensor_bytes', 'write_tensors', 'r
 
 # %% ../nbs/00_files.ipynb #cell-02
 import json, os
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -61,6 +62,11 @@ def tensor_bytes(
     return len(head).to_bytes(8, "little") + head + data[end:]
 
 # %% ../nbs/00_files.ipynb #cell-06
+def card_key(card:dict)->str:
+    "A short hash of a card: what names the files of a run."
+    return sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16]
+
+# %% ../nbs/00_files.ipynb #cell-07
 def write_tensors(
     path:str|Path,
     tensors:dict[str, Tensor],
@@ -71,7 +77,7 @@ def write_tensors(
     header = {"format": "pt", "sliderspace": kind, "card": json.dumps(card, sort_keys=True, allow_nan=False)}
     write_bytes(path, tensor_bytes(tensors, header))
 
-# %% ../nbs/00_files.ipynb #cell-07
+# %% ../nbs/00_files.ipynb #cell-08
 def read_tensors(
     path:str|Path,
     kind:str, # what the file must be
@@ -93,7 +99,7 @@ def read_tensors(
         raise ValueError(f"{str(path)!r} is damaged or not a safetensors file ({e}); "
                          "make it again or take another copy") from e
 
-# %% ../nbs/00_files.ipynb #cell-09
+# %% ../nbs/00_files.ipynb #cell-10
 class Shards:
     """Tensors one behind the other, looked up like one tensor along its first dimension; read from disk when needed."""
     def __init__(self, parts:list[Tensor]): # one or more, of one shape but for the first dimension

@@ -6,9 +6,7 @@
 __all__ = ['SHARD', 'Run', 'Samples', 'collect']
 
 # %% ../nbs/11_store.ipynb #cell-02
-import json
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -17,7 +15,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/11_store.ipynb #cell-03
 from .encoders import Encoder, encoder as find_encoder, feature_size, unit_rows
-from .files import Shards, read_tensors, writable_folder, write_tensors
+from .files import Shards, card_key, read_tensors, writable_folder, write_tensors
 from .memory import in_parts
 from .models import Model
 from .sampling import check_prompt, check_steps, in_turn, sample, start_noise
@@ -103,16 +101,13 @@ def _drawn(model, source, encoders, run, indices, batch):
 SHARD = 32 # samples in a file
 
 # %% ../nbs/11_store.ipynb #cell-14
-def _key(card): return sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16]
-
-# %% ../nbs/11_store.ipynb #cell-15
 def _probe(model, encoder):
     "What an encoder makes of one picture: tells encoders of one name apart."
     gen = torch.Generator().manual_seed(0)
     shape = model.latent_shape if encoder.space == "latents" else (3, *model.image_size)
     with torch.no_grad(): return unit_rows(encoder, torch.rand(1, *shape, generator=gen).to(model.device)).cpu()
 
-# %% ../nbs/11_store.ipynb #cell-16
+# %% ../nbs/11_store.ipynb #cell-15
 class _Kept:
     "Files of one run in a folder; None keeps nothing."
     def __init__(self, folder, model, run, encoders):
@@ -123,7 +118,7 @@ class _Kept:
 
     def path(self, i, indices):
         kind = "features" if i else "latents"
-        return self.folder/_key(self.cards[i])/f"{kind}-{indices[0]:06d}-{len(indices)}.safetensors"
+        return self.folder/card_key(self.cards[i])/f"{kind}-{indices[0]:06d}-{len(indices)}.safetensors"
 
     def read(self, indices):
         "Latents, and features by each encoder; None for what is not there."
@@ -148,14 +143,14 @@ class _Kept:
             write_tensors(self.path(i, indices), {"rows": rows} | ({"probe": self.probes[i]} if i else {}),
                           self.cards[i], "samples")
 
-# %% ../nbs/11_store.ipynb #cell-17
+# %% ../nbs/11_store.ipynb #cell-16
 def _described(model, source):
     "A source in words that identify it; None for the model itself."
     if source is model: return None
     if isinstance(source, Pictures): return str(source)
     return f"{source.name} ({source.identity()}), {source.steps} steps, guidance {source.guidance:g}"
 
-# %% ../nbs/11_store.ipynb #cell-18
+# %% ../nbs/11_store.ipynb #cell-17
 def _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, source):
     "The run that was asked for, checked."
     if isinstance(source, Pictures):
@@ -171,7 +166,7 @@ def _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, sou
                samples, seed, check_steps(model, steps), float(model.guidance if guidance is None else guidance),
                _described(model, source))
 
-# %% ../nbs/11_store.ipynb #cell-19
+# %% ../nbs/11_store.ipynb #cell-18
 def collect(
     model:Model,
     encoder:Encoder|list[Encoder], # several see the same images, which are made once
@@ -210,7 +205,7 @@ def collect(
     made = [Samples(run, torch.cat(rows), Shards(latents)) for run, rows in zip(runs, features)]
     return made if several else made[0]
 
-# %% ../nbs/11_store.ipynb #cell-20
+# %% ../nbs/11_store.ipynb #cell-19
 def check_encoder(model:Model, encoder, samples:Samples)->Encoder:
     """The encoder of some samples, by name when it is None; raises `ValueError` when it is another."""
     name = samples.run.encoder

@@ -6,7 +6,7 @@
 __all__ = ['final_effects', 'calibrate', 'train']
 
 # %% ../nbs/19_training.ipynb #cell-02
-import json, warnings
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
@@ -21,7 +21,7 @@ from .adapters import GatedAdapter, target_layers
 from .alignment import OURS, Method, Updates, along, both_signs, held_out_cosines, means
 from .directions import Directions
 from .encoders import Encoder, features
-from .files import read_tensors, writable_folder, write_tensors
+from .files import card_key, read_tensors, writable_folder, write_tensors
 from .models import Model
 from .sampling import sample, start_noise
 from .store import check_encoder
@@ -99,14 +99,15 @@ def choose_directions(
     return usable[:count]
 
 # %% ../nbs/19_training.ipynb #cell-09
-def _method(method, options):
-    "A method with some of its fields changed, checked."
+def _method(method, options, **counts):
+    "A method with some of its fields changed, checked; and other numbers that must be 1 or more."
     unknown = set(options) - {f.name for f in fields(Method)}
     if unknown: raise ValueError(f"train has no option {sorted(unknown)[0]!r}; the method's are "
                                  f"{', '.join(f.name for f in fields(Method))}")
     method = replace(method, **options)
-    for name, least in (("rank", 1), ("updates", 0), ("rows", 1), ("start_rows", 1), ("drawn", 0), ("patience", 0)):
-        value = getattr(method, name)
+    for name, least in (("rank", 1), ("updates", 0), ("rows", 1), ("start_rows", 1), ("drawn", 0), ("patience", 0),
+                        *((name, 1) for name in counts)):
+        value = counts[name] if name in counts else getattr(method, name)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
     if not 0 < method.least < 1: raise ValueError(f"least must be between 0 and 1, not {method.least!r}")
@@ -149,8 +150,7 @@ class _Kept:
     "The start and the state of a training in a folder; None keeps nothing."
     def __init__(self, folder, card):
         self.card = card
-        name = sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self.folder = folder and writable_folder(writable_folder(folder)/f"training-{name}")
+        self.folder = folder and writable_folder(writable_folder(folder)/f"training-{card_key(card)}")
 
     def read(self, kind):
         path = self.folder and self.folder/f"{kind}.safetensors"
@@ -207,7 +207,8 @@ def train(
     Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers,
     unknown options and targets, and another model or encoder than the directions'; `FloatingPointError` when nothing is
     finite from the first update on."""
-    run, chosen, method = found.samples.run, choose_directions(found, sliders), _method(method, options)
+    run, chosen = found.samples.run, choose_directions(found, sliders)
+    method = _method(method, options, batch=batch, every=every)
     encoder = check_encoder(model, encoder, found.samples)
     layers, last = target_layers(model, method.targets), run.samples - max(2, run.samples // 8)
     _check(model, found, layers, method.rank)
@@ -229,7 +230,6 @@ def train(
                                             list(range(run.samples, run.samples + 10)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
-    card |= dict(updates=steps.done, lost=steps.lost.tolist(), ended=why)
-    card |= _measured(found, chosen, cosines, test.timestep)
+    card |= dict(updates=steps.done, lost=steps.lost.tolist(), ended=why) | _measured(found, chosen, cosines, test.timestep)
     ranges = torch.tensor([[-2., 2.]] * sliders)
     return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, method.rank, card)

@@ -187,7 +187,7 @@ def a_point(canvas):
     return x[near].mean(), y[near].mean()
 
 
-def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab, tmp_path):
+def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab):
     folder, url, page = lab
     copy_without_outputs(MAP, folder)
     run_all_cells(page, url, folder / MAP.name, seconds=300)
