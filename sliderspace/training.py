@@ -133,7 +133,7 @@ def _check(model, found, layers, rank):
                          f"{model.name!r}; discover them with this one")
 
 # %% ../nbs/19_training.ipynb #cell-11
-def _measured(found, chosen, cosines, timesteps):
+def _measured(found, chosen, cosines, timesteps, **more):
     "What the card says of each slider, from `(K, n, K)` cosines; alignments by timestep, the noisiest first."
     mean, own = cosines.nanmean(1), cosines.diagonal(dim1=0, dim2=2).T # (K, K), (K, n)
     leakage = (mean - mean.diag().diag()).abs().amax(1)
@@ -143,7 +143,7 @@ def _measured(found, chosen, cosines, timesteps):
     rows = [dict(direction=d, explained=found.explained[d].item(), alignment=mean[i, i].item(),
                  alignment_spread=spread[i].item(), alignment_by_timestep=by[i].tolist(), leakage=leakage[i].item())
             for i, d in enumerate(chosen)]
-    return dict(sliders=rows, cosines=mean.tolist(), timesteps_measured=times.tolist())
+    return dict(sliders=rows, cosines=mean.tolist(), timesteps_measured=times.tolist(), **more)
 
 # %% ../nbs/19_training.ipynb #cell-13
 class _Kept:
@@ -230,6 +230,6 @@ def train(
                                             list(range(run.samples, run.samples + 10)), batch=batch)
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
         down, up = ({n: p[i].detach().cpu().clone() for n, p in adapter.parameters().items()} for i in (0, 1))
-    card |= dict(updates=steps.done, lost=steps.lost.tolist(), ended=why) | _measured(found, chosen, cosines, test.timestep)
+    card |= _measured(found, chosen, cosines, test.timestep, updates=steps.done, lost=steps.lost.tolist(), ended=why)
     ranges = torch.tensor([[-2., 2.]] * sliders)
     return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, method.rank, card)
