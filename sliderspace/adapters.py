@@ -10,8 +10,10 @@ import re
 from threading import local
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
 # %% ../nbs/14_adapters.ipynb #cell-03
@@ -51,14 +53,26 @@ def target_layers(
 # %% ../nbs/14_adapters.ipynb #cell-09
 class _Now(local):
     "What is set, for each thread by itself: a board at work does not change the pictures that a cell makes meanwhile."
-    strengths, window, on, gate = None, (0., 1.), False, None
+    strengths, window, on, gate = None, (0., 1.), False, None # the gate of all sliders, `(n, K r)`
+    columns, part = None, None # of the sliders that are on: which rows of the adapter they have, and their gate
     known = False # whether this thread has set or called anything: those of autograd, which recompute, have not
 
 # %% ../nbs/14_adapters.ipynb #cell-10
+class _Gated(LoraVariant):
+    "What peft asks for what the adapter adds to a layer's output."
+    def __init__(self, adapter): self.adapter = adapter
+    def forward(self, module, active_adapter, x, result, **kwargs): return self.adapter._add(module, x, result)
+    def merge_safe(self, module, active_adapter, orig_weight): raise ValueError(
+        "sliders have no one change of the weights: save the mix with space.export, load and fuse that instead")
+    merge_unsafe = merge_safe
+
+# %% ../nbs/14_adapters.ipynb #cell-11
 class GatedAdapter:
     """One peft adapter of rank K r on a denoiser, whose rank dimension is multiplied by a gate.
 
-    Off (the gate is 0) it adds an exact zero: the denoiser is the base model. `remove` takes it out."""
+    Sliders that are off cost nothing: only the rows of those that are on are computed (all of them in compiled layers,
+    so that nothing recompiles), in the layer's own precision. Off, the denoiser is the base model, bit for bit.
+    `remove` takes it out."""
     name = "sliderspace"
 
     def __init__(self,
@@ -69,7 +83,8 @@ class GatedAdapter:
     ):
         self.model, self.layers, self.sliders, self.rank, self.now = model, layers, sliders, rank, _Now()
         width = sliders * rank
-        self.off = self.recomputed = torch.zeros(1, width, device=model.device)
+        self.off = torch.zeros(1, width, device=model.device)
+        self.recomputed = self.off, None, None
         net = model.denoiser
         loras = {n: m for n, m in net.named_modules() if isinstance(m, LoraLayer)}
         if any(m.disable_adapters or m.merged for m in loras.values()):
@@ -79,15 +94,14 @@ class GatedAdapter:
         trained = {p for p in net.parameters() if p.requires_grad}
         config = LoraConfig(r=width, lora_alpha=width, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.)
         with torch.random.fork_rng(devices=[]): inject_adapter_in_model(config, net, self.name) # it draws weights
-        self.hooks = []
         for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
         for path in layers:
             layer = net.get_submodule(path)
             layer.set_adapter([*before.get(path, []), self.name]) # adapters that the user brought stay on
-            self.hooks.append(layer.lora_A[self.name].register_forward_hook(self._apply))
+            layer.lora_variant[self.name] = _Gated(self)
             for part in (layer.lora_A, layer.lora_B): part[self.name].to(model.device, torch.float32)
         for p in net.parameters(): p.requires_grad_(p in trained)
-        self.hooks.append(net.register_forward_pre_hook(self._before_denoiser, with_kwargs=True))
+        self.hook = net.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
 
     def parameters(self)->dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """For each layer the stacked down-projections `(K r, in)` and up-projections `(out, K r)`; of convolutions
@@ -123,8 +137,10 @@ class GatedAdapter:
         if not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"window must be 0 <= start <= stop <= 1, not {window}")
         now = self.now
-        now.window, now.strengths, now.gate, now.known = window, strengths, self.off, True
-        now.on = strengths is not None and bool((strengths != 0).any())
+        on = [] if strengths is None else (strengths != 0).any(0).nonzero().flatten().tolist()
+        now.window, now.strengths, now.on, now.known = window, strengths, bool(on), True
+        now.gate, now.part = self.off, None # until the denoiser is called
+        now.columns = torch.tensor([k * self.rank + j for k in on for j in range(self.rank)], device=self.model.device)
 
     @torch.compiler.disable # what is set here is read by compiled layers as they run
     def _before_denoiser(self, net, args, kwargs):
@@ -132,7 +148,9 @@ class GatedAdapter:
         now = self.now
         t = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).to(self.model.device)
         now.gate, now.known = self._gate(len(denoiser_input(args, kwargs)), t), True
-        if torch.is_grad_enabled(): self.recomputed = now.gate # checkpointed layers run again in threads of autograd
+        now.part = now.gate[:, now.columns] if now.on else None
+        if torch.is_grad_enabled(): # checkpointed layers run again in threads of autograd
+            self.recomputed = now.gate, now.columns, now.part
 
     def _gate(self, n, t):
         "The gate of a denoiser call, a row an image; off, it is 0, of the same shape, so that nothing recompiles."
@@ -146,21 +164,30 @@ class GatedAdapter:
         gate = rows.repeat(n // len(rows), 1) * inside.reshape(-1, 1).float() # guidance doubles the batch
         return gate.repeat_interleave(self.rank, dim=1)
 
-    def _apply(self, module, args, output):
-        gate = self.now.gate if self.now.known else self.recomputed
-        if len(gate) != len(output): # a layer of all images' patches in one row, or of none in particular
-            if self.now.on and len(self.now.strengths) > 1:
+    def _add(self, layer, x, result):
+        "A layer's output with what the sliders add to it."
+        now = self.now
+        gate, columns, part = (now.gate, now.columns, now.part) if now.known else self.recomputed
+        down, up = layer.lora_A[self.name], layer.lora_B[self.name].weight
+        rows = down.weight
+        if not torch.compiler.is_compiling():
+            if part is None: return result
+            if len(columns) < len(rows): gate, rows, up = part, rows[columns], up[:, columns]
+        if len(gate) != len(result): # a layer of all images' patches in one row, or of none in particular
+            if now.on and len(now.strengths) > 1:
                 raise ValueError("a mix an image needs layers that keep images apart: choose other targets")
             gate = gate[:1]
-        last = [1] * (output.ndim - 2)
-        shape = (len(gate), -1, *last) if isinstance(module, nn.Conv2d) else (len(gate), *last, -1)
-        return output * gate.to(output.dtype).view(shape)
+        x, rows, up, gate = (v.to(result.dtype) for v in (x, rows, up, gate))
+        if isinstance(down, nn.Conv2d):
+            return result + F.conv2d(down._conv_forward(x, rows, None) * gate[..., None, None], up)
+        reached = F.linear(x, rows) * gate.view(len(gate), *[1] * (x.ndim - 2), -1)
+        return torch.addmm(result.flatten(0, -2), reached.flatten(0, -2), up.T).view_as(result)
 
     def remove(self):
         """Take the adapter out of the denoiser, other adapters untouched."""
         net = self.model.denoiser
         trained = {p for p in net.parameters() if p.requires_grad}
-        for hook in self.hooks: hook.remove()
+        self.hook.remove()
         for path in self.layers:
             layer = net.get_submodule(path)
             if self.name not in getattr(layer, "lora_A", ()): continue # `unload_lora_weights` took it

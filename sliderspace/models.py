@@ -57,7 +57,10 @@ class Model:
         return getattr(net, "_orig_mod", net) # of torch.compile
 
     @property
-    def device(self)->torch.device: return self.pipe._execution_device
+    def device(self)->torch.device:
+        here = next(self.denoiser.parameters()).device
+        if here.type != "meta" and (here.type != "cpu" or not torch.accelerator.is_available()): return here
+        return self.pipe._execution_device # weights that wait elsewhere, perhaps: asking is a walk through all modules
 
     @property
     def prediction_type(self)->str: return prediction_type(self.pipe.scheduler)

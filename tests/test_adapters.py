@@ -27,7 +27,7 @@ def make(tiny_of):
 
     yield adapter
     for adapter in reversed(made):
-        if adapter.hooks and adapter.name in getattr(adapter.model.denoiser, "peft_config", {}):
+        if adapter.name in getattr(adapter.model.denoiser, "peft_config", {}):
             adapter.remove()
 
 
@@ -132,6 +132,41 @@ def test_without_strengths_it_is_the_base_model_bit_for_bit(tiny, make, targets,
     adapter.set(MIX)
     adapter.remove()
     assert torch.equal(predict(tiny, guidance=guidance), base)
+
+
+@pytest.mark.parametrize("targets", ["attention", r"to_q$|ff\.net", "full"])
+def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypatch):
+    adapter = make(targets, rank=1)
+    adapter.set(torch.tensor([0.0, 0.7, 0.0]))
+    some, widths = predict(tiny), set()
+    linear, conv = torch.nn.functional.linear, torch.nn.Conv2d._conv_forward
+
+    def watched(work, at):
+        def call(*args):
+            widths.add(len(args[at])) if len(args[at]) in (1, 2, 3) else None
+            return work(*args)
+        return call
+
+    monkeypatch.setattr("sliderspace.adapters.F.linear", watched(linear, 1))
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", watched(conv, 2))
+    assert torch.equal(predict(tiny), some) and widths == {1}
+    adapter.set(MIX)
+    predict(tiny)
+    assert widths == {1, 2}
+    adapter.set(None)
+    widths.clear()
+    predict(tiny)
+    assert not widths
+
+
+def test_sliders_are_not_merged_into_the_weights(tiny, make):
+    base, adapter = predict(tiny), make()
+    adapter.set(MIX)
+    for safe in (False, True):
+        with pytest.raises(ValueError, match=r"save the mix with space\.export"):
+            tiny.pipe.fuse_lora(components=["unet"], safe_fusing=safe)
+    adapter.remove()
+    assert torch.equal(predict(tiny), base)
 
 
 def test_an_image_at_strength_0_is_the_base_models_beside_others(tiny, make):
