@@ -1,4 +1,4 @@
-"""The published recipe against this project's way of training: python benchmarks/training.py [--seeds 3].
+"""The published recipe against this project's way of training: python benchmarks/training.py [--seeds 3] [--readme].
 
 Same model, directions, held-out samples and seeds; each run in a process of its own. Now and then a run's sliders are
 calibrated, so that alignments are compared at the same effect, measured on held-out samples, and put back; the clock and
@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from portraits import table
+from portraits import table, write_figures
 
 from sliderspace.alignment import OURS, PUBLISHED
 
@@ -57,17 +57,17 @@ class Watch:
         def look():
             self.seconds += time.perf_counter() - self.since
             seconds, passes = self.seconds, self.passes
-            point = self.measure(steps, last=steps.done == steps.method.updates)
+            point = self.measure(steps, last=steps.done == steps.settings.updates)
             self.points.append(point | dict(seconds=seconds, passes=passes))
             self.passes = passes
             self.since = time.perf_counter()
 
-        if steps.method.start == "first-order":
+        if steps.settings.start == "first-order":
             look()
         for reached in steps:
             yield reached
-            early = steps.done < 100 and not steps.method.ahead  # nothing to see yet, and each look takes half a minute
-            if (steps.done in AT and not early) or steps.done == steps.method.updates:
+            early = steps.done < 100 and not steps.settings.ahead  # nothing to see yet, and each look takes half a minute
+            if (steps.done in AT and not early) or steps.done == steps.settings.updates:
                 look()
 
     def measure(self, steps, last):
@@ -203,6 +203,7 @@ def main():
     p.add_argument("--samples", type=int, default=400)
     p.add_argument("--sliders", type=int, default=16)
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
+    p.add_argument("--readme", action="store_true", help="write table and picture into the README too")
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +225,10 @@ def main():
             print(way, seed, {n: round(v, 3) for n, v in end.items()}, file=sys.stderr, flush=True)
     print(figures(runs, args.ways))
     picture(runs, args.ways, args.folder / "training.png")
+    if args.readme:
+        root = Path(__file__).parents[1]
+        write_figures(root / "README.md", figures(runs, args.ways), "training")
+        picture(runs, args.ways, root / "pictures/training.png")
 
 
 if __name__ == "__main__":

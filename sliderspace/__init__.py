@@ -23,6 +23,7 @@ _MODULES = {
     "plot_spectrum": "plots",
     "plot_ends": "plots",
     "plot_leakage": "plots",
+    "plot_report": "plots",
     "plot_rank": "plots",
     "plot_ramps": "plots",
     "make_map": "maps",

@@ -121,6 +121,10 @@ class GatedAdapter:
             a.copy_(down[name])
             b.copy_(up[name])
 
+    def copy_out(self)->tuple[dict[str, Tensor], dict[str, Tensor]]: # down and up by layer, on the CPU
+        """The weights of all layers, as `copy_in` takes them."""
+        return tuple({n: pair[i].detach().cpu().clone() for n, pair in self.parameters().items()} for i in (0, 1))
+
     def set(self,
         strengths:Tensor|None,  # `(K,)`, or `(n, K)` with one row an image; None: off
         window:tuple[float, float]=(0., 1.), # part of the schedule in which they act: 0 is pure noise, 1 the image

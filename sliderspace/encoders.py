@@ -6,7 +6,7 @@
 __all__ = ['Encoder', 'pixels', 'latents', 'open_clip_encoder', 'encoder', 'unit_rows', 'features', 'random_view']
 
 # %% ../nbs/09_encoders.ipynb #cell-02
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 import re
@@ -26,6 +26,7 @@ class Encoder:
     name:str           # what a file's card says it was
     encode:Callable    # images in [0, 1], `(n, 3, h, w)`, to `(n, d)`; latents when `space` is "latents"
     space:str="images" # what it looks at: "images" or "latents"
+    text:Callable|None=None # texts to unit rows of the same features, `(m, d)`, for encoders that know words
 
     def __call__(self, x:Tensor)->Tensor: return self.encode(x).float()
 
@@ -69,8 +70,11 @@ def open_clip_encoder(
     mean, std = (torch.tensor(cfg[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
     how, mode = cfg.get("resize_mode") or "shortest", cfg.get("interpolation") or "bicubic"
     def encode(x): return net.encode_image((fitted(x, size, how, "bicubic" if mode == "random" else mode) - mean) / std)
+    tokenizer = open_clip.get_tokenizer(source)
+    @torch.no_grad()
+    def text(texts): return F.normalize(net.encode_text(tokenizer(texts).to(device)).float(), dim=1)
     label = str(folder.resolve()) if tags == [None] else name
-    return Encoder(":".join(filter(None, [label, pretrained])), encode)
+    return Encoder(":".join(filter(None, [label, pretrained])), encode, text=text)
 
 # %% ../nbs/09_encoders.ipynb #cell-09
 def _network(spec, device):
@@ -104,7 +108,7 @@ def encoder(
         spec = "portraits-clip"
     if spec == "portraits-clip":
         found = open_clip_encoder(str(bundled()/"clip"), device=device)
-        return Encoder("portraits-clip", found.encode)
+        return replace(found, name="portraits-clip")
     if size := re.fullmatch(r"pixels(?:-([1-9]\d*))?", str(spec)): return pixels(int(size[1] or 16))
     if spec == "latents": return latents()
     if other := _network(str(spec), device): return Encoder(str(spec), other)

@@ -139,11 +139,22 @@ class SliderSpace:
                        up={n: b[:, rows] for n, b in self.up.items()},
                        labels=[self.labels[i] for i in at], ranges=self.ranges[at], card=card)
 
+    def _of_rank(self, rank):
+        "The same sliders with more ranks, of zeros."
+        def padded(w, dim):
+            each = w.unflatten(dim, (len(self), self.rank))
+            more = each.narrow(dim + 1, 0, 1).expand(*each.shape[:dim + 1], rank - self.rank, *each.shape[dim + 2:])
+            return torch.cat([each, 0 * more], dim + 1).flatten(dim, dim + 1)
+        return replace(self, rank=rank, down={n: padded(a, 0) for n, a in self.down.items()},
+                       up={n: padded(b, 1) for n, b in self.up.items()})
+
     def __add__(self, other:"SliderSpace")->"SliderSpace":
-        """Both spaces' sliders in one. Raises `ValueError` when they are not of the same model, layers and rank."""
-        def made_for(space): return set(space.down), space.rank, space.card.get("fingerprint")
-        if made_for(self) != made_for(other):
-            raise ValueError("only spaces of one model, over the same layers and of one rank, add up")
+        """Both spaces' sliders in one, of the larger rank. Raises `ValueError` when they are not of one model and over
+        the same layers."""
+        def made_for(space): return set(space.down), space.card.get("fingerprint")
+        if made_for(self) != made_for(other): raise ValueError("only spaces of one model, over the same layers, add up")
+        rank = max(self.rank, other.rank)
+        spaces = [space._of_rank(rank) for space in (self, other)]
         labels = [*self.labels]
         for label in other.labels:
             names = chain([label], (f"{label} ({i})" for i in count(2)))
@@ -151,8 +162,8 @@ class SliderSpace:
         sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
         shared = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
         card = shared | {"sliders": sliders}
-        return replace(self, down={n: torch.cat([a, other.down[n]]) for n, a in self.down.items()},
-                       up={n: torch.cat([b, other.up[n]], 1) for n, b in self.up.items()},
+        return replace(self, down={n: torch.cat([space.down[n] for space in spaces]) for n in self.down},
+                       up={n: torch.cat([space.up[n] for space in spaces], 1) for n in self.up}, rank=rank,
                        labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)
 
     def save(self, path:str|Path):

@@ -150,6 +150,13 @@ class Pictures:
 _OTHER = {".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".fits", ".fit"} # no pictures here
 
 # %% ../nbs/01_sources.ipynb #cell-17
+def picture_files(folder:Path)->list[Path]:
+    "Files below a folder whose names end like pictures', sorted, hidden ones left out."
+    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - _OTHER
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and p.is_file()
+                  and not any(part[0] == "." for part in p.relative_to(folder).parts))
+
+# %% ../nbs/01_sources.ipynb #cell-18
 def read_pictures(
     folder:str|Path,       # with pictures, and folders of pictures
     prompt:str|None=None,  # caption of pictures that have none
@@ -159,9 +166,7 @@ def read_pictures(
     Raises `ValueError` for a folder without pictures; one error names every picture that cannot be read, and every
     picture without a caption."""
     folder = Path(folder).expanduser()
-    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - _OTHER
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and p.is_file()
-                   and not any(part[0] == "." for part in p.relative_to(folder).parts)) # hidden
+    files = picture_files(folder)
     if not files: raise ValueError(f"folder {str(folder)!r} holds no pictures, such as .png or .jpg files")
     kept, wrong = {}, []
     for path in files:
@@ -177,7 +182,7 @@ def read_pictures(
     whole = sha256("".join(kept).encode() + json.dumps([c for _, c in kept.values()]).encode())
     return Pictures(*zip(*kept.values()), whole.hexdigest()[:16])
 
-# %% ../nbs/01_sources.ipynb #cell-18
+# %% ../nbs/01_sources.ipynb #cell-19
 def _caption(path, prompt):
     "The text that goes with a picture; raises `ValueError` when there is none."
     for text in (path.with_suffix(".txt"), path.parent/"caption.txt"):

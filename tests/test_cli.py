@@ -33,7 +33,7 @@ def python(*arguments, folder, **environment):
 # --- the whole job ---------------------------------------------------------------------------------------------------
 
 SMALL = ["demo", "--samples", "24", "--sliders", "2", "--updates", "1", "--seed", "3"]
-PICTURES = ["spectrum.png", "ends.png", "leakage.png", "sliders.png", "strips/00.png", "strips/01.png"]
+PICTURES = ["spectrum.png", "ends.png", "report.png", "sliders.png", "strips/00.png", "strips/01.png"]
 FILES = ["index.html", "space.safetensors", "directions.safetensors", "table.csv", *PICTURES]
 
 

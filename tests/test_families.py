@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from sliderspace import SliderSpace, discover, load, measure, train
 from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import Method, Updates, held_out_cosines
+from sliderspace.alignment import AlignmentUpdates, Method, held_out_cosines
 from sliderspace.encoders import pixels
 from sliderspace.families import PRESETS, noise_level
 from sliderspace.sampling import sample, start_noise
@@ -257,7 +257,7 @@ def test_ten_steps_of_training_raise_the_alignment(model):
         pool = make_pool(model, found, list(range(8)), 1, seed=0)
         goal = model, pixels(4), adapter, pool, found.vectors[:2]
         before = held_out_cosines(*goal).mean(1).diag().mean()
-        for _ in Updates(*goal, Method(updates=10, rows=3)):
+        for _ in AlignmentUpdates(*goal, Method(updates=10, rows=3)):
             pass
         after = held_out_cosines(*goal).mean(1).diag().mean()
         assert after > before + 0.05, (before, after)

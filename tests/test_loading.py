@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from sliderspace import discover, load, train
 from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import Method, Updates
+from sliderspace.alignment import AlignmentUpdates, Method
 from sliderspace.encoders import pixels
 from sliderspace.families import PRESETS, Preset
 from sliderspace.memory import in_parts
@@ -236,7 +236,7 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
         pool = make_pool(model, found, list(range(8)), 6, seed=0)
         adapter = GatedAdapter(model, target_layers(model), sliders=2)
         adapter.copy_in(*random_weights(model, target_layers(model), 2, std=0.05))
-        for _ in Updates(model, pixels(4), adapter, pool, found.vectors[:2], Method(updates=2, rows=4)):
+        for _ in AlignmentUpdates(model, pixels(4), adapter, pool, found.vectors[:2], Method(updates=2, rows=4)):
             pass
         made.append(torch.cat([p.detach().flatten() for pair in adapter.parameters().values() for p in pair]))
         adapter.remove()

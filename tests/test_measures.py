@@ -18,7 +18,7 @@ from sliderspace import measures
 from sliderspace.encoders import features, latents
 from sliderspace.measures import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
 from sliderspace.pages import COLUMNS, write_folder
-from sliderspace.plots import grid, plot_ends, plot_leakage, plot_sliders, plot_spectrum, png, strip
+from sliderspace.plots import grid, plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, png, strip
 from sliderspace.sampling import sample, start_noise
 from sliderspace.sliders import SliderSpace
 
@@ -89,9 +89,10 @@ SIZE = 0.02  # of a change at strength 1, relative to the image
 
 def card(found, directions):
     run = found.samples.run
-    sliders = [{"direction": d, "explained": 0.1, "alignment": 0.5, "leakage": 0.1} for d in directions]
+    sliders = [{"direction": d, "explained": 0.1, "alignment": 0.5, "leakage": 0.1, "alignment_spread": 0.2,
+                "alignment_by_timestep": [0.6, 0.4]} for d in directions]
     cosines = torch.eye(len(directions)).tolist()
-    return asdict(run) | {"sliders": sliders, "cosines": cosines}
+    return asdict(run) | {"sliders": sliders, "cosines": cosines, "timesteps_measured": [900.0, 300.0]}
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +303,19 @@ def test_leakage_is_drawn(planted):
         plot_leakage(replace(space, card={}))
 
 
+def test_the_report_is_drawn(report):
+    bars, times, matrix, effect, distance, novelty, _ = plot_report(report).axes
+    rows, S = report.space.card["sliders"], len(report.strengths)
+    assert [b.get_height() for b in bars.patches] == [r["alignment"] for r in rows]
+    assert len(times.lines) == len(rows) + 1
+    assert matrix.images[0].get_array().shape == (len(rows), len(rows))
+    for panel, values in ((effect, report.scores), (distance, report.distance), (novelty, report.novelty)):
+        drawn = [torch.as_tensor(line.get_ydata()).float() for line in panel.lines if len(line.get_xdata()) == S]
+        assert any(torch.allclose(d, values.mean((0, 2)), atol=1e-5) for d in drawn)
+    with pytest.raises(ValueError, match="no leakage matrix"):
+        plot_report(replace(report, space=replace(report.space, card={})))
+
+
 @pytest.mark.parametrize("prompt", ["$", "$x^{", r"\frac{$1$}", EVIL])
 def test_any_prompt_can_be_a_title(planted, prompt):
     found = planted[2]
@@ -337,7 +351,7 @@ def test_a_folder_holds_what_is_promised(planted, report, tmp_path):
     model, _, found, _ = planted
     page = write_folder(tmp_path / "out", model, found, report, progress=quiet)
     files = written(tmp_path / "out")
-    pictures = ["spectrum.png", "ends.png", "leakage.png", "sliders.png", *(f"strips/{i:02d}.png" for i in range(5))]
+    pictures = ["spectrum.png", "ends.png", "report.png", "sliders.png", *(f"strips/{i:02d}.png" for i in range(5))]
     assert page == tmp_path / "out" / "index.html"
     assert set(files) == {"space.safetensors", "directions.safetensors", "table.csv", "index.html", *pictures}
     for name in pictures:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from sliderspace import training
 from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import PUBLISHED, Method, Updates, alignment_loss, held_out_cosines
+from sliderspace.alignment import PUBLISHED, AlignmentUpdates, Method, alignment_loss, held_out_cosines
 from sliderspace.encoders import Encoder, features, latents, pixels
 from sliderspace.sampling import start_noise
 from sliderspace.starts import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled, usual_start
@@ -247,7 +247,7 @@ def test_no_change_has_a_finite_loss_and_gradient():
 def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
     method = Method(updates=updates, **options)
-    return torch.stack(list(Updates(model, latents(), adapter, pool, vectors, method, batch=batch)))
+    return torch.stack(list(AlignmentUpdates(model, latents(), adapter, pool, vectors, method, batch=batch)))
 
 
 def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
@@ -319,7 +319,7 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
     trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
     expected = [weights(whole, k) for k in range(SLIDERS)]
     spoilt = adapter_of(*start)
-    steps = Updates(model, latents(), spoilt, pool, broken, Method(updates=2))
+    steps = AlignmentUpdates(model, latents(), spoilt, pool, broken, Method(updates=2))
     reached = torch.stack(list(steps))
     assert reached[:, [0, 2]].isfinite().all() and reached[:, 1].isnan().all()
     assert steps.lost.tolist() == [0, 2, 0]
@@ -345,7 +345,7 @@ def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of)
 def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     model, found = shared
     adapter = adapter_of(*start)
-    steps = Updates(model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3))
+    steps = AlignmentUpdates(model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3))
     next(iter(steps))
     steps.close()  # given up early
     assert not adapter.now.on
@@ -381,7 +381,7 @@ def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, a
     lazy = make_pool(model, found, list(range(20)), 4, 0, ahead=False)
     adapter = adapter_of(*usual_start(model, "orthonormal", target_layers(model, LAYERS), SLIDERS))
     ups = {n: b.detach().clone() for n, (_, b) in adapter.parameters().items()}
-    steps = Updates(model, latents(), adapter, lazy, found.vectors[:SLIDERS], method)
+    steps = AlignmentUpdates(model, latents(), adapter, lazy, found.vectors[:SLIDERS], method)
     before, moved = [weights(adapter, k) for k in range(SLIDERS)], []
     for reached in steps:
         drawn = reached.isfinite()
@@ -413,7 +413,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
     down, up = usual_start(model, "orthonormal", layers, 1)
     lazy = make_pool(model, found, list(range(20)), 3, 0, ahead=False)
     adapter = adapter_of(down, up)
-    steps = Updates(model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3))
+    steps = AlignmentUpdates(model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3))
     list(steps)
     mine = {n: a.detach().clone() for n, (a, _) in adapter.parameters().items()}
 
@@ -445,7 +445,7 @@ def test_train_by_the_published_recipe(shared):
 
 def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(shared, pool, start, adapter_of):
     model, found = shared
-    steps = Updates(model, latents(), adapter_of(*start), pool, found.vectors[:SLIDERS], Method(updates=12, patience=4))
+    steps = AlignmentUpdates(model, latents(), adapter_of(*start), pool, found.vectors[:SLIDERS], Method(updates=12, patience=4))
     taken = torch.zeros(SLIDERS)
     for reached in steps:
         taken += reached.isfinite()
@@ -634,18 +634,18 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(shared, tiny_folde
     script = f"""
 import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from sliderspace.alignment import Updates
+from sliderspace.alignment import AlignmentUpdates
 from sliderspace.training import train
 from sliderspace.encoders import latents
 from tiny import quiet, random_directions
 from sliderspace import load
 model = load({str(tiny_folder("epsilon"))!r}, device="cpu")
-update, made = Updates._parts, []
+update, made = AlignmentUpdates._parts, []
 def dying(self, *args):
     made.append(1)
     if len(made) == 6: os.kill(os.getpid(), signal.SIGKILL)
     return update(self, *args)
-Updates._parts = dying
+AlignmentUpdates._parts = dying
 train(model, random_directions(model, latents(), steps=2), sliders=2, updates=7, rows=2, start_rows=24, held_rows=4,
       targets="keys-values", progress=quiet, folder={str(tmp_path)!r}, every=2)
 """
@@ -660,13 +660,13 @@ train(model, random_directions(model, latents(), steps=2), sliders=2, updates=7,
 
 def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
     model, found = shared
-    predict, calls = training.Updates._parts, []
+    predict, calls = training.AlignmentUpdates._parts, []
 
     def breaking(self, *args):
         calls.append(1)
-        yield from () if len(calls) > self.method.updates - 12 else predict(self, *args)
+        yield from () if len(calls) > self.settings.updates - 12 else predict(self, *args)
 
-    monkeypatch.setattr(training.Updates, "_parts", breaking)
+    monkeypatch.setattr(training.AlignmentUpdates, "_parts", breaking)
     with pytest.warns(UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"):
         space = train(model, found, **OPTIONS | dict(updates=17))
     assert "was finite in 10 updates" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
