@@ -192,6 +192,8 @@ def picture(runs, ways, path):
             x, y = ([p[n] for p in r["points"]] for n in ("seconds", "alignment"))
             ax.semilogx(x, y, ".-", color=f"C{i}", label=way if r["seed"] == 0 else None)
     ax.set(xlabel="seconds", ylabel="held-out alignment at one standard deviation", ylim=(0, None))
+    for numbers in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        numbers(lambda x, _: f"{x:g}")
     ax.legend(frameon=False)
     fig.savefig(path, dpi=120)
 
