@@ -90,15 +90,22 @@ class GatedAdapter:
         if any(m.disable_adapters or m.merged for m in loras.values()):
             raise ValueError(f"a LoRA of {model.name} is switched off or fused, and sliders would be too: first call "
                              "pipe.enable_lora() or pipe.unfuse_lora(), or unload it")
-        before = {n: list(m.active_adapters) for n, m in loras.items()}
+        before = {n: [a for a in m.active_adapters if a != self.name] for n, m in loras.items()}
         trained = {p for p in net.parameters() if p.requires_grad}
         config = LoraConfig(r=width, lora_alpha=width, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.)
-        with torch.random.fork_rng(devices=[]): inject_adapter_in_model(config, net, self.name) # it draws weights
-        for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
+        self.hook = None
+        try:
+            with torch.random.fork_rng(devices=[]): inject_adapter_in_model(config, net, self.name) # it draws weights
+        except BaseException: # no memory, perhaps
+            self.remove()
+            raise
+        finally:
+            for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
         for path in layers:
             layer = net.get_submodule(path)
             layer.set_adapter([*before.get(path, []), self.name]) # adapters that the user brought stay on
             layer.lora_variant[self.name] = _Gated(self)
+            if path not in before: layer.cast_input_dtype_enabled = False # what it gets is cast in `_add`, if at all
             for part in (layer.lora_A, layer.lora_B): part[self.name].to(model.device, torch.float32)
         for p in net.parameters(): p.requires_grad_(p in trained)
         self.hook = net.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
@@ -163,9 +170,9 @@ class GatedAdapter:
         done = 1 - noise_level(self.model.family, t, self.model.pipe.scheduler.config.num_train_timesteps)
         inside = (done >= now.window[0]) & ((done < now.window[1]) | (now.window[1] == 1))
         rows = now.strengths
-        if len(rows) > 1 and n not in (len(rows), 2 * len(rows)):
+        if len(rows) > 1 and n % len(rows):
             raise ValueError(f"strengths are for {len(rows)} images, the denoiser was given a batch of {n}")
-        gate = rows.repeat(n // len(rows), 1) * inside.reshape(-1, 1).float() # guidance doubles the batch
+        gate = rows.repeat(n // len(rows), 1) * inside.reshape(-1, 1).float() # guidance doubles the batch, or more
         return gate.repeat_interleave(self.rank, dim=1)
 
     def _add(self, layer, x, result):
@@ -191,7 +198,7 @@ class GatedAdapter:
         """Take the adapter out of the denoiser, other adapters untouched."""
         net = self.model.denoiser
         trained = {p for p in net.parameters() if p.requires_grad}
-        self.hook.remove()
+        if self.hook: self.hook.remove()
         for path in self.layers:
             layer = net.get_submodule(path)
             if self.name not in getattr(layer, "lora_A", ()): continue # `unload_lora_weights` took it
@@ -199,6 +206,7 @@ class GatedAdapter:
                 active = [a for a in layer.active_adapters if a != self.name]
                 layer.delete_adapter(self.name)
                 layer.set_adapter(active)
+                layer.cast_input_dtype_enabled = True
             else:
                 parent, _, leaf = path.rpartition(".")
                 setattr(net.get_submodule(parent), leaf, layer.base_layer)
@@ -211,4 +219,5 @@ class GatedAdapter:
     def here(self)->bool:
         """Whether it is on the denoiser still: `unload_lora_weights` and `set_adapters` of a pipeline end that."""
         layers = map(self.model.denoiser.get_submodule, self.layers)
-        return all(self.name in getattr(m, "active_adapters", ()) and not m.disable_adapters for m in layers)
+        return all(self.name in getattr(m, "active_adapters", ()) and not m.disable_adapters and not m.merged
+                   for m in layers)

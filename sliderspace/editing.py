@@ -18,6 +18,7 @@ from torch import Tensor
 from .memory import in_parts
 from .models import Model
 from .sampling import check_prompt, check_steps, sample, start_noise
+from .schedules import x0_estimate
 
 # %% ../nbs/24_editing.ipynb #cell-05
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,13 +33,20 @@ class Inversion:
     def __repr__(self): return f"Inversion({len(self.start)} images, {self.steps} steps)"
 
 # %% ../nbs/24_editing.ipynb #cell-06
+def _each(prompt, images):
+    check_prompt(prompt)
+    prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(images): raise ValueError(f"prompt must be one text, or {len(images)}, not {len(prompts)}")
+    return prompts
+
+# %% ../nbs/24_editing.ipynb #cell-07
 def _walk(model, steps):
     "For each step its timestep, shares of signal and noise, and those after it."
     t, signal, noise = model.timesteps(steps)
     after = torch.cat([signal[1:], torch.ones(1)]), torch.cat([noise[1:], torch.zeros(1)])
     return list(zip(t, signal, noise, *after))
 
-# %% ../nbs/24_editing.ipynb #cell-07
+# %% ../nbs/24_editing.ipynb #cell-08
 def _estimates(model, x, step, prompts, guidance, batch):
     "x0 and noise that the denoiser sees in x at a step."
     t, signal, noise, *_ = step
@@ -46,7 +54,20 @@ def _estimates(model, x, step, prompts, guidance, batch):
     x0 = torch.cat(list(in_parts(model, "inversion", seen, torch.arange(len(x)), batch)))
     return x0, (x - signal * x0) / noise
 
-# %% ../nbs/24_editing.ipynb #cell-08
+# %% ../nbs/24_editing.ipynb #cell-09
+def _before(model, x, after, step, prompts, guidance, batch):
+    "Where a step must have started to end in `after`, if the denoiser said there what it says of x."
+    t, signal, noise, *then = step
+    def said(part): return model.predict(x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise))[0]
+    out, kind = torch.cat(list(in_parts(model, "inversion", said, torch.arange(len(x)), batch))), model.prediction_type
+    if kind == "sample": out, kind = (x - signal * out) / noise, "epsilon" # x0 alone would not tell where it came from
+    def end(at):
+        x0 = x0_estimate(out, at, signal, noise, kind)
+        return then[0] * x0 + then[1] * (at - signal * x0) / noise
+    zero = end(torch.zeros_like(x)) # affine: one number times the start, plus this
+    return (after - zero) / (end(torch.ones_like(x)) - zero)
+
+# %% ../nbs/24_editing.ipynb #cell-10
 @torch.no_grad()
 def invert(
     model:Model,
@@ -65,9 +86,7 @@ def invert(
     if method not in (known := ("edit-friendly", "direct", "ddim")):
         raise ValueError(f"method must be one of {known}, not {method!r}")
     if not isinstance(rounds, int) or rounds < 0: raise ValueError(f"rounds must be 0 or more, not {rounds!r}")
-    check_prompt(prompt)
-    prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != len(images): raise ValueError(f"prompt must be one text, or {len(images)}, not {len(prompts)}")
+    prompts = _each(prompt, images)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     clean = torch.cat([model.encode(x) for x in images.split(batch)])
     walk, path = _walk(model, steps), [clean]
@@ -78,9 +97,7 @@ def invert(
     else:
         for step in reversed(walk):
             x = path[0]
-            for _ in range(rounds + 1):
-                x0, e = _estimates(model, x, step, prompts, guidance, batch)
-                x = step[1] * (path[0] - step[4] * e) / step[3] + step[2] * e
+            for _ in range(rounds + 1): x = _before(model, x, path[0], step, prompts, guidance, batch)
             path.insert(0, x)
     missed = torch.zeros(len(walk), *clean.shape, device=clean.device)
     if method != "ddim":
@@ -89,7 +106,7 @@ def invert(
             missed[i] = path[i + 1] - step[3] * x0 - step[4] * e
     return Inversion(path[0], missed, prompts, steps, guidance)
 
-# %% ../nbs/24_editing.ipynb #cell-09
+# %% ../nbs/24_editing.ipynb #cell-11
 @torch.no_grad()
 def replay(
     model:Model,
@@ -97,15 +114,17 @@ def replay(
     prompt:str|list[str]|None=None, # default: the one that it was inverted with
     batch:int=32,
 )->Tensor:                # latents of the images, `(n, ...)`
-    """Walk the run again, with whatever is on, such as in `with space.on(model, {"glasses": 1}, start=.5):`."""
-    prompts = found.prompts if prompt is None else [prompt] * len(found.start) if isinstance(prompt, str) else prompt
+    """Walk the run again, with whatever is on, such as in `with space.on(model, {"glasses": 1}, start=.5):`.
+
+    Raises `ValueError` for an empty prompt, and for more or fewer prompts than images."""
+    prompts = found.prompts if prompt is None else _each(prompt, found.start)
     x = found.start
     for step, missed in zip(_walk(model, found.steps), found.missed):
         x0, e = _estimates(model, x, step, prompts, found.guidance, batch)
         x = step[3] * x0 + step[4] * e + missed
     return x
 
-# %% ../nbs/24_editing.ipynb #cell-11
+# %% ../nbs/24_editing.ipynb #cell-13
 @contextmanager
 def _attention_of(model, pairs, images, shared):
     "Cross-attention of the second half of a batch is, at some tokens, that of the first half while `shared()`."
@@ -120,7 +139,7 @@ def _attention_of(model, pairs, images, shared):
             probabilities = own(*args, **kwargs) # (guidance's, source and edited, images, heads) by pixels by tokens
             if not shared(): return probabilities
             each = probabilities.unflatten(0, (-1, 2, images, heads)).clone()
-            each[:, 1, ..., ours] = each[:, 0][..., theirs]
+            each[-1, 1, ..., ours] = each[-1, 0][..., theirs] # not the empty prompt's, which guidance asks too
             return each.flatten(0, 3)
         return scores
     for m in layers.values(): vars(m)["get_attention_scores"] = taking(m.get_attention_scores, m.heads)
@@ -129,7 +148,7 @@ def _attention_of(model, pairs, images, shared):
         for m in layers.values(): del vars(m)["get_attention_scores"]
         net.set_attn_processor(before)
 
-# %% ../nbs/24_editing.ipynb #cell-12
+# %% ../nbs/24_editing.ipynb #cell-14
 @torch.no_grad()
 def prompt_to_prompt(
     model:Model,          # with a unet
@@ -150,6 +169,6 @@ def prompt_to_prompt(
     blocks = SequenceMatcher(None, *tokens, autojunk=False).get_matching_blocks()
     pairs = [(b.a + i, b.b + i) for b in blocks for i in range(b.size)]
     taken = []
-    with _attention_of(model, pairs, len(noise), lambda: len(taken) < share * steps):
+    with model.lock, _attention_of(model, pairs, len(noise), lambda: len(taken) < share * steps):
         both = [prompt] * len(noise) + [edited] * len(noise)
         return sample(model, both, torch.cat([noise, noise]), steps, guidance, on_step=taken.append).chunk(2)

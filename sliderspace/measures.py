@@ -230,6 +230,7 @@ def compare(
 
     Raises `ValueError` for sliders or directions of another model."""
     encoder, run = check_encoder(model, None, found.samples), found.samples.run
+    space.check(model)
     if model.identity() != run.identity:
         raise ValueError(f"the directions are of another model: of {run.model!r} as it was then")
     with model.lock:
@@ -253,6 +254,7 @@ def search(
 
     Raises `ValueError` for an empty text, and an encoder without a text tower."""
     check_prompt(text)
+    if not {-1, 1} <= set(report.strengths): raise ValueError(f"the report lacks -1 or 1: it has {report.strengths}")
     encoder, prompt = find_encoder(encoder, model), (report.space.card.get("prompts") or [""])[0]
     if encoder.text is None: raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
     added = torch.sub(*encoder.text([f"{prompt}, {text}" if prompt else text, prompt]))

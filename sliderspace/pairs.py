@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 # %% ../nbs/23_pairs.ipynb #cell-03
+from .adapters import target_layers
 from .files import card_key
 from .memory import in_parts
 from .models import Model
@@ -95,19 +96,23 @@ class Shown:
         return made
 
 # %% ../nbs/23_pairs.ipynb #cell-07
-@torch.no_grad()
-def _latents(model, label, shown, batch):
-    "What the images of one attribute are in the model's latents, strength -> `(n, ...)`, on the CPU."
+def _check_shown(label, shown):
+    "Raise `ValueError` unless there are as many images at every strength."
     _check_strengths(f"pairs[{label!r}]", shown)
     if len({len(images) for images in shown.values()}) != 1 or not len(next(iter(shown.values()))):
         raise ValueError(f"pairs[{label!r}] has {[len(images) for images in shown.values()]} images: they must be as "
                          "many at every strength, in one order, and one or more")
+
+# %% ../nbs/23_pairs.ipynb #cell-08
+@torch.no_grad()
+def _latents(model, shown, batch):
+    "What the images of one attribute are in the model's latents, strength -> `(n, ...)`, on the CPU."
     def encoded(images):
         def part(i): return images.read(i.tolist(), model.image_size) if isinstance(images, Pictures) else images[i]
         return torch.cat([model.encode(part(i)).cpu() for i in torch.arange(len(images)).split(batch)])
     return {float(s): encoded(images) for s, images in shown.items()}
 
-# %% ../nbs/23_pairs.ipynb #cell-08
+# %% ../nbs/23_pairs.ipynb #cell-09
 def train_pairs(
     model:Model,
     pairs:dict,              # label -> {strength: its `Pictures`, or images in [0, 1], `(n, 3, height, width)`}
@@ -125,10 +130,13 @@ def train_pairs(
 
     Raises `ValueError` before any work, for unknown options, bad numbers, and images that do not make pairs or are of
     another size than the model's; `FloatingPointError` when nothing is finite."""
+    if not isinstance(prompt, str): raise ValueError(f"prompt must be one text, not {prompt!r}")
     check_prompt(prompt)
     settings, steps = changed(settings, options, batch=batch, every=every), check_steps(model, steps)
     if not pairs: raise ValueError("pairs must hold an attribute or more, such as {'glasses': {-1: before, 1: after}}")
-    latents = [_latents(model, label, shown, batch) for label, shown in pairs.items()]
+    target_layers(model, settings.targets) # or an error, before long work
+    for label, shown in pairs.items(): _check_shown(label, shown)
+    latents = [_latents(model, shown, batch) for shown in pairs.values()]
     marks = [sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents]
     about = dict(prompts=[prompt], sliders=[dict(pairs=len(next(iter(x.values()))), strengths=list(x), images=mark)
                                             for x, mark in zip(latents, marks)])

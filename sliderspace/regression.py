@@ -18,7 +18,7 @@ from .adapters import target_layers
 from .memory import in_parts
 from .sliders import SliderSpace
 from .starts import new_adapter, usual_start
-from .updates import Kept, Settings, Updates, make_updates
+from .updates import Kept, Settings, Updates, check_trainable, make_updates
 
 # %% ../nbs/21_regression.ipynb #cell-05
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,8 @@ class Rows:
 # %% ../nbs/21_regression.ipynb #cell-06
 def plain(model):
     "The guidance with which a pipeline gives the answer to a prompt itself."
-    return model.guidance if model.denoiser.config.get("guidance_embeds") else min(model.guidance, 1.)
+    config = model.denoiser.config
+    return model.guidance if config.get("guidance_embeds") or config.get("time_cond_proj_dim") else 0.
 
 # %% ../nbs/21_regression.ipynb #cell-07
 def answers(model, rows, part, prompts=None):
@@ -55,7 +56,7 @@ class Regression(Settings):
     start:str="random"
     updates:int=500
     rows:int=1              # samples, or pairs, of a slider in an update, each at every strength
-    lr:float=.02
+    lr:float=.1
     one_preserved:bool=False # an update draws one preserved text, as the released code; or takes all, as the paper
     rescaled:bool|None=None # what is wanted gets the norm of the positive answer; None: for flow models
 
@@ -99,8 +100,10 @@ def held_out(model, adapter, source, seed, batch):
     for rows in source.more(adapter, gen):
         every = torch.arange(len(rows.slider))
         parts = in_parts(model, "predictions", partial(_loss, model, adapter, rows), every, batch)
-        left.index_add_(0, rows.slider, torch.cat(list(parts)).cpu())
-        whole.index_add_(0, rows.slider, rows.base.cpu())
+        far, base = torch.cat(list(parts)).cpu(), rows.base.cpu()
+        fine = far.isfinite() & base.isfinite()
+        left.index_add_(0, rows.slider[fine], far[fine])
+        whole.index_add_(0, rows.slider[fine], base[fine])
     adapter.set(None)
     return 1 - left / whole.clamp(min=1e-12)
 
@@ -110,6 +113,7 @@ ASKED = Regression()
 # %% ../nbs/21_regression.ipynb #cell-14
 def trained(model, source, labels, about, settings, seed, folder, steps, batch, every, progress):
     "Sliders fitted to the rows of a source, with a card."
+    check_trainable(model)
     if settings.start == "first-order": raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
     layers, K = target_layers(model, settings.targets), len(labels)
     if twice := [l for l in labels if labels.count(l) > 1]: raise ValueError(f"two sliders have the label {twice[0]!r}")

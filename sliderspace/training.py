@@ -25,7 +25,7 @@ from .sampling import sample, start_noise
 from .store import check_encoder
 from .sliders import SliderSpace, detach
 from .starts import first_order_start, make_pool, new_adapter, usual_start
-from .updates import Kept, along, changed, make_updates
+from .updates import Kept, along, changed, check_trainable, make_updates
 
 # %% ../nbs/20_training.ipynb #cell-05
 @torch.no_grad()
@@ -103,9 +103,7 @@ def _check(model, found, layers, rank):
     run = found.samples.run
     most = min(min(model.denoiser.get_submodule(n).weight.flatten(1).shape) for n in layers)
     if rank > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {rank}")
-    if hasattr(model.denoiser, "_hf_hook"):
-        raise ValueError(f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
-                         "load the model with low_memory=True instead of CPU offload")
+    check_trainable(model)
     if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
     if model.identity() != run.identity:
         raise ValueError(f"the directions are of another model: of {run.model!r} as it was then, not this "

@@ -53,12 +53,19 @@ def changed(settings, options, **counts):
         raise ValueError(f"start must be one of {kinds}, not {settings.start!r}")
     return settings
 
-# %% ../nbs/18_updates.ipynb #cell-07
+# %% ../nbs/18_updates.ipynb #cell-06
+def check_trainable(model):
+    "Raise `ValueError` for a model whose denoiser leaves the GPU between calls."
+    if hasattr(model.denoiser, "_hf_hook"):
+        raise ValueError(f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
+                         "load the model with low_memory=True instead of CPU offload")
+
+# %% ../nbs/18_updates.ipynb #cell-08
 def along(values, weights, dim):
     "Numbers `(K r,)` in a shape that multiplies weights along a dimension."
     return values.view([-1 if d == dim else 1 for d in range(weights.ndim)])
 
-# %% ../nbs/18_updates.ipynb #cell-08
+# %% ../nbs/18_updates.ipynb #cell-09
 class Stack:
     "Each slider's weights as one row with an optimizer state of its own."
     def __init__(self, adapter, settings):
@@ -117,7 +124,7 @@ class Stack:
     def close(self):
         for p in self.real: p.requires_grad_(False).grad = None
 
-# %% ../nbs/18_updates.ipynb #cell-09
+# %% ../nbs/18_updates.ipynb #cell-10
 class Updates:
     """Training, an update at a time: iterate over it for what each slider reaches, `(K,)`, nan for sliders not in it.
 
@@ -125,6 +132,7 @@ class Updates:
     updates in a row without a finite one. `state` and `load` let another process go on to the same weights."""
     reached = "" # what is yielded, in a word
     queue = ()   # rows that wait: between states they are not kept
+    counts = "lost", "active", "seen", "mean", "best", "best_at"
 
     def __init__(self,
         model:Model,
@@ -138,7 +146,8 @@ class Updates:
         self.done, self.spent, self.barren = 0, 0, 0 # updates; slider-updates; updates without a finite row
         self.each = torch.full((K,), settings.rows)  # rows of a slider in an update
         self.lost, self.active = torch.zeros(K), torch.ones(K, dtype=torch.bool)
-        self.mean, self.best, self.best_at = torch.zeros(K), torch.full((K,), -torch.inf), torch.zeros(K)
+        self.seen, self.mean = torch.zeros(2, K) # updates in which something finite was seen; the running mean then
+        self.best, self.best_at = torch.full((K,), -torch.inf), torch.zeros(K)
 
     def __iter__(self):
         K = self.adapter.sliders
@@ -180,26 +189,27 @@ class Updates:
 
     def _rest(self, reached):
         "A slider whose running mean has not grown for long stops."
-        rate, seen = 2 / self.settings.patience, reached.isfinite()
-        self.mean[seen] += rate * (reached - self.mean)[seen]
-        mean = self.mean / (1 - (1 - rate) ** self.done)
-        grown = mean > self.best
-        self.best, self.best_at[grown] = torch.where(grown, mean, self.best), float(self.done)
-        self.active &= self.done - self.best_at < self.settings.patience
+        rate, now = 2 / (self.settings.patience + 1), reached.isfinite()
+        self.seen += now
+        self.mean[now] += rate * (reached - self.mean)[now]
+        mean = self.mean / (1 - (1 - rate) ** self.seen).clamp(min=1e-9)
+        grown = now & (mean > self.best)
+        self.best, self.best_at = torch.where(grown, mean, self.best), torch.where(grown, self.seen, self.best_at)
+        self.active &= self.seen - self.best_at < self.settings.patience
 
     def state(self)->dict[str, Tensor]:
         """What another process needs to go on."""
         own = dict(gen=self.gen.get_state(), counts=torch.tensor([self.done, self.spent, self.barren]))
-        return own | {n: getattr(self, n) for n in ("lost", "active", "mean", "best", "best_at")} | self.stack.state()
+        return own | {n: getattr(self, n) for n in self.counts} | self.stack.state()
 
     def load(self, state:dict[str, Tensor]):
         """Go on from a state of the same model, sliders, rows and settings."""
         self.gen.set_state(state["gen"])
         self.done, self.spent, self.barren = state["counts"].tolist()
-        for n in ("lost", "active", "mean", "best", "best_at"): getattr(self, n).copy_(state[n])
+        for n in self.counts: getattr(self, n).copy_(state[n])
         self.stack.load(state)
 
-# %% ../nbs/18_updates.ipynb #cell-11
+# %% ../nbs/18_updates.ipynb #cell-12
 class Kept:
     "The start and the state of a training in a folder; None keeps nothing."
     def __init__(self, folder, card):
@@ -213,7 +223,7 @@ class Kept:
     def write(self, kind, tensors):
         if self.folder: write_tensors(self.folder/f"{kind}.safetensors", tensors, {"training": self.card}, kind)
 
-# %% ../nbs/18_updates.ipynb #cell-12
+# %% ../nbs/18_updates.ipynb #cell-13
 def make_updates(steps, kept, every, progress):
     "Make the updates; what has been trained is kept when they end early. Why they did, in words, or an empty text."
     if (state := kept.read("state")) is not None: steps.load(state)

@@ -159,6 +159,43 @@ def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypa
     assert not widths
 
 
+def test_an_attachment_that_fails_leaves_nothing(fresh, make, user_lora, monkeypatch):
+    user_lora(fresh)
+    base, before = predict(fresh), state(fresh.denoiser)
+    to = torch.nn.Linear.to
+    left = [5]
+
+    def full(self, *args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("no memory")
+        return to(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "to", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            GatedAdapter(fresh, target_layers(fresh), 3)
+    assert torch.equal(predict(fresh), base)
+    adapter = make(on=fresh)
+    adapter.set(MIX)
+    once = predict(fresh)
+    adapter.remove()
+    assert torch.equal(predict(fresh), base) and not torch.equal(once, base)
+    assert state(fresh.denoiser)[1] == before[1]
+
+
+def test_a_lora_that_is_fused_later_takes_the_sliders_off(fresh, make, user_lora):
+    user_lora(fresh)
+    adapter = make(on=fresh)
+    assert adapter.here
+    with pytest.raises(ValueError, match="sliders have no one change"):
+        fresh.pipe.fuse_lora(components=["unet"])
+    assert not adapter.here
+    for layer in fresh.denoiser.modules():
+        if getattr(layer, "merged", False):
+            layer.unmerge()
+
+
 def test_sliders_are_not_merged_into_the_weights(tiny, make):
     base, adapter = predict(tiny), make()
     adapter.set(MIX)
