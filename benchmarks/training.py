@@ -97,26 +97,21 @@ class Watch:
         """What the sliders do to known factors."""
         import torch
 
-        from sliderspace.portraits import FACTORS, PROMPT, score_factors
+        from sliderspace.portraits import PROMPT
         from sliderspace.sampling import sample, start_noise
-        from sliderspace.truth import Truth, factor_changes
+        from sliderspace.truth import score_edits
 
-        run, K = self.found.samples.run, steps.adapter.sliders
+        run, strengths = self.found.samples.run, (-1.0, 0.0, 1.0)
         noise = start_noise(steps.model, run.seed, list(range(run.samples + 30, run.samples + 38)))
-        seen = []
-        with torch.no_grad():
-            for k in range(K):
-                row = []
-                for strength in (-1.0, 0.0, 1.0):
-                    steps.adapter.set(strength * torch.nn.functional.one_hot(torch.tensor(k), K).float())
-                    row.append(score_factors(steps.model.decode(sample(steps.model, PROMPT, noise, run.steps, run.guidance))))
-                seen.append(row)
+
+        def images(k, strength):
+            steps.adapter.set(strength * torch.nn.functional.one_hot(torch.tensor(k), steps.adapter.sliders).float())
+            return sample(steps.model, PROMPT, noise, run.steps, run.guidance)
+
+        labels = [str(k) for k in range(steps.adapter.sliders)]
+        latents = torch.stack([torch.stack([images(k, s) for s in strengths]) for k in range(len(labels))])
         steps.adapter.set(None)
-        scores = {f: torch.stack([torch.stack([s[f] for s in row]) for row in seen]) for f in FACTORS}
-        change = factor_changes(scores, {f: s[:, [1]] for f, s in scores.items()})
-        means = torch.cat([scores[f].mean(2) for f in FACTORS], -1)
-        found = Truth([str(k) for k in range(K)], (-1.0, 0.0, 1.0), change, means[:, 2] - means[:, 0])
-        return dict(selectivity=found.selectivity.mean().item())
+        return dict(selectivity=score_edits(steps.model, labels, strengths, latents).selectivity.mean().item())
 
 
 def run(way, seed, samples, sliders, folder):

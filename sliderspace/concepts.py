@@ -20,7 +20,7 @@ from .memory import in_parts
 from .models import Model
 from .regression import ASKED, Regression, Rows, answers, far, trained
 from .sampling import check_steps, sample
-from .sliders import SliderSpace, detach
+from .sliders import SliderSpace
 from .updates import changed
 
 # %% ../nbs/22_concepts.ipynb #cell-04
@@ -150,8 +150,5 @@ def train_concepts(
     if settings.rescaled is None: settings = replace(settings, rescaled=model.prediction_type == "flow_prediction")
     steps = check_steps(model, steps)
     about = dict(prompts=list(dict.fromkeys(c.target for c in concepts)), sliders=[asdict(c) for c in concepts])
-    with model.lock:
-        detach(model)
-        source = Words(model, concepts, settings, steps, batch)
-        return trained(model, source, [c.label for c in concepts], about, settings, seed, folder, steps, batch, every,
-                       progress)
+    source, labels = Words(model, concepts, settings, steps, batch), [c.label for c in concepts]
+    return trained(model, source, labels, about, settings, seed, folder, steps, batch, every, progress)

@@ -22,7 +22,7 @@ from .models import Model
 from .regression import ASKED, Regression, Rows, answers, far, trained
 from .sampling import check_prompt, check_steps
 from .schedules import prediction_of
-from .sliders import SliderSpace, detach
+from .sliders import SliderSpace
 from .sources import Pictures, picture_files, read_picture
 from .updates import changed
 
@@ -140,7 +140,5 @@ def train_pairs(
     marks = [sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents]
     about = dict(prompts=[prompt], sliders=[dict(pairs=len(next(iter(x.values()))), strengths=list(x), images=mark)
                                             for x, mark in zip(latents, marks)])
-    with model.lock:
-        detach(model)
-        source = Shown(model, latents, prompt, settings, steps, batch)
-        return trained(model, source, list(pairs), about, settings, seed, folder, steps, batch, every, progress)
+    source = Shown(model, latents, prompt, settings, steps, batch)
+    return trained(model, source, list(pairs), about, settings, seed, folder, steps, batch, every, progress)

@@ -16,7 +16,7 @@ from torch import Tensor
 # %% ../nbs/21_regression.ipynb #cell-03
 from .adapters import target_layers
 from .memory import in_parts
-from .sliders import SliderSpace
+from .sliders import SliderSpace, detach
 from .starts import new_adapter, usual_start
 from .updates import Kept, Settings, Updates, check_trainable, make_updates
 
@@ -117,6 +117,7 @@ def trained(model, source, labels, about, settings, seed, folder, steps, batch, 
     if settings.start == "first-order": raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
     layers, K = target_layers(model, settings.targets), len(labels)
     if twice := [l for l in labels if labels.count(l) > 1]: raise ValueError(f"two sliders have the label {twice[0]!r}")
+    with model.lock: detach(model) # what identifies the model must be its own
     card = dict(model=model.name, fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, steps=steps,
                 guidance=model.guidance, seed=seed) | asdict(settings) | about
     kept = Kept(folder, card | dict(identity=model.identity()))
