@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/22_concepts.ipynb #cell-03
 from .memory import in_parts
 from .models import Model
-from .regression import ASKED, Regression, Rows, answers, far, trained
+from .regression import ASKED, Regression, Rows, acting_steps, answers, far, trained
 from .sampling import check_steps, sample
 from .sliders import SliderSpace
 from .updates import changed
@@ -81,6 +81,7 @@ class Words:
     "Rows of sliders in words."
     def __init__(self, model, concepts, settings, steps, batch):
         self.model, self.concepts, self.settings, self.steps, self.batch = model, concepts, settings, steps, batch
+        self.acting = acting_steps(model, steps, settings)
 
     @torch.no_grad()
     def more(self, adapter, gen)->list[Rows]:
@@ -91,7 +92,7 @@ class Words:
         prompts = [self.concepts[k].target for k in slider.tolist()]
         noise = torch.randn(len(slider), *model.latent_shape, generator=gen).to(model.device)
         def sampled(part):
-            adapter.set(F.one_hot(slider[part], K) * strength[part, None])
+            adapter.set(F.one_hot(slider[part], K) * strength[part, None], (self.settings.acts_from, 1.))
             steps = []
             sample(model, [prompts[i] for i in part.tolist()], noise[part], self.steps, on_step=steps.append)
             return steps
@@ -100,7 +101,8 @@ class Words:
         def at(i):
             step, latents = seen[0][i], torch.cat([steps[i].latents for steps in seen])
             return Rows(latents, step.timestep, (step.signal, step.noise), prompts, slider, strength)
-        return [self._with_goal(at(i), gen) for i in torch.randperm(len(seen[0]), generator=gen).tolist()]
+        order = torch.randperm(len(self.acting), generator=gen).tolist()
+        return [self._with_goal(at(self.acting[i]), gen) for i in order]
 
     def _with_goal(self, rows, gen):
         "e(x, target) + s eta mean over p of [e(x, positive, p) - e(x, negative, p)] (R8; 2023, eq. 8)."

@@ -224,15 +224,15 @@ class Model:
 
     def fingerprint(self,
         layers:list[str], # names of the denoiser's layers
-    )->dict[str, str]:    # short hashes of the layers' "shapes" and "weights"
+    )->dict[str, dict]:   # the layers' "shapes", and short hashes of their "weights"
         """What identifies a model to a slider file: the shapes must match to load, the weights to be the same model."""
-        shapes, weights = sha256(), sha256()
+        found = {"shapes": {}, "weights": {}}
         for name in sorted(layers):
             w = self.denoiser.get_submodule(name)
             w = getattr(w, "base_layer", w).weight.detach()
-            shapes.update(f"{name}{tuple(w.shape)}".encode())
-            weights.update(w.bfloat16().cpu().contiguous().view(torch.int16).numpy().tobytes()) # in any precision
-        return {"shapes": shapes.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
+            data = w.bfloat16().cpu().contiguous().view(torch.int16).numpy() # the same in any precision
+            found["shapes"][name], found["weights"][name] = list(w.shape), sha256(data.tobytes()).hexdigest()[:12]
+        return found
 
     def identity(self)->str: # a short hash
         """Tells a model from others: its scheduler, names, shapes and samples of its weights, sliders that are on."""

@@ -19,7 +19,7 @@ from .adapters import target_layers
 from .files import card_key
 from .memory import in_parts
 from .models import Model
-from .regression import ASKED, Regression, Rows, answers, far, trained
+from .regression import ASKED, Regression, Rows, acting_steps, answers, far, trained
 from .sampling import check_prompt, check_steps
 from .schedules import prediction_of
 from .sliders import SliderSpace
@@ -68,15 +68,15 @@ class Shown:
     "Rows of sliders shown in images: the same noise and timestep for an image at either strength (R9)."
     def __init__(self, model, latents, prompt, settings, steps, batch): # latents: a slider each, strength -> `(n, ...)`
         self.model, self.latents, self.prompt, self.settings, self.batch = model, latents, prompt, settings, batch
-        self.grid = model.timesteps(steps)
+        self.grid, self.acting = model.timesteps(steps), acting_steps(model, steps, settings)
 
     @torch.no_grad()
     def more(self, adapter, gen)->list[Rows]:
         "Some pairs of each slider at every timestep of the sampler, in random order."
         model, made = self.model, []
         adapter.set(None)
-        for i in torch.randperm(len(self.grid[0]), generator=gen).tolist():
-            t, signal, share = (g[i] for g in self.grid)
+        for i in torch.randperm(len(self.acting), generator=gen).tolist():
+            t, signal, share = (g[self.acting[i]] for g in self.grid)
             x0, noise, slider, strength = [], [], [], []
             for k, shown in enumerate(self.latents):
                 at = torch.randint(len(next(iter(shown.values()))), (self.settings.rows,), generator=gen)
@@ -135,6 +135,7 @@ def train_pairs(
     settings, steps = changed(settings, options, batch=batch, every=every), check_steps(model, steps)
     if not pairs: raise ValueError("pairs must hold an attribute or more, such as {'glasses': {-1: before, 1: after}}")
     target_layers(model, settings.targets) # or an error, before long work
+    acting_steps(model, steps, settings)
     for label, shown in pairs.items(): _check_shown(label, shown)
     latents = [_latents(model, shown, batch) for shown in pairs.values()]
     marks = [sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents]

@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'Regression']
 
 # %% ../nbs/21_regression.ipynb #cell-02
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 # %% ../nbs/21_regression.ipynb #cell-03
 from .adapters import target_layers
+from .families import noise_level
 from .memory import in_parts
 from .sliders import SliderSpace, detach
 from .starts import new_adapter, usual_start
@@ -58,6 +59,7 @@ class Regression(Settings):
     rows:int=1              # samples, or pairs, of a slider in an update, each at every strength
     lr:float=.1
     one_preserved:bool=False # an update draws one preserved text, as the released code; or takes all, as the paper
+    acts_from:float=0.      # part of the noise schedule after which the sliders act, in training as in use: 0 to 1
     rescaled:bool|None=None # what is wanted gets the norm of the positive answer; None: for flow models
 
 # %% ../nbs/21_regression.ipynb #cell-10
@@ -108,9 +110,19 @@ def held_out(model, adapter, source, seed, batch):
     return 1 - left / whole.clamp(min=1e-12)
 
 # %% ../nbs/21_regression.ipynb #cell-13
-ASKED = Regression()
+def acting_steps(model, steps, settings):
+    "Which of the sampler's steps sliders act in. Raises `ValueError` when there are none."
+    if not 0 <= settings.acts_from < 1: raise ValueError(f"acts_from must be 0 or more, below 1, not {settings.acts_from!r}")
+    counted = replace(model.family, time="thousand") # as schedulers do, whatever the denoiser is given
+    left = noise_level(counted, model.timesteps(steps)[0], model.pipe.scheduler.config.num_train_timesteps)
+    acting = (1 - left >= settings.acts_from).nonzero().flatten().tolist()
+    if not acting: raise ValueError(f"acts_from={settings.acts_from} leaves none of the {steps} steps")
+    return acting
 
 # %% ../nbs/21_regression.ipynb #cell-14
+ASKED = Regression()
+
+# %% ../nbs/21_regression.ipynb #cell-15
 def trained(model, source, labels, about, settings, seed, folder, steps, batch, every, progress):
     "Sliders fitted to the rows of a source, with a card."
     check_trainable(model)

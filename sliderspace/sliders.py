@@ -54,6 +54,11 @@ class SliderSpace:
 
     def __repr__(self): return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
 
+    @property
+    def acts_from(self)->float:
+        """The part of the noise schedule after which these sliders were trained to act, 0 to 1."""
+        return self.card.get("acts_from", 0.)
+
     def index(self,
         slider, # number (from 0, negative from the end) or label
     )->int:
@@ -108,7 +113,8 @@ class SliderSpace:
     def on(self,
         model:Model,
         mix,             # as in `strengths`
-        start:float=0.,  # part of the noise schedule, 0 to 1, after which sliders act: 0.2 keeps the early layout
+        start:float|None=None, # part of the noise schedule, 0 to 1, after which sliders act: 0.2 keeps the early
+                         # layout; default: as they were trained, `acts_from`
         stop:float=1.,   # and before which
         transfer:bool=False, # allow a model with other weights
     ):
@@ -116,7 +122,7 @@ class SliderSpace:
 
         Works in any call of the pipeline, guidance included; afterwards the model is as it was (attached sliders stay
         attached). Other threads' sliders wait meanwhile. Raises as `strengths`, `check`, `GatedAdapter.set` do."""
-        strengths = self.strengths(mix)
+        strengths, start = self.strengths(mix), self.acts_from if start is None else start
         with model.lock:
             stays = _attached(model)[0] is self
             adapter = self.attach(model, transfer)
@@ -148,22 +154,35 @@ class SliderSpace:
         return replace(self, rank=rank, down={n: padded(a, 0) for n, a in self.down.items()},
                        up={n: padded(b, 1) for n, b in self.up.items()})
 
+    def _over(self, like):
+        "The same sliders with more layers, which they leave as they are: those of another space that these lack."
+        def none(w, dim): return torch.zeros([len(self) * self.rank if d == dim else n for d, n in enumerate(w.shape)])
+        more = [n for n in like.down if n not in self.down]
+        return replace(self, down=self.down | {n: none(like.down[n], 0) for n in more},
+                       up=self.up | {n: none(like.up[n], 1) for n in more})
+
     def __add__(self, other:"SliderSpace")->"SliderSpace":
-        """Both spaces' sliders in one, of the larger rank. Raises `ValueError` when they are not of one model and over
-        the same layers."""
-        def made_for(space): return set(space.down), space.card.get("fingerprint")
-        if made_for(self) != made_for(other): raise ValueError("only spaces of one model, over the same layers, add up")
+        """Both spaces' sliders in one, of the larger rank and over all layers of either.
+
+        Raises `ValueError` when they are not of one model."""
+        mine, theirs = ({"shapes": {}, "weights": {}} | s.card.get("fingerprint", {}) for s in (self, other))
+        both = {kind: mine[kind] | theirs[kind] for kind in ("shapes", "weights")}
+        shared = self.down.keys() & other.down.keys()
+        if (any(mine[kind].get(n) != theirs[kind].get(n) for kind in both for n in shared)
+                or not shared and self.card.get("model") != other.card.get("model")):
+            raise ValueError(f"only spaces of one model add up, not of {self.card.get('model')!r} and "
+                             f"{other.card.get('model')!r}")
         rank = max(self.rank, other.rank)
-        spaces = [space._of_rank(rank) for space in (self, other)]
+        spaces = [space._over(like)._of_rank(rank) for space, like in ((self, other), (other, self))]
         labels = [*self.labels]
         for label in other.labels:
             names = chain([label], (f"{label} ({i})" for i in count(2)))
             labels.append(next(name for name in names if name not in labels))
         sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
-        shared = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
-        card = shared | {"sliders": sliders}
-        return replace(self, down={n: torch.cat([space.down[n] for space in spaces]) for n in self.down},
-                       up={n: torch.cat([space.up[n] for space in spaces], 1) for n in self.up}, rank=rank,
+        agreed = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
+        card = agreed | {"sliders": sliders, "fingerprint": both}
+        return replace(self, down={n: torch.cat([space.down[n] for space in spaces]) for n in spaces[0].down},
+                       up={n: torch.cat([space.up[n] for space in spaces], 1) for n in spaces[0].down}, rank=rank,
                        labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)
 
     def save(self, path:str|Path):

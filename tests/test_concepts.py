@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny import PROMPT, never, quiet, random_directions, random_space
+from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
 from sliderspace import regression
 from sliderspace.adapters import target_layers
 from sliderspace.concepts import Concept, Words, read_concepts, train_concepts
-from sliderspace.encoders import latents
-from sliderspace.measures import Report, compare, search
 from sliderspace.editing import invert, prompt_to_prompt, replay
 from sliderspace.pairs import Shown, read_pairs, train_pairs
 from sliderspace.regression import Regression
@@ -401,35 +398,6 @@ def test_spaces_of_several_ranks_add_up(tiny):
                     alone = tiny.predict(x, 500, PROMPT, 1.0)[0]
                 with both.on(tiny, mix):
                     assert_close(tiny.predict(x, 500, PROMPT, 1.0)[0], alone, rtol=1e-4, atol=1e-4)
-
-
-def test_found_and_asked_for_are_compared(tiny):
-    found = random_directions(tiny, latents(), steps=2)
-    space = random_space(tiny, ["one", "two"], rank=2)
-    cosines = compare(tiny, space, found, rows=4)
-    assert cosines.shape == (2, len(found.vectors)) and cosines.abs().max() <= 1
-    assert_close(compare(tiny, space.take([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4)
-    other = replace(found, samples=replace(found.samples, run=replace(found.samples.run, identity="another")))
-    with pytest.raises(ValueError, match="another"):
-        compare(tiny, space, other)
-
-
-def test_a_slider_is_found_by_what_its_images_show(model):
-    """Latents of real words in place of a sweep: nothing trained is needed."""
-    words = ["beard", "blond hair", "dark skin"]
-    noise = start_noise(model, 0, range(6))
-    ends = [torch.stack([sample(model, PROMPT, noise), sample(model, f"{PROMPT}, {w}", noise)]) for w in words]
-    space = random_space(model, ["first", "second", "third"])
-    report = Report(space, (-1.0, 1.0), torch.stack(ends), *[torch.zeros(3, 2, 6)] * 3)
-    for word, label in zip(words, space.labels):
-        (best, cosine), *_ = search(model, report, word)
-        assert best == label and cosine > 0.2
-    turned = replace(report, latents=report.latents.flip(1))
-    assert search(model, turned, "beard")[0][1] < -0.2
-    with pytest.raises(ValueError, match="has no text tower"):
-        search(model, report, "glasses", encoder="pixels")
-    with pytest.raises(ValueError, match="non-empty text"):
-        search(model, report, " ")
 
 
 # --- real images -----------------------------------------------------------------------------------------------------

@@ -349,12 +349,32 @@ def test_a_sum_keeps_each_sliders_measures(tiny, space):
     assert (space + measured).card["sliders"] == [{}, {}, {}, {"alignment": 0.75}]
 
 
-@pytest.mark.parametrize("other", [dict(targets="keys-values"), dict(card={"fingerprint": {}})],
-                         ids=lambda other: next(iter(other)))
-def test_misfits_do_not_add_up(tiny, space, other):
-    for one, two in ((space, random_space(tiny, **other)), (random_space(tiny, **other), space)):
-        with pytest.raises(ValueError, match="only spaces of one model, over the same layers, add up"):
-            one + two
+def test_spaces_over_different_layers_add_up(tiny, space):
+    narrow = random_space(tiny, ["nose"], rank=2, seed=1, targets="keys-values")
+    for both in (space + narrow, narrow + space):
+        assert set(both.down) == set(space.down) | set(narrow.down) and both.rank == max(space.rank, narrow.rank)
+        both.check(tiny)
+        for own, label in ((space, LABELS[0]), (narrow, "nose")):
+            with own.on(tiny, {label: 1.5}):
+                alone = pictures(tiny, PROMPT, 2)
+            with both.on(tiny, {label: 1.5}):
+                assert_close(pictures(tiny, PROMPT, 2), alone, rtol=0, atol=1e-5)
+    detach(tiny)
+
+
+def other_weights(space):
+    marks = space.card["fingerprint"]
+    return dict(card={"fingerprint": marks | {"weights": dict.fromkeys(marks["weights"], "0" * 12)}})
+
+
+def test_misfits_do_not_add_up(tiny, space):
+    elsewhere = random_space(tiny, card={"model": "another"})
+    moved = replace(elsewhere, down={f"else.{n}": w for n, w in elsewhere.down.items()},
+                    up={f"else.{n}": w for n, w in elsewhere.up.items()})
+    for other in (random_space(tiny, card={"fingerprint": {}}), random_space(tiny, **other_weights(space)), moved):
+        for one, two in ((space, other), (other, space)):
+            with pytest.raises(ValueError, match="only spaces of one model add up, not of "):
+                one + two
 
 
 # --- exports ---------------------------------------------------------------------------------------------------------

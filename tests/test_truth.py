@@ -79,7 +79,7 @@ def test_changes_are_total_variation_and_only_of_what_is_drawn():
 def test_shows_itself_and_escapes(scored):
     sweep = edits("glasses", "glasses", 2)
     found = scored(sweep)
-    hostile = Truth(["<img src=x>", "$a$"], found.strengths, found.change.repeat(2, 1, 1, 1), found.signature.repeat(2, 1))
+    hostile = Truth(["<img src=x>", "$a$"], found.strengths, found.change.repeat(2, 1, 1, 1), found.seen.repeat(2, 1, 1, 1))
     assert "&lt;img src=x&gt;" in hostile._repr_html_() and "<img" not in hostile._repr_html_()
     assert plot_truth(hostile)._repr_png_().startswith(b"\x89PNG")
     assert "1 sliders" in repr(found)

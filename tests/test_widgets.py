@@ -227,7 +227,7 @@ def test_boards_on_one_model_do_not_mix(model):
 
 
 def test_bad_input_is_refused_before_a_board_appears(model, space, runs):
-    fingerprint = model.fingerprint(list(space.down)) | {"weights": "0" * 16}
+    fingerprint = model.fingerprint(list(space.down)) | {"weights": {}}
     other = {"model": "another", "fingerprint": fingerprint, "prompts": [PROMPT]}
     with pytest.raises(ValueError, match="prompt must be a non-empty text, not ' '"):
         board(model, space, prompt=" ")
