@@ -59,7 +59,8 @@ def measure_asked(
     first = space.card.get("samples", 0) + 2000 # beyond what anything was trained or scored on
     latents = sweep(model, space, prompt, list(range(first, first + samples)), strengths=strengths, start=start,
                     batch=batch, progress=progress, **run)
-    with space.on(model, {}): base = final_latents(model, prompt, range(first + 500, first + 500 + reference), batch=batch, **run)
+    others = range(first + 500, first + 500 + reference)
+    with space.on(model, {}): base = final_latents(model, prompt, others, batch=batch, **run)
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])

@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'Regression']
 
 # %% ../nbs/21_regression.ipynb #cell-02
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from .adapters import target_layers
 from .families import noise_level
 from .memory import in_parts
+from .sampling import sample, start_noise
 from .sliders import SliderSpace, detach
 from .starts import new_adapter, usual_start
 from .updates import Kept, Settings, Updates, check_trainable, make_updates
@@ -110,12 +111,18 @@ def held_out(model, adapter, source, seed, batch):
     return 1 - left / whole.clamp(min=1e-12)
 
 # %% ../nbs/21_regression.ipynb #cell-13
+@torch.no_grad()
 def acting_steps(model, steps, settings):
     "Which of the sampler's steps sliders act in. Raises `ValueError` when there are none."
     if not 0 <= settings.acts_from < 1: raise ValueError(f"acts_from must be 0 or more, below 1, not {settings.acts_from!r}")
-    counted = replace(model.family, time="thousand") # as schedulers do, whatever the denoiser is given
-    left = noise_level(counted, model.timesteps(steps)[0], model.pipe.scheduler.config.num_train_timesteps)
-    acting = (1 - left >= settings.acts_from).nonzero().flatten().tolist()
+    if not settings.acts_from: return list(range(len(model.timesteps(steps)[0])))
+    told, done, total = [], [], model.pipe.scheduler.config.num_train_timesteps
+    def listen(net, args, kwargs): told.append(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]))
+    def reached(step): done.append(1 - noise_level(model.family, told[-1], total).max().item())
+    hook = model.denoiser.register_forward_pre_hook(listen, with_kwargs=True) # every family counts in its own way
+    try: sample(model, "a", start_noise(model, 0, [0]), steps, plain(model), on_step=reached)
+    finally: hook.remove()
+    acting = [i for i, d in enumerate(done) if d >= settings.acts_from]
     if not acting: raise ValueError(f"acts_from={settings.acts_from} leaves none of the {steps} steps")
     return acting
 

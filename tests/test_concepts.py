@@ -400,6 +400,49 @@ def test_spaces_of_several_ranks_add_up(tiny):
                     assert_close(tiny.predict(x, 500, PROMPT, 1.0)[0], alone, rtol=1e-4, atol=1e-4)
 
 
+# --- sliders that act late -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind):
+    model, settings = tiny_of(kind), Regression(rank=2, acts_from=0.5, rescaled=False)
+    source, gen = Words(model, [BEARD], settings, 4, 8), torch.Generator().manual_seed(0)
+    with new_adapter(model, target_layers(model, "attention"), 1, 2) as adapter:
+        for pair in adapter.parameters().values():
+            for p in pair:
+                torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(1))
+        rows = sorted(source.more(adapter, gen), key=lambda r: -float(r.timestep))
+    assert len(rows) == len(source.acting) < 4
+    noise, seen = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0)), []
+    sample(model, PROMPT, noise, 4, on_step=seen.append)
+    first = seen[source.acting[0]]
+    assert_close(rows[0].timestep, first.timestep)
+    assert_close(rows[0].latents, first.latents, rtol=1e-4, atol=1e-4)
+    assert (rows[1].latents - seen[source.acting[1]].latents).abs().max() > 1e-3
+
+
+def test_late_sliders_act_late_wherever_they_are_used(tiny):
+    space = train_concepts(tiny, BEARD, acts_from=0.5, **QUICK | dict(steps=4))
+    assert space.acts_from == space.card["acts_from"] == 0.5
+    noise = start_noise(tiny, 0, [0])
+    def final(**window):
+        with space.on(tiny, {0: 8.0}, **window):
+            return sample(tiny, PROMPT, noise, 4)
+    assert torch.equal(final(), final(start=0.5)) and not torch.equal(final(), final(start=0.0))
+    shown = train_pairs(tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=0.5, **QUICK)
+    assert shown.acts_from == 0.5 and (space + shown).acts_from == 0.5
+    assert (space + random_space(tiny, rank=2, targets="keys-values")).acts_from == 0.0
+
+
+@pytest.mark.parametrize("value", [1, -0.1, 0.9999, float("nan")])
+def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
+    monkeypatch.setattr(regression, "new_adapter", never)
+    with pytest.raises(ValueError, match="acts_from"):
+        train_concepts(tiny, BEARD, acts_from=value, **QUICK)
+    with pytest.raises(ValueError, match="acts_from"):
+        train_pairs(tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=value, **QUICK)
+
+
 # --- real images -----------------------------------------------------------------------------------------------------
 
 

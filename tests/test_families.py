@@ -14,8 +14,11 @@ from torch.testing import assert_close
 from sliderspace import SliderSpace, discover, load, measure, train
 from sliderspace.adapters import GatedAdapter, target_layers
 from sliderspace.alignment import AlignmentUpdates, Method, held_out_cosines
+from sliderspace.concepts import Concept, train_concepts
 from sliderspace.encoders import pixels
 from sliderspace.families import PRESETS, noise_level
+from sliderspace.pairs import train_pairs
+from sliderspace.regression import Regression, acting_steps
 from sliderspace.sampling import sample, start_noise
 from sliderspace.starts import make_pool
 
@@ -292,6 +295,27 @@ def test_the_whole_way(model, fresh, tmp_path, noise):
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------
+
+
+def acts_in(space, model, noise):
+    """The steps in which a slider's gate is open."""
+    open_in = []
+    with space.on(model, {0: 1.0}):
+        gate = space.attach(model).now
+        sample(model, PROMPT, noise, STEPS, on_step=lambda step: gate.gate.any() and open_in.append(step.index))
+    return open_in
+
+
+def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
+    """In words and from pairs; the steps that training takes to be late are those in which the denoiser is changed."""
+    options = dict(updates=4, steps=STEPS, acts_from=0.4, progress=quiet)
+    concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", eta=2.0)
+    shown = {s: torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(s)) for s in (1, 2)}
+    for space in (train_concepts(model, concept, **options), train_pairs(model, {"hat": shown}, PROMPT, **options)):
+        assert space.card["updates"] == 4 and space.acts_from == 0.4 and not any(space.card["lost"])
+        assert all(w.isfinite().all() for w in space.up.values()) and any(w.any() for w in space.up.values())
+        assert acts_in(space, model, noise) == acting_steps(model, STEPS, Regression(acts_from=0.4)) != []
+        assert len(acts_in(space, model, noise)) < STEPS
 
 
 def test_every_preset_has_its_family_tested():
