@@ -44,23 +44,22 @@ def measure_asked(
 )->Report:
     """Sweep every slider on new noise; effect, consistency, monotonicity and range go to the space's card.
 
-    Effect: half the change along the slider's own axis from -1 to 1, in standard deviations of unchanged images. For
-    sliders in words and an encoder with a text tower also `dclip`: the rise of the cosine with the positive prompt from
-    0 to 1 (R10). Everything else as in `measures.measure`. Raises `ValueError` for bad counts, strengths and prompts,
-    and sliders of another model."""
+    Effect: half the change along the slider's own axis from -1 to 1, in standard deviations of unchanged images. In
+    words, and for an encoder with a text tower, also `dclip`: the rise of the cosine with the positive prompt from 0 to
+    1 (R10). Else as in `measures.measure`. Raises `ValueError` for bad numbers and prompts, and another model."""
     prompt = (space.card.get("prompts") or [""]) if prompt is None else prompt
     check_prompt(prompt)
     check_strengths(strengths := tuple(strengths), samples)
     if reference < 8: raise ValueError(f"reference must be 8 or more, not {reference}")
     space.check(model)
-    start = space.acts_from if start is None else start
-    if not 0 <= start < 1: raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
+    if not 0 <= (start := space.acts_from if start is None else start) < 1:
+        raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
     encoder, run = find_encoder(encoder, model), {k: space.card.get(k) for k in ("steps", "guidance")}
     first = space.card.get("samples", 0) + 2000 # beyond what anything was trained or scored on
-    latents = sweep(model, space, prompt, list(range(first, first + samples)), strengths=strengths, start=start,
-                    batch=batch, progress=progress, **run)
-    others = range(first + 500, first + 500 + reference)
-    with space.on(model, {}): base = final_latents(model, prompt, others, batch=batch, **run)
+    latents = sweep(model, space, prompt, range(first, first + samples), 0, strengths, start=start, batch=batch,
+                    progress=progress, **run)
+    with space.on(model, {}):
+        base = final_latents(model, prompt, range(first + 500, first + 500 + reference), batch=batch, **run)
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])

@@ -145,7 +145,7 @@ def _advice(row, low, high):
     elif row["effect"] < 0: why = "final images go the other way than single steps: use it with the signs exchanged"
     elif not low < 0 < high: why = "images leave the model's own at once; train with a larger leash"
     elif row.get("leakage", 0) > aligned: why = "it moves another slider's direction more than its own"
-    elif row.get("agreement", 1) < .05: why = "an encoder that it was not trained on sees nothing of it: perhaps a texture"
+    elif row.get("agreement", 1) < .05: why = "an encoder without part in training sees none of it: perhaps a texture"
     elif row["monotonicity"] < .7: why = "its effect goes back and forth with the strength"
     else: return f"strengths {low:g} to {high:g}; 1 moves its score by {row['effect']:.1f} standard deviations"
     return f"{why} (effect {row['effect']:.2f} sd, {known} {aligned:.2f}, range {low:g} to {high:g})"

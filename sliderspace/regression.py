@@ -114,16 +114,16 @@ def held_out(model, adapter, source, seed, batch):
 @torch.no_grad()
 def acting_steps(model, steps, settings):
     "Which of the sampler's steps sliders act in. Raises `ValueError` when there are none."
-    if not 0 <= settings.acts_from < 1: raise ValueError(f"acts_from must be 0 or more, below 1, not {settings.acts_from!r}")
-    if not settings.acts_from: return list(range(len(model.timesteps(steps)[0])))
+    if not 0 <= (late := settings.acts_from) < 1: raise ValueError(f"acts_from must be from 0 to below 1, not {late!r}")
+    if not late: return list(range(len(model.timesteps(steps)[0])))
     told, done, total = [], [], model.pipe.scheduler.config.num_train_timesteps
     def listen(net, args, kwargs): told.append(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]))
     def reached(step): done.append(1 - noise_level(model.family, told[-1], total).max().item())
     hook = model.denoiser.register_forward_pre_hook(listen, with_kwargs=True) # every family counts in its own way
     try: sample(model, "a", start_noise(model, 0, [0]), steps, plain(model), on_step=reached)
     finally: hook.remove()
-    acting = [i for i, d in enumerate(done) if d >= settings.acts_from]
-    if not acting: raise ValueError(f"acts_from={settings.acts_from} leaves none of the {steps} steps")
+    acting = [i for i, d in enumerate(done) if d >= late]
+    if not acting: raise ValueError(f"acts_from={late} leaves none of the {steps} steps")
     return acting
 
 # %% ../nbs/21_regression.ipynb #cell-14

@@ -162,7 +162,7 @@ def test_the_report_says_why_there_is_no_effect(report):
     says = dict(zip(KINDS, report.advice))
     assert says["nothing"].startswith("it moves final images by less than a tenth") and "effect 0.00 sd" in says["nothing"]
     assert says["backwards"].startswith("final images go the other way")
-    assert says["steady"].startswith("an encoder that it was not trained on sees nothing of it")  # of random features
+    assert says["steady"].startswith("an encoder without part in training sees none of it")  # of random features
     figures = replace(report.space, card=report.space.card | {
         "sliders": [f | {"agreement": 0.5} for f in report.space.card["sliders"]]})
     assert replace(report, space=figures).advice[0].startswith("strengths -2 to 2; 1 moves its score by ")
