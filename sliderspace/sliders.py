@@ -145,6 +145,21 @@ class SliderSpace:
                        up={n: b[:, rows] for n, b in self.up.items()},
                        labels=[self.labels[i] for i in at], ranges=self.ranges[at], card=card)
 
+    def named(self,
+        slider,              # number or label
+        label:str,           # its new one
+        note:str|None=None,  # what to know about it; None: what was noted before
+    )->"SliderSpace":
+        """The space with another label or note on a slider. Raises `KeyError` for an unknown slider, `ValueError` for a
+        label that is empty or another slider's."""
+        at = self.index(slider)
+        if not isinstance(label, str) or not label.strip(): raise ValueError(f"label must be a text, not {label!r}")
+        labels = [label.strip() if i == at else l for i, l in enumerate(self.labels)]
+        if len(set(labels)) < len(labels): raise ValueError(f"another slider has the label {label.strip()!r}")
+        rows = [dict(row) for row in self.card.get("sliders", [{}] * len(self))]
+        if note is not None: rows[at]["note"] = note
+        return replace(self, labels=labels, card=self.card | {"sliders": rows})
+
     def _of_rank(self, rank):
         "The same sliders with more ranks, of zeros."
         def padded(w, dim):

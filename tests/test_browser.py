@@ -164,7 +164,27 @@ def lab(tmp_path):
         screenshot(page, "last.png")  # what a failed test saw
 
 
-def test_sliders_of_the_quickstart_change_the_image(lab):
+def readout(board, number=0):
+    return board.locator(".widget-slider .widget-readout").nth(number).inner_text()
+
+
+def drag(page, board, number, pixels, moves=20):
+    """Take a slider by the mouse and pull it aside in many small moves."""
+    box = board.locator(".widget-slider .noUi-handle").nth(number).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + pixels, y, steps=moves)
+    page.mouse.up()
+
+
+def settled(board):
+    """Wait until the board is at rest."""
+    wait_until(lambda: board.get_by_text("ready", exact=True).count(), 60, "the board to be ready")
+    return shown_image(board)
+
+
+def test_the_board_of_the_quickstart_works_for_hands(lab):
     folder, url, page = lab
     copy_without_outputs(QUICKSTART, folder)
     run_all_cells(page, url, folder / QUICKSTART.name, seconds=600)
@@ -173,9 +193,53 @@ def test_sliders_of_the_quickstart_change_the_image(lab):
     original = wait_until(lambda: shown_image(board), 60, "the first image")
     press_keys_on_slider(board, ["ArrowRight"] * 5)
     wait_until(lambda: shown_image(board) != original, 60, "the slider to change the image")
+    by_keys = settled(board)
+    assert readout(board) == "0.5"
     screenshot(page, "quickstart.png")
+
+    drag(page, board, 1, 25)
+    wait_until(lambda: readout(board, 1) != "0.0" and shown_image(board) != by_keys, 60, "the mouse to move a slider")
+    dragged = settled(board)
+    press_keys_on_slider(board, ["ArrowLeft", "ArrowRight"], 1)  # the last value of the drag, made again or kept
+    page.wait_for_timeout(1000)
+    assert settled(board) == dragged
+
+    board.get_by_label("save as").fill("kept")
+    board.get_by_role("button", name="save board").click()
+    wait_until(lambda: (folder / "boards/kept.json").exists(), 20, "the preset")
+    kept = json.loads((folder / "boards/kept.json").read_text())["mix"]
+    assert len(kept) == 2
+
     board.get_by_role("button", name="reset").click()
     wait_until(lambda: shown_image(board) == original, 60, "reset to bring the original image back")
+    settled(board)
+    board.get_by_role("button", name="undo").click()
+    wait_until(lambda: shown_image(board) == dragged, 60, "undo to bring the picture before back")
+    board.get_by_role("button", name="surprise").click()
+    wait_until(lambda: shown_image(board) not in (dragged, original), 60, "a random mix")
+    settled(board)
+    board.get_by_label("preset").select_option("kept")
+    wait_until(lambda: shown_image(board) == dragged, 60, "the preset to bring its picture back")
+
+    prompt = board.get_by_label("prompt")
+    was = prompt.input_value()
+    prompt.fill(" ")
+    prompt.press("Enter")
+    expect(board.get_by_text("prompt must be a non-empty text")).to_be_visible(timeout=20_000)
+    screenshot(page, "board-error.png")
+    prompt.fill(was)
+    prompt.press("Enter")
+    assert settled(board) == dragged
+
+    board.get_by_role("button", name="edit names").click()
+    board.get_by_label("name", exact=True).first.fill("<script>alert(1)</script>")
+    board.get_by_label("name", exact=True).first.press("Enter")
+    board.get_by_label("note").first.fill("<b>bold</b>")
+    board.get_by_label("note").first.press("Enter")
+    expect(board.locator(".widget-slider label", has_text="<script>alert(1)</script>")).to_be_visible(timeout=20_000)
+    board.get_by_placeholder("find a slider").fill("bold")
+    expect(board.locator(".widget-slider label")).to_have_count(2, timeout=20_000)  # that one, and the window
+    screenshot(page, "board.png")
 
 
 def a_point(canvas):
