@@ -96,9 +96,9 @@ def summary(runs):
         cells = [f"{spread(r['attributes'][f]['rise'] for r in results)} / {spread(r['attributes'][f]['elsewhere'] for r in results)}"
                  for f in ASKED]
         others = spread(sum(a["interference"] for a in r["attributes"].values()) / len(ASKED) for r in results)
-        known = "seconds" in results[0]
+        known, own = "seconds" in results[0], "used_from" not in WAYS.get(way, {})  # its training is another way's
         rows.append([way, *cells, others, spread((r["dclip"] for r in results), "{:.3f}") if known else "",
-                     spread((r["seconds"] for r in results), "{:.0f}") if known else ""])
+                     spread((r["seconds"] for r in results), "{:.0f}") if known and own else ""])
     return table(["rise / elsewhere", *ASKED, "interference", "rise of CLIP's cosine at 1", "seconds, all four"], rows)
 
 
@@ -109,6 +109,7 @@ def main():
     p.add_argument("--updates", type=int, default=200)
     p.add_argument("--samples", type=int, default=24, help="images of each attribute and strength")
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
+    p.add_argument("--kept", action="store_true", help="only what was measured before: some ways may have fewer seeds")
     p.add_argument("--readme", action="store_true", help="write the table into the README too")
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,8 @@ def main():
         for way in args.ways:
             kept = args.folder / f"concepts-{way.replace(' ', '-')}-{seed}-{args.updates}-{args.samples}.json"
             if not kept.exists():
+                if args.kept:
+                    continue
                 made = (prompted(model, way, seed, args.samples) if way in PROMPTS else
                         trained(model, way, seed, args.updates, args.samples, args.folder / "concepts"))
                 kept.write_text(json.dumps(made))

@@ -30,6 +30,8 @@ _MODULES = {
     "plot_map": "maps",
     "strip": "plots",
     "board": "widgets",
+    "explorer": "explorers",
+    "play": "players",
 }
 __all__ = ["__version__", *_MODULES]
 

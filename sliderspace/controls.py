@@ -94,7 +94,8 @@ class Controls(ipywidgets.VBox):
 
     def _make_controls(self, position, saved):
         shared = self._shared
-        self.prompt = ipywidgets.Text(position.prompt, description="prompt", layout=shared.wide, continuous_update=False)
+        self.prompt = ipywidgets.Text(position.prompt, description="prompt", continuous_update=False)
+        self.prompt.layout = shared.wide
         def number(kind, value, name, **options):
             return kind(value, description=name, layout=shared.number, style={"description_width": "66px"},
                         continuous_update=False, **options)
@@ -125,7 +126,8 @@ class Controls(ipywidgets.VBox):
     def _arranged(self):
         def box(*parts): return ipywidgets.HBox(parts, layout=ipywidgets.Layout(flex_flow="row wrap", width="500px"))
         key = self._shared.button
-        self._list = ipywidgets.VBox(layout={"width": "500px", "max_height": "420px", "overflow": "auto", "display": "block"})
+        scroll = {"max_height": "420px", "overflow": "auto", "display": "block"} # a space may have many
+        self._list = ipywidgets.VBox(layout={"width": "500px"} | scroll)
         keys = box(key("reset", "all strengths to 0", "refresh", self.reset),
                    key("undo", "the picture before", "undo", self.undo),
                    key("surprise", "three sliders at random", "random", self.surprise), self.hidden, self.edit)

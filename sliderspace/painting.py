@@ -176,7 +176,8 @@ class Painter:
         mixes = mixes * self.space.ranges[sliders].flatten()[:, None]
         noise = start_noise(self.model, position.seed, [0]).repeat(len(mixes), *[1] * len(self.model.latent_shape))
         with self.space.on(self.model, mixes, *position.window):
-            try: latents = sample(self.model, position.prompt, noise, position.steps, position.guidance, on_step=between)
+            pace = position.steps, position.guidance
+            try: latents = sample(self.model, position.prompt, noise, *pace, on_step=between)
             except _GivenUp: return None
         pictures = [small(image, edge) for image in decoded(self.model, latents)]
         return list(zip(pictures[::2], pictures[1::2]))

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import torch
+
 # %% ../nbs/31_widgets.ipynb #cell-03
 from .controls import EDGE, Controls
 from .files import writable_folder, write_bytes
@@ -61,6 +63,19 @@ class Board(Controls):
         here = self.position
         while self._past and self._past[-1] == here: self._past.pop()
         if self._past: self.position = self._past.pop()
+
+    def reproduce(self,
+        coordinates, # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
+    ):
+        """Set every slider that was found to where an image lies along its direction; ranges end it.
+
+        Raises `ValueError` when no slider has a direction, or there are fewer coordinates than directions."""
+        rows, at = self.space.card.get("sliders", []), torch.as_tensor(coordinates).flatten().tolist()
+        found = {i: row["direction"] for i, row in enumerate(rows) if "direction" in row}
+        if not found: raise ValueError("none of these sliders was found along a direction")
+        if len(at) <= max(found.values()):
+            raise ValueError(f"coordinates must be {max(found.values()) + 1} or more, not {len(at)}")
+        self.mix = {i: round(at[d], 1) for i, d in found.items()}
 
     def surprise(self):
         """Three sliders at random strengths within their ranges, all others at 0: the paper's sparse mixes."""
