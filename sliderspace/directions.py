@@ -199,6 +199,8 @@ def discover(
 )->Directions:
     """Find the main directions in which a model's images of one prompt vary (SliderSpace, sec. 4).
 
+    Ctrl-C ends the sampling early, and what there is by then is used.
+
     Raises `ValueError` for an empty prompt, another word for `timesteps`, and more directions than the samples can
     hold, before sampling."""
     pictures = isinstance(source, Pictures)
@@ -215,7 +217,8 @@ def discover(
     if count > width:
         raise ValueError(f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}")
     found = collect(model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress)
-    return find_directions(found, count, timesteps)
+    rows = len(found.features[:, -1 if alone else slice(None)].flatten(0, -2)) # fewer than planned after Ctrl-C
+    return find_directions(found, min(count, rows - 1), timesteps)
 
 # %% ../nbs/12_directions.ipynb #cell-12
 @torch.no_grad()

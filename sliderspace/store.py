@@ -6,6 +6,7 @@
 __all__ = ['SHARD', 'Run', 'Samples', 'collect']
 
 # %% ../nbs/11_store.ipynb #cell-02
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -167,6 +168,25 @@ def _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, sou
                _described(model, source))
 
 # %% ../nbs/11_store.ipynb #cell-18
+class _Parts:
+    "Where each part of the samples begins, and what has been made: final latents, and the features of each encoder."
+    def __init__(self, starts): self.starts, self.made = starts, []
+    def __len__(self): return len(self.starts)
+    def __iter__(self): return iter(self.starts)
+
+# %% ../nbs/11_store.ipynb #cell-19
+def _part(model, source, encoders, run, indices, batch, kept):
+    "Final latents and each encoder's features of some samples, from the folder or made."
+    found = kept.read(indices)
+    missing = [i for i, rows in enumerate(found) if rows is None]
+    if not missing: return found
+    seen = [encoders[i - 1] for i in missing if i]
+    features, latents = _drawn(model, source, seen, run, indices, batch)
+    made = dict(zip([i for i in missing if i], features)) | ({0: latents} if 0 in missing else {})
+    kept.write(indices, [made.get(i) for i in range(len(found))])
+    return kept.read(indices) if kept.folder else [made[i] for i in range(len(found))]
+
+# %% ../nbs/11_store.ipynb #cell-20
 def collect(
     model:Model,
     encoder:Encoder|list[Encoder], # several see the same images, which are made once
@@ -182,30 +202,30 @@ def collect(
 )->Samples|list[Samples]:          # one for each encoder, if there are several
     """Sample prompts and keep what later steps need. Another model samples with its own steps and guidance.
 
+    Ctrl-C ends it early: the run is then one of as many samples as there are, if there are any.
+
     Raises `ValueError` for an empty prompt, `samples`, `steps` or `batch` below 1, more samples than pictures, and a
     folder with features of another encoder of the same name."""
     several, source = isinstance(encoder, (list, tuple)), source or model
     encoders = list(encoder) if several else [encoder]
     run = _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, source)
     runs = [replace(run, encoder=e.name) for e in encoders]
-    kept, parts = _Kept(folder, model, run, encoders), []
+    kept, parts = _Kept(folder, model, run, encoders), _Parts(range(0, run.samples, SHARD))
     kept.read(range(min(SHARD, run.samples))) # complaints before any work
-    for start in progress(range(0, run.samples, SHARD), desc="samples"):
-        indices = range(start, min(start + SHARD, run.samples))
-        found = kept.read(indices)
-        missing = [i for i, rows in enumerate(found) if rows is None]
-        if missing:
-            seen = [encoders[i - 1] for i in missing if i]
-            features, latents = _drawn(model, source, seen, run, indices, batch)
-            made = dict(zip([i for i in missing if i], features)) | ({0: latents} if 0 in missing else {})
-            kept.write(indices, [made.get(i) for i in range(len(found))])
-            found = kept.read(indices) if folder else [made[i] for i in range(len(found))]
-        parts.append(found)
-    latents, *features = zip(*parts)
-    made = [Samples(run, torch.cat(rows), Shards(latents)) for run, rows in zip(runs, features)]
+    try:
+        for start in progress(parts, desc="samples"):
+            indices = range(start, min(start + SHARD, run.samples))
+            parts.made.append(_part(model, source, encoders, run, indices, batch, kept))
+    except KeyboardInterrupt:
+        if not parts.made: raise
+        done = min(len(parts.made) * SHARD, run.samples)
+        warnings.warn(f"interrupted: {done} of {run.samples} samples", stacklevel=2)
+        runs = [replace(r, samples=done) for r in runs]
+    run, (latents, *features) = runs[0], zip(*parts.made)
+    made = [Samples(r, torch.cat(rows), Shards(latents)) for r, rows in zip(runs, features)]
     return made if several else made[0]
 
-# %% ../nbs/11_store.ipynb #cell-19
+# %% ../nbs/11_store.ipynb #cell-21
 def check_encoder(model:Model, encoder, samples:Samples)->Encoder:
     """The encoder of some samples, by name when it is None; raises `ValueError` when it is another."""
     name = samples.run.encoder

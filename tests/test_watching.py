@@ -1,0 +1,68 @@
+"""What is shown while work goes on, and what is left when it ends early."""
+
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+from tiny import PROMPT, quiet
+
+from sliderspace import discover, train
+from sliderspace.concepts import Concept, train_concepts
+from sliderspace.encoders import latents
+from sliderspace.watching import watch
+
+FEW = dict(steps=2, count=4, encoder=latents())
+
+
+def size(image):
+    return Image.open(BytesIO(image.value)).size
+
+
+def test_watching_changes_nothing_but_what_is_shown(tiny):
+    shown = watch(tiny, PROMPT, every=0.0, sliders=2)
+    found = discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
+    assert shown.says.value == "samples: 2 of 2" and shown.bar.value == shown.bar.max == 2
+    assert size(shown.plot)[0] > 100 and size(shown.pictures)[0] > 8 * tiny.image_size[1]
+    assert torch.equal(found.vectors, discover(tiny, PROMPT, samples=40, progress=quiet, **FEW).vectors)
+
+    options = dict(encoder=latents(), updates=3, start_rows=8, held_rows=4, calibrated=False, targets="keys-values")
+    space = train(tiny, found, 3, progress=shown, **options)
+    alone = train(tiny, found, 3, progress=quiet, **options)
+    assert all(torch.equal(space.up[n], alone.up[n]) for n in space.up)
+    width, height = tiny.image_size[::-1]
+    assert size(shown.pictures) == (3 * (width + 2) + 2, 2 * (height + 2) + 2)  # two sliders at -1, 0 and 1
+    assert shown.says.value == "training: 3 of 3"
+
+
+def test_asked_for_sliders_are_watched_too(tiny):
+    shown = watch(tiny, PROMPT, every=0.0)
+    concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", label="hat")
+    train_concepts(tiny, concept, updates=2, steps=2, rank=2, targets="keys-values", progress=shown)
+    assert size(shown.plot) and len(shown.reached) == 2
+
+
+def stopped_after(parts):
+    def progress(items, **options):
+        for i, item in enumerate(items):
+            if i == parts:
+                raise KeyboardInterrupt
+            yield item
+
+    return progress
+
+
+def test_sampling_that_is_stopped_keeps_what_there_is(tiny):
+    with pytest.warns(UserWarning, match="interrupted: 32 of 100 samples"):
+        found = discover(tiny, PROMPT, samples=100, progress=stopped_after(1), **FEW)
+    whole = discover(tiny, PROMPT, samples=32, progress=quiet, **FEW)
+    assert found.samples.run == whole.samples.run and torch.equal(found.vectors, whole.vectors)
+    with pytest.raises(KeyboardInterrupt):
+        discover(tiny, PROMPT, samples=100, progress=stopped_after(0), **FEW)
+
+
+def test_few_samples_have_few_directions(tiny):
+    options = dict(FEW, count=40, timesteps="final")
+    with pytest.warns(UserWarning, match="interrupted"):
+        found = discover(tiny, PROMPT, samples=100, progress=stopped_after(1), **options)
+    assert len(found.vectors) == 31
