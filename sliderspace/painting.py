@@ -23,17 +23,21 @@ from .sampling import decoded, sample, start_noise
 from .sliders import SliderSpace
 
 # %% ../nbs/29_painting.ipynb #cell-05
+REST = .5 # seconds without a request: a hand that rests
+
+# %% ../nbs/29_painting.ipynb #cell-06
 class Newest:
     """Does the newest of the requests that it is given, on a thread that lives while there is something to do."""
 
     def __init__(self,
         work,        # called with one request after the other; may look at `superseded` and give up
         idle=None,   # called while nothing is asked for, until it answers that nothing is left: a little work at a time
-        settle=0.,   # seconds without a newer request before one is worked on
-        longest=.6,  # seconds after which one is, all the same
+        settle=0.,   # seconds without a newer request before one that follows another closely is worked on
+        longest=1.,  # seconds after which one is, all the same
     ):
         self.work, self.idle, self.settle, self.longest = work, idle, settle, longest
-        self.waiting, self.busy, self.closed, self.thread, self.asked = None, False, False, None, 0.
+        self.waiting, self.busy, self.closed, self.thread = None, False, False, None
+        self.asked = self.before = -REST # when the newest request came, and the one before it
         self.changed = Condition()
 
     @property
@@ -45,7 +49,7 @@ class Newest:
         """Do this next, whatever else was waiting."""
         with self.changed:
             if self.closed: return
-            self.waiting, self.asked = request, monotonic()
+            self.waiting, self.before, self.asked = request, self.asked, monotonic()
             self.start()
 
     def start(self):
@@ -60,7 +64,7 @@ class Newest:
         "The newest request once the hand rests, or has moved for long; None when there is none."
         with self.changed:
             first = monotonic()
-            while self.waiting is not None and not self.closed:
+            while self.waiting is not None and not self.closed and self.asked - self.before < REST:
                 left = min(self.asked + self.settle, first + self.longest) - monotonic()
                 if left <= 0: break
                 self.changed.wait(left)
@@ -95,7 +99,7 @@ class Newest:
             self.closed, self.waiting = True, None
             self.changed.notify_all()
 
-# %% ../nbs/29_painting.ipynb #cell-08
+# %% ../nbs/29_painting.ipynb #cell-09
 @dataclass(frozen=True)
 class Position:
     """Everything that a picture depends on, beside model and sliders."""
@@ -112,14 +116,14 @@ class Position:
         """The same without any slider."""
         return replace(self, window=(0., 1.), mix=())
 
-# %% ../nbs/29_painting.ipynb #cell-10
+# %% ../nbs/29_painting.ipynb #cell-11
 class _GivenUp(Exception):
     "Raised between two steps of a sampler whose picture nobody waits for."
 
 PATIENCE = .5 # seconds: a picture that takes no longer than this from now is finished, wanted or not
 KEPT = 256 * 2**20 # bytes of pictures that were made
 
-# %% ../nbs/29_painting.ipynb #cell-11
+# %% ../nbs/29_painting.ipynb #cell-12
 class Painter:
     """Makes pictures of positions and keeps them."""
 
@@ -186,7 +190,7 @@ class Painter:
         images = decoded(self.model, latents)
         return png(grid(images[None], zoom=max(1, 256 // images.shape[-1]), gap=0)) # a browser would blur it
 
-# %% ../nbs/29_painting.ipynb #cell-12
+# %% ../nbs/29_painting.ipynb #cell-13
 def small(
     image,      # in [0, 1], `(3, h, w)`
     edge:int,

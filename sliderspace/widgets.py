@@ -24,7 +24,7 @@ from .sampling import check_prompt, check_steps, decoded
 from .sliders import SliderSpace, detach
 
 # %% ../nbs/31_widgets.ipynb #cell-05
-SETTLE = .1 # seconds that a hand rests before a picture is made
+SETTLE = .08 # seconds that a hand rests before a picture is made
 
 # %% ../nbs/31_widgets.ipynb #cell-06
 class Board(Controls):

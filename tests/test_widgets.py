@@ -470,6 +470,19 @@ def test_a_drag_is_a_few_pictures(shown, runs):
     assert shown.mix == {"glasses": 2.0} and len(runs) <= 3
 
 
+def test_a_first_move_does_not_wait_and_a_long_drag_is_not_left_alone():
+    done, began = [], time.monotonic()
+    newest = painting.Newest(lambda n: done.append((n, time.monotonic() - began)), settle=0.2, longest=0.5)
+    newest.ask(0)
+    newest.wait(10)
+    assert done[0][0] == 0 and done[0][1] < 0.15
+    for n in range(1, 21):
+        newest.ask(n)
+        time.sleep(0.05)
+    newest.wait(10)
+    assert done[-1][0] == 20 and 3 <= len(done) <= 5
+
+
 def test_a_slow_picture_is_preceded_by_its_estimate(shown, monkeypatch):
     monkeypatch.setattr(painting, "PATIENCE", 0)
     seen = []
