@@ -33,10 +33,11 @@ class Explorer(ipywidgets.VBox):
         self.scatter = self._map(colours)
         last = len(found.samples.features) - 1
         self.sample = ipywidgets.BoundedIntText(0, 0, last, description="sample", layout={"width": "180px"})
-        self.picture = ipywidgets.Image(layout={"max_width": "100%", "object_fit": "contain"})
+        self.picture = ipywidgets.Image(layout={"max_width": "100%", "align_self": "flex-start"})
         self.reproduce = ipywidgets.Button(description="reproduce this", icon="sliders", disabled=board is None,
                                            tooltip="set the board's sliders to where this image lies")
-        self.upload = ipywidgets.FileUpload(accept="image/*", description="an image of your own")
+        self.upload = ipywidgets.FileUpload(accept="image/*", description="your own image",
+                                           layout={"width": "auto"})
         self.says = ipywidgets.Label(layout={"width": "100%"})
         self.sample.observe(lambda change: self._show([change["new"]]), "value")
         self.reproduce.on_click(lambda _: self._try(lambda: board.reproduce(self.at)))
@@ -70,12 +71,15 @@ class Explorer(ipywidgets.VBox):
         "An image of one's own."
         image = fitted(BytesIO(bytes(content)), self.model.image_size)[None]
         self.at, self.samples = coordinates(self.model, self.found, image)[0], []
-        self.picture.value = png(grid(image[None], gap=0))
+        self._draw(image)
         self.says.value = f"your image lies at {self._largest()}"
 
     def _place(self, phi, images):
         self.at = self.found.place(phi[None])[0]
-        self.picture.value = png(grid(images[None], gap=0))
+        self._draw(images)
+
+    def _draw(self, images):
+        self.picture.value = png(grid(images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0))
 
     def _largest(self):
         "The five largest coordinates, in words."

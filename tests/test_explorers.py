@@ -34,7 +34,7 @@ def test_a_sample_by_number_and_the_board_at_its_place(model, found, live):
     shown.sample.value = 5
     at = found.place(found.samples.features[5:6, -1])[0]
     assert_close(shown.at, at)
-    picture = pil_to_tensor(Image.open(BytesIO(shown.picture.value)))
+    picture = pil_to_tensor(Image.open(BytesIO(shown.picture.value)))[:, ::2, ::2]
     own = pil_to_tensor(to_pil_image(model.decode(found.samples.latents[5:6])[0]))
     assert (picture.int() - own.int()).abs().max() <= 1
     shown.reproduce.click()
