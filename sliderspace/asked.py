@@ -17,7 +17,7 @@ from .directions import Directions
 from .encoders import encoder as find_encoder
 from .measures import STRENGTHS, Report, _scored, _views, check_strengths, sweep
 from .models import Model
-from .sampling import check_prompt, decoded, final_latents
+from .sampling import check_prompt, decoded, final_latents, in_turn
 from .sliders import SliderSpace, detach
 from .starts import make_pool
 from .store import check_encoder
@@ -25,10 +25,20 @@ from .store import check_encoder
 # %% ../nbs/26_asked.ipynb #cell-05
 def _own_axis(change):
     "For each sample the unit mean change of the samples in the other half, of changes `(K, n, d)`."
-    own = F.normalize(torch.stack([change[:, i::2].mean(1) for i in (1, 0)], 1), dim=2)
-    return own[:, torch.arange(change.shape[1]) % 2]
+    n = change.shape[1]
+    own = F.normalize(torch.stack([part.mean(1) for part in (change[:, n // 2:], change[:, :n // 2])], 1), dim=2)
+    return own[:, (torch.arange(n) >= n // 2).long()]
 
 # %% ../nbs/26_asked.ipynb #cell-06
+def _with_dclip(rows, phi, prompts, encoder):
+    "Rows of the card with the rise of the cosine with a slider's positive prompt, over images of its target."
+    for row, (zero, plus) in zip(rows, phi):
+        mine = [i for i, p in enumerate(prompts) if p == row.get("target", p)]
+        if "positive" in row and mine:
+            row["dclip"] = ((plus - zero)[mine] @ encoder.text([row["positive"]])[0].cpu()).mean().item()
+    return rows
+
+# %% ../nbs/26_asked.ipynb #cell-07
 @torch.no_grad()
 def measure_asked(
     model:Model,
@@ -63,20 +73,18 @@ def measure_asked(
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])
-        return axis, torch.einsum("md,knd->knm", own, axis).std(2)
+        return axis, torch.einsum("md,knd->knm", own, axis).std(2).clamp(min=1e-9)
     def more(phi):
         change = phi[:, plus] - phi[:, minus]
         return dict(consistency=F.cosine_similarity(change, _own_axis(change), dim=2).mean(1))
     rows = [dict(row) for row in space.card.get("sliders", [{}] * len(space))]
     views = [_views(model, encoder, x, batch) for x in (base, latents.flatten(0, 2))]
     if encoder.text is not None:
-        phi = views[1][0].view(*latents.shape[:3], -1)
-        for row, at in zip(rows, phi):
-            if "positive" in row:
-                row["dclip"] = ((at[plus] - at[zero]) @ encoder.text([row["positive"]])[0].cpu()).mean().item()
+        of = in_turn(prompt, range(first, first + samples))
+        rows = _with_dclip(rows, views[1][0].view(*latents.shape[:3], -1)[:, [zero, plus]], of, encoder)
     return _scored(space, rows, strengths, latents, views, axes, more, {"measured_from": start})
 
-# %% ../nbs/26_asked.ipynb #cell-07
+# %% ../nbs/26_asked.ipynb #cell-08
 @torch.no_grad()
 def pairs_of(
     model:Model,
@@ -91,7 +99,7 @@ def pairs_of(
         raise ValueError(f"the report has strengths {report.strengths}, not {lacks[0]}")
     return {s: decoded(model, report.latents[at, report.strengths.index(s)]) for s in strengths}
 
-# %% ../nbs/26_asked.ipynb #cell-09
+# %% ../nbs/26_asked.ipynb #cell-10
 def compare(
     model:Model,
     space:SliderSpace,    # of any origin, such as `train_concepts`
@@ -116,7 +124,7 @@ def compare(
             vectors = found.vectors.to(model.device)
             return held_out_cosines(model, encoder, adapter, pool, vectors, strength, batch).nanmean(1)
 
-# %% ../nbs/26_asked.ipynb #cell-10
+# %% ../nbs/26_asked.ipynb #cell-11
 @torch.no_grad()
 def search(
     model:Model,

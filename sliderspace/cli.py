@@ -71,6 +71,7 @@ def demo(
     if updates is not None and updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
     loaded = load(model, size=None if size is None else (size, size), **loading)
     found = discover(loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output/"samples")
+    if found.samples.run.samples < samples: raise KeyboardInterrupt # what was drawn is kept
     space = train(loaded, found, sliders, METHODS[method], encoder, seed, output/"training", **options)
     return write_folder(output, loaded, found, measure(loaded, space, found))
 

@@ -16,6 +16,12 @@ from .sliders import SliderSpace
 WIDE, EDGE = {"width": "440px"}, 36
 
 # %% ../nbs/30_controls.ipynb #cell-06
+def close_all(parts):
+    "Close widgets and everything in them: an open one is held for ever."
+    for part in (parts := list(parts)): parts.extend(getattr(part, "children", ())) # grows as it is gone through
+    for part in parts: part.close()
+
+# %% ../nbs/30_controls.ipynb #cell-07
 class _Shared:
     "Layouts and styles of one board."
     def __init__(self):
@@ -31,7 +37,7 @@ class _Shared:
         made.on_click(lambda _: do())
         return made
 
-# %% ../nbs/30_controls.ipynb #cell-07
+# %% ../nbs/30_controls.ipynb #cell-08
 class _Row(ipywidgets.VBox):
     "One slider of a board."
     def __init__(self, shared, label, low, high, changed, renamed):
@@ -65,12 +71,12 @@ class _Row(ipywidgets.VBox):
         self.pin.tooltip, self.hide.tooltip = f"pin {label}", f"hide {label}"
         if self.fields: self.fields.children[0].value, self.fields.children[1].value = label, note
 
-# %% ../nbs/30_controls.ipynb #cell-09
-ORDERS = {"singular value": lambda row, i: row.get("direction", i), # ascending; what is unknown comes last
+# %% ../nbs/30_controls.ipynb #cell-10
+ORDERS = {"singular value": lambda row, i: row.get("direction", 10**6 + i), # ascending; what is unknown comes last
           "alignment": lambda row, i: -row.get("alignment", row.get("consistency", -9)),
           "effect": lambda row, i: -abs(row.get("effect", 0)), "name": None}
 
-# %% ../nbs/30_controls.ipynb #cell-10
+# %% ../nbs/30_controls.ipynb #cell-11
 class Controls(ipywidgets.VBox):
     "Controls and pictures; `_follow` is called when something moved, `_rename` when a row's name or note changed."
 
@@ -158,8 +164,9 @@ class Controls(ipywidgets.VBox):
             for i, slider in enumerate(self.sliders): slider.value = round(strengths.get(i, 0.), 3)
             for name in ("prompt", "seed", "images", "steps", "guidance", "window"):
                 getattr(self, name).value = getattr(position, name)
-        finally: self._still = False
-        self._follow()
+        finally:
+            self._still = False
+            self._follow()
 
     def _sort(self):
         "The rows that are wanted, in their order: pinned first."
@@ -173,8 +180,6 @@ class Controls(ipywidgets.VBox):
 
     def close(self):
         """Take everything off the page."""
-        shared = vars(self._shared).values()
-        parts = [*self.children, *self.rows, *shared]
-        for part in parts: parts.extend(getattr(part, "children", ()))
-        for part in parts: part.close()
+        fields = [row.fields for row in self.rows if row.fields]
+        close_all([*self.children, *self.rows, *fields, *vars(self._shared).values()])
         super().close()

@@ -12,6 +12,7 @@ import ipywidgets
 import torch
 
 # %% ../nbs/32_explorers.ipynb #cell-03
+from .controls import close_all
 from .directions import Directions, coordinates
 from .maps import Map, explore, plot_map
 from .models import Model
@@ -85,6 +86,12 @@ class Explorer(ipywidgets.VBox):
         "The five largest coordinates, in words."
         order = self.at.abs().argsort(descending=True)[:5].tolist()
         return ", ".join(f"{self.at[d]:+.1f} along direction {d}" for d in order) + " (standard deviations)"
+
+    def close(self):
+        """Take everything off the page, and let go of the model."""
+        close_all(self.children)
+        self.model = self.found = self.board = None
+        super().close()
 
     def _try(self, do, *args):
         try: do(*args)

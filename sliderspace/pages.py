@@ -187,8 +187,9 @@ def write_gallery(
     Raises `ValueError` for another space's report, sliders of another model, bad prompts and numbers, and a file that
     cannot be written, all before any picture is made."""
     path = Path(path).expanduser()
-    if report is not None and report.space.labels != space.labels:
+    if report is not None and (report.space.labels != space.labels or report.space.mark() != space.mark()):
         raise ValueError(f"the report is of other sliders: {report.space.labels}, not {space.labels}")
+    if path.is_dir(): raise ValueError(f"path must be a file, not the folder {str(path)!r}")
     own = [row["direction"] for row in space.card.get("sliders", []) if "direction" in row]
     if found is not None and max(own, default=0) >= len(found.vectors):
         raise ValueError(f"these sliders are of other directions than {found}: of number {max(own)}")

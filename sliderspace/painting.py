@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
 from time import monotonic, perf_counter
+from traceback import print_exc
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,8 @@ class Newest:
                 if self.closed: pass
                 elif request is not None: self.work(request)
                 more = not self.closed and (request is not None or (self.idle is not None and self.idle()))
-            finally: # whatever happens, the next request finds a thread or begins one
+            except Exception: print_exc() # and on with the next request
+            finally:
                 with self.changed:
                     self.busy, more = False, not self.closed and (more or self.waiting is not None)
                     if not more: self.thread = None
@@ -128,15 +130,24 @@ class Painter:
     """Makes pictures of positions and keeps them."""
 
     def __init__(self, model:Model, space:SliderSpace):
-        self.model, self.space, self.made, self.bytes = model, space, OrderedDict(), 0
+        self.model, self.space, self.made, self.bytes, self.state = model, space, OrderedDict(), 0, None
+
+    def _fresh(self):
+        "Forget pictures of a pipeline that has another scheduler, other options or other LoRAs by now."
+        pipe, peft = self.model.pipe, getattr(self.model.denoiser, "peft_config", {})
+        loras, steps = sorted(set(peft) - {"sliderspace"}), pipe.scheduler
+        state = repr((self.model.options, type(steps), steps.config, loras))
+        if state != self.state: self.made, self.bytes, self.state = OrderedDict(), 0, state
 
     def kept(self,
         position:Position,
     )->bytes|None:         # PNG
         """The picture of a position if it was made before."""
+        self._fresh()
         key = position if position.mix else position.base # with no slider on, it makes no difference when
-        if key in self.made: self.made.move_to_end(key)
-        return self.made.get(key)
+        picture = self.made.pop(key, None)
+        if picture is not None: self.made[key] = picture # the newest
+        return picture
 
     def paint(self,
         position:Position,

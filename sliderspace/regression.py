@@ -118,11 +118,11 @@ def acting_steps(model, steps, settings):
     if not late: return list(range(len(model.timesteps(steps)[0])))
     told, done, total = [], [], model.pipe.scheduler.config.num_train_timesteps
     def listen(net, args, kwargs): told.append(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]))
-    def reached(step): done.append(1 - noise_level(model.family, told[-1], total).max().item())
+    def reached(step): done.append(1 - noise_level(model.family, told[-1], total).max()) # compared as the gate does
     hook = model.denoiser.register_forward_pre_hook(listen, with_kwargs=True) # every family counts in its own way
     try: sample(model, "a", start_noise(model, 0, [0]), steps, plain(model), on_step=reached)
     finally: hook.remove()
-    acting = [i for i, d in enumerate(done) if d >= late]
+    acting = [i for i, d in enumerate(done) if bool(d >= late)]
     if not acting: raise ValueError(f"acts_from={late} leaves none of the {steps} steps")
     return acting
 

@@ -8,6 +8,7 @@ __all__ = ['detach', 'SliderSpace']
 # %% ../nbs/15_sliders.ipynb #cell-02
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from html import escape
 from itertools import chain, count
 from numbers import Integral
@@ -54,9 +55,17 @@ class SliderSpace:
 
     def __repr__(self): return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
 
+    def mark(self)->str:
+        """A short hash of the weights: the same for the same sliders, whatever they are called."""
+        found = sha256()
+        for name in sorted(self.up):
+            for w in (self.down[name], self.up[name]): found.update(w.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
     @property
     def acts_from(self)->float:
-        """The part of the noise schedule after which these sliders were trained to act, 0 to 1."""
+        """The part of the noise schedule after which these sliders were trained to act, 0 to 1; 0 for a sum of spaces
+        that differ in it."""
         return self.card.get("acts_from", 0.)
 
     def index(self,
@@ -195,7 +204,8 @@ class SliderSpace:
             labels.append(next(name for name in names if name not in labels))
         sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
         agreed = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
-        card = agreed | {"sliders": sliders, "fingerprint": both}
+        most = max(s.card.get("samples", 0) for s in (self, other)) # what is measured is measured beyond them
+        card = agreed | {"sliders": sliders, "fingerprint": both} | ({"samples": most} if most else {})
         return replace(self, down={n: torch.cat([space.down[n] for space in spaces]) for n in spaces[0].down},
                        up={n: torch.cat([space.up[n] for space in spaces], 1) for n in spaces[0].down}, rank=rank,
                        labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)

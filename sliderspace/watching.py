@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from IPython.display import display
 
 # %% ../nbs/42_watching.ipynb #cell-03
+from .memory import in_parts
 from .models import Model
 from .plots import _figure, grid, png
 from .sampling import decoded, sample, start_noise
@@ -40,19 +41,20 @@ class Watch(ipywidgets.VBox):
             self.bar.value, self.says.value = done, f"{desc}: {done} of {total}"
             if isinstance(items, Updates): self.reached.append(item.nanmean().item())
             if looks and (monotonic() - seen > self.every or done == total):
-                self._look(items)
+                try: self._look(items)
+                except Exception as e: self.says.value = f"nothing to see: {type(e).__name__}: {e}" # the work goes on
                 seen = monotonic()
 
     @torch.no_grad()
     def _look(self, items):
         trained = isinstance(items, Updates)
         self.plot.value = png(self._curve(items) if trained else self._spectrum(items.made))
-        self.pictures.value = png(grid(self._strips(items.adapter) if trained else self._newest(items.made)))
+        self.pictures.value = png(grid(self._strips(items) if trained else self._newest(items.made)))
 
     def _spectrum(self, made):
         rows = torch.cat([features for _, features, *_ in made]).flatten(0, 1)
-        shares = torch.linalg.svdvals(rows - rows.mean(0)) ** 2
-        shares = (100 * shares / shares.sum().clamp(min=1e-12))[:24].tolist()
+        variance = torch.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0))).flip(0).clamp(min=0)
+        shares = (100 * variance / variance.sum().clamp(min=1e-12))[:24].tolist()
         figure = _figure(5, 3)
         ax = figure.subplots()
         ax.bar(range(1, len(shares) + 1), shares, color="#0072B2")
@@ -68,13 +70,15 @@ class Watch(ipywidgets.VBox):
         ax.set(xlabel="update", ylabel=updates.reached, title="mean over the sliders, on training noise")
         return figure
 
-    def _strips(self, adapter):
+    def _strips(self, updates):
         "The first sliders at -1, 0 and 1, on the same noise."
+        adapter, start = updates.adapter, getattr(updates.settings, "acts_from", 0.)
         K, S = min(self.sliders, adapter.sliders), (-1., 0., 1.)
         mixes = F.one_hot(torch.arange(K), adapter.sliders).repeat_interleave(len(S), 0) * torch.tensor(S * K)[:, None]
-        noise = start_noise(self.model, 0, [0]).repeat(len(mixes), *[1] * len(self.model.latent_shape))
-        adapter.set(mixes)
-        try: latents = sample(self.model, self.prompt, noise)
+        def drawn(part):
+            adapter.set(mixes[part], (start, 1.))
+            return sample(self.model, self.prompt, start_noise(self.model, 0, [0] * len(part)))
+        try: latents = torch.cat(list(in_parts(self.model, "pictures", drawn, torch.arange(len(mixes)), len(mixes))))
         finally: adapter.set(None)
         return decoded(self.model, latents).unflatten(0, (K, len(S)))
 

@@ -60,9 +60,9 @@ class Board(Controls):
 
     def undo(self):
         """Back to the picture before."""
-        here = self.position
-        while self._past and self._past[-1] == here: self._past.pop()
-        if self._past: self.position = self._past.pop()
+        here, past = self.position, list(self._past)
+        while past and past[-1] == here: past.pop()
+        if past: self.position, self._past = past[-1], past
 
     def reproduce(self,
         coordinates, # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
@@ -94,7 +94,9 @@ class Board(Controls):
 
     def save(self)->Path:
         """Write the board as a preset, JSON, under its name. Raises `ValueError` for a name that is none."""
-        here = asdict(self.position) | {"mix": self.mix, "model": self.model.name}
+        strengths = self.space.strengths(self.mix).tolist()
+        here = asdict(self.position) | dict(mix=self.mix, strengths=strengths, sliders=self.space.mark(),
+                                            model=self.model.name)
         path = self._path().with_suffix(".json")
         write_bytes(path, json.dumps(here, indent=1, ensure_ascii=False).encode())
         self.presets.options = ["", *self._saved()]
@@ -106,12 +108,15 @@ class Board(Controls):
         path = self.folder/f"{name}.json"
         try:
             kept = json.loads(path.read_text("utf-8"))
-            strengths = self.space.strengths(kept["mix"]).tolist()
+            if kept.get("sliders", here := self.space.mark()) != here: raise ValueError("it is of other sliders")
+            strengths = self.space.strengths(kept.get("strengths", kept["mix"])) # names may have changed since
+            start, stop = map(float, kept["window"])
+            if not (0 <= start <= stop <= 1 and strengths.isfinite().all()): raise ValueError("out of range")
             here = Position(str(kept["prompt"]), int(kept["seed"]), int(kept["images"]), int(kept["steps"]),
-                            float(kept["guidance"]), tuple(float(x) for x in kept["window"]))
-        except (OSError, TypeError, ValueError, KeyError) as e:
+                            float(kept["guidance"]), (start, stop))
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as e:
             raise ValueError(f"{str(path)!r} is no preset of these sliders: {type(e).__name__} {e}") from e
-        self.position = replace(here, mix=tuple((i, s) for i, s in enumerate(strengths) if s))
+        self.position = replace(here, mix=tuple((i, s) for i, s in enumerate(strengths.tolist()) if s))
 
     def save_lora(self)->Path:
         """Write the mix as one ordinary LoRA file. Raises as `SliderSpace.export` does."""
@@ -142,7 +147,9 @@ class Board(Controls):
         "The code that makes the picture."
         options = f"seed={position.seed}, steps={position.steps}, guidance={position.guidance:g}"
         made = f"images = pictures(model, {position.prompt!r}, {position.images}, {options})"
-        within = f"with space.on(model, {self.mix!r}, start={position.window[0]:g}, stop={position.window[1]:g}):"
+        same = self.space.labels == self._painter.space.labels # or the user's own space has other names
+        mix = {self.space.labels[i] if same else i: strength for i, strength in position.mix}
+        within = f"with space.on(model, {mix!r}, start={position.window[0]:g}, stop={position.window[1]:g}):"
         self.code.value = f"{within}\n    {made}" if position.mix else made
 
     def wait(self, timeout:float|None=None):
@@ -162,13 +169,15 @@ class Board(Controls):
         "Show both pictures of a position, or what went wrong."
         try:
             self.status.value, self.status.tooltip, begun = "busy", None, perf_counter()
+            new = not all(map(self._painter.kept, (position.base, position)))
             for widget, wanted in ((self.base, position.base), (self.image, position)):
                 picture = self._painter.paint(wanted, lambda: self._newest.superseded, partial(self._preview, widget))
                 if picture is None: return
                 widget.value = picture
             self._past = [*self._past[-99:], position] if self._past[-1:] != [position] else self._past
             self._tell(position)
-            self.status.value, self._seconds = "ready", perf_counter() - begun
+            self.status.value = "ready"
+            if new: self._seconds = perf_counter() - begun
         except Exception as e: self._fail(e) # whatever it is: the board lives on
 
     def _preview(self, widget, picture): widget.value, self.status.value = picture, "preview"
@@ -183,12 +192,12 @@ class Board(Controls):
             for i, (low, high) in zip(some, made or []): self.rows[i].low.value, self.rows[i].high.value = low, high
             if made: self._bare = self._bare[4:]
         except Exception as e:
+            self._bare = []
             self._fail(e)
-            return False
         return bool(self._bare)
 
     def _swept(self, i):
-        at, strengths = self._report.space.index(self.space.labels[i]), self._report.strengths
+        at, strengths = self._report.space.index(self._painter.space.labels[i]), self._report.strengths
         def nearest(end): return min(range(len(strengths)), key=lambda s: abs(strengths[s] - end))
         ends = [nearest(end) for end in self.space.ranges[i].tolist()]
         return [small(image, 2 * EDGE) for image in decoded(self.model, self._report.latents[at, ends, 0])]
@@ -224,8 +233,11 @@ def board(
     check_prompt(prompt)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     if not isinstance(images, int) or not 1 <= images <= 16: raise ValueError(f"images must be 1 to 16, not {images!r}")
-    if report is not None and (lacks := set(space.labels) - set(report.space.labels)):
-        raise ValueError(f"the report is of other sliders: it lacks {sorted(lacks)[0]!r}")
+    if not isinstance(seed, int): raise ValueError(f"seed must be a whole number, not {seed!r}")
+    if report is not None and report.space.mark() != space.mark():
+        raise ValueError(f"the report is of other sliders: {report.space}, not {space}")
+    if file is not None and Path(file).expanduser().exists() and SliderSpace.load(file).mark() != space.mark():
+        raise ValueError(f"file {str(file)!r} holds other sliders, which new names would overwrite")
     with model.lock: adapter = space.attach(model) # it stays, switched off: to attach takes as long as a picture
     if adapter.now.strengths is not None: raise ValueError("leave the `with space.on(...)` first: a board waits for it")
     position = Position(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.))

@@ -29,7 +29,7 @@ def test_scores_are_along_the_other_halfs_change(tiny):
     phi = torch.stack([unit_rows(pixels(8), tiny.decode(x)) for x in report.latents[1]])  # (S, n, d)
     base = unit_rows(pixels(8), tiny.decode(final_latents(tiny, PROMPT, range(2500, 2508))))
     for n in range(4):
-        others = [i for i in range(4) if (i - n) % 2]
+        others = [i for i in range(4) if i // 2 != n // 2]  # the other half
         axis = F.normalize((phi[2] - phi[0])[others].mean(0), dim=0)
         expected = (phi[:, n] - phi[1, n]) @ axis / (base @ axis).std()
         assert_close(report.scores[1, :, n], expected, rtol=1e-3, atol=1e-4)
@@ -53,6 +53,21 @@ def test_noise_is_not_consistent():
     cosines = F.cosine_similarity(change, asked._own_axis(change), dim=2)
     assert cosines.mean().abs() < 0.01 and cosines.abs().max() < 0.3
     assert F.cosine_similarity(change + 3, asked._own_axis(change + 3), dim=2).min() > 0.8
+
+
+def test_prompts_that_take_turns_are_in_both_halves():
+    """A change that is the same for all images of a prompt, and another for those of the next, is consistent."""
+    change = torch.eye(2)[torch.arange(8) % 2].repeat_interleave(3, 1)[None]
+    assert F.cosine_similarity(change, asked._own_axis(change), dim=2).min() > 0.7
+
+
+def test_sliders_that_do_nothing_have_figures_and_a_file(tiny, tmp_path):
+    space = random_space(tiny, ["one"])
+    still = replace(space, up={n: 0 * w for n, w in space.up.items()})
+    report = measure_asked(tiny, still, **SWEEP)
+    assert report.space.card["sliders"][0]["effect"] == 0
+    assert "less than a tenth of a standard deviation" in report.advice[0]
+    report.space.save(tmp_path / "a.safetensors")
 
 
 def test_words_are_scored_by_the_text_tower_too(model):

@@ -434,6 +434,17 @@ def test_late_sliders_act_late_wherever_they_are_used(tiny):
     assert (space + random_space(tiny, rank=2, targets="keys-values")).acts_from == 0.0
 
 
+@pytest.mark.parametrize("late", [0.1, 0.3, 0.45, 0.65, 0.7, 0.9])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_training_and_use_agree_on_the_steps(tiny, steps, late):
+    open_in, space = [], random_space(tiny, ["one"])
+    with space.on(tiny, {0: 1.0}, start=late):
+        now = space.attach(tiny).now
+        sample(tiny, PROMPT, start_noise(tiny, 0, [0]), steps, 0.0,
+               on_step=lambda step: now.gate.any() and open_in.append(step.index))
+    assert regression.acting_steps(tiny, steps, Regression(acts_from=late)) == open_in != []
+
+
 @pytest.mark.parametrize("value", [1, -0.1, 0.9999, float("nan")])
 def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
     monkeypatch.setattr(regression, "new_adapter", never)

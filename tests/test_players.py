@@ -18,6 +18,7 @@ from test_measures import EVIL, Page
 from tiny import PROMPT, never, quiet, random_directions, random_space
 
 from sliderspace import pages, players
+from sliderspace.asked import measure_asked
 from sliderspace.encoders import latents
 from sliderspace.measures import Report, sweep
 from sliderspace.pages import _mixes, write_gallery
@@ -431,3 +432,13 @@ def test_the_pictures_are_there_without_scripts(tiny, report, tmp_path):
         plain = page.context.browser.new_context(java_script_enabled=False).new_page()
         plain.goto(path.as_uri())
         assert plain.locator("img.sheet:visible").count() == 1 + 3 * 2 and plain.locator("li:visible").count() == 7
+
+
+def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, monkeypatch):
+    space = random_space(tiny, ["one"])
+    report = measure_asked(tiny, space, samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), progress=quiet)
+    monkeypatch.setattr("sliderspace.players.sample", never)
+    with pytest.raises(ValueError, match="path must be a file"):
+        write_gallery(tmp_path, tiny, space)
+    with pytest.raises(ValueError, match="the report is of other sliders"):
+        write_gallery(tmp_path / "a.html", tiny, random_space(tiny, ["one"], seed=5), report=report)

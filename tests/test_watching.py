@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 import torch
 from PIL import Image
-from tiny import PROMPT, quiet
+from tiny import PROMPT, never, quiet
 
 from sliderspace import discover, train
 from sliderspace.concepts import Concept, train_concepts
@@ -40,6 +40,13 @@ def test_asked_for_sliders_are_watched_too(tiny):
     concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", label="hat")
     train_concepts(tiny, concept, updates=2, steps=2, rank=2, targets="keys-values", progress=shown)
     assert size(shown.plot) and len(shown.reached) == 2
+
+
+def test_what_cannot_be_shown_does_not_end_the_work(tiny, monkeypatch):
+    shown = watch(tiny, PROMPT, every=0.0)
+    monkeypatch.setattr("sliderspace.watching.decoded", never)
+    discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
+    assert "nothing to see: AssertionError" in shown.says.value
 
 
 def stopped_after(parts):

@@ -9,6 +9,7 @@ from io import BytesIO
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import quiet, random_space
@@ -455,8 +456,88 @@ def test_ends_come_from_a_report_without_sampling(model, space, runs):
         thread.join(60)
     assert all(row.low.value and row.high.value for row in shown.rows) and len(runs) == 1
     shown.close()
-    with pytest.raises(ValueError, match="the report is of other sliders: it lacks 'age'"):
-        board(model, random_space(model, ["age"]), report=report)
+    with pytest.raises(ValueError, match="the report is of other sliders"):
+        board(model, random_space(model, ["glasses", "hair"], seed=9), report=report)  # the same names
+
+
+def test_new_names_leave_presets_thumbnails_and_code_with_their_sliders(model, space, tmp_path):
+    shown = board(model, space, steps=1, thumbnails=False, folder=tmp_path)
+    picture = moved(shown, {"glasses": 1.0})
+    shown.name.value = "kept"
+    shown.save()
+    shown.edit.value = True
+    first, second = (row.fields.children[0] for row in shown.rows)
+    first.value, second.value = "x", "glasses"  # the second slider has the first one's name now
+    first.value = "hair"
+    assert shown.space.labels == ["hair", "glasses"] and space.labels == ["glasses", "hair"]
+    moved(shown, {})
+    shown.load("kept")
+    shown.wait(60)
+    assert shown.image.value == picture and shown.mix == {"hair": 1.0}
+    assert "space.on(model, {0: 1.0}" in shown.code.value  # in the user's own space it has another name
+    shown.close()
+    other = board(model, random_space(model, ["glasses", "hair"], seed=9), steps=1, thumbnails=False, folder=tmp_path)
+    with pytest.raises(ValueError, match="of other sliders"):
+        other.load("kept")
+    other.close()
+
+
+@pytest.mark.parametrize("change", [{"window": [0.9, 0.1]}, {"window": [0.5]}, {"strengths": [float("nan"), 0]}])
+def test_a_half_good_preset_changes_nothing(shown, tmp_path, change):
+    shown.folder = tmp_path
+    path = shown.save()
+    here = shown.position
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 5} | change))
+    with pytest.raises(ValueError, match="is no preset"):
+        shown.load("mix")
+    assert shown.position == here
+
+
+def test_a_file_of_other_sliders_is_not_overwritten(model, space, tmp_path):
+    space.save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds other sliders"):
+        board(model, space.take([0]), file=tmp_path / "a.safetensors")
+
+
+def test_undo_at_the_first_picture_loses_nothing(shown):
+    shown.undo()
+    moved(shown, {"glasses": 1.0})
+    shown.undo()
+    shown.wait(60)
+    assert shown.mix == {}
+
+
+def test_work_that_fails_does_not_end_the_worker(capsys):
+    done = []
+
+    def work(n):
+        time.sleep(0.1)
+        if n == 1:
+            raise RuntimeError("no")
+        done.append(n)
+
+    newest = painting.Newest(work)
+    for n in (1, 2):
+        newest.ask(n)
+        time.sleep(0.05)
+    newest.wait(10)
+    newest.ask(3)
+    newest.wait(10)
+    assert done == [2, 3] and "RuntimeError: no" in capsys.readouterr().err
+
+
+def test_another_scheduler_is_another_picture(tiny):
+    shown = board(tiny, random_space(tiny), PROMPT, steps=2, thumbnails=False)
+    before, scheduler = shown.base.value, tiny.pipe.scheduler
+    try:
+        tiny.pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(scheduler.config)
+        moved(shown, {"hair": 1.0})
+        shown.reset()
+        shown.wait(60)
+        assert shown.base.value == shown.image.value != before
+    finally:
+        tiny.pipe.scheduler = scheduler
+        shown.close()
 
 
 # --- speed and memory ------------------------------------------------------------------------------------------------
@@ -494,6 +575,8 @@ def test_a_slow_picture_is_preceded_by_its_estimate(shown, monkeypatch):
 def test_a_closed_board_lets_go_of_the_model(tiny_folder):
     model = load(tiny_folder("epsilon"), device="cpu", steps=2)
     shown = board(model, random_space(model), PROMPT)
+    shown.edit.value = True
+    shown.edit.value = False
     gone = weakref.ref(model)
     shown.close()
     shown.wait(60)
