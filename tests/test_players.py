@@ -436,7 +436,8 @@ def test_the_pictures_are_there_without_scripts(tiny, report, tmp_path):
 
 def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, monkeypatch):
     space = random_space(tiny, ["one"])
-    report = measure_asked(tiny, space, samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), progress=quiet)
+    sweep_of = dict(samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet)
+    report = measure_asked(tiny, space, **sweep_of)
     monkeypatch.setattr("sliderspace.players.sample", never)
     with pytest.raises(ValueError, match="path must be a file"):
         write_gallery(tmp_path, tiny, space)
