@@ -38,7 +38,7 @@ test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# A core is left to the browser: on two, the board's pictures come in .23 s and not in .32.
+# A core is left to the browser, which shows the board's pictures sooner then.
 lab: export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 1 ? n - 1 : 1)))
 lab: .venv/.done ## open the quickstart in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/studies/quickstart.ipynb

@@ -6,28 +6,16 @@ Measured in the kernel, from the moment a value arrives to the picture being sen
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from inference import random_space
 from portraits import table, write_figures
 
 from sliderspace import load, painting
-from sliderspace.adapters import target_layers
+from sliderspace.portraits import PROMPT
 from sliderspace.sampling import pictures
-from sliderspace.sliders import SliderSpace
 from sliderspace.widgets import board
-
-PROMPT = "portrait of a person"
-
-
-def random_space(model, sliders):
-    """Sliders of random weights, which cost what trained ones do."""
-    gen, layers = torch.Generator().manual_seed(0), target_layers(model)
-    weights = {n: model.denoiser.get_submodule(n).weight for n in layers}
-    down = {n: 0.1 * torch.randn(sliders, w.shape[1], generator=gen) for n, w in weights.items()}
-    up = {n: 0.1 * torch.randn(w.shape[0], sliders, generator=gen) for n, w in weights.items()}
-    card = dict(model=model.name, fingerprint=model.fingerprint(layers), prompts=[PROMPT], denoiser=model.denoiser_name)
-    return SliderSpace(down, up, [f"slider {i}" for i in range(sliders)], torch.tensor([[-2.0, 2.0]] * sliders), 1, card)
 
 
 def seconds(do):
@@ -45,13 +33,14 @@ def main():
     pictures(model, PROMPT, 1)
     call = median(lambda: seconds(lambda: pictures(model, PROMPT, 1)))
     space = random_space(model, 40)
+    space = replace(space, ranges=2 * space.ranges)
     opened, positions = [], iter(range(1, 1000))
     for _ in range(3):
         began = time.perf_counter()
-        shown = board(model, space, thumbnails=False)
+        shown = board(model, space, PROMPT, thumbnails=False)
         opened.append(time.perf_counter() - began)
         shown.close()
-    shown = board(model, space, thumbnails=False)
+    shown = board(model, space, PROMPT, thumbnails=False)
 
     def moved(value):
         shown.sliders[0].value = value
@@ -90,8 +79,7 @@ def main():
     shown.close()
     text = table(["", "milliseconds", "over a plain call"], [
         ["a plain call of the pipeline, one image", f"{1e3 * call:.0f}", "1.0"],
-        ["a slider moved after a rest",
-         f"{1e3 * fresh:.0f}", f"{fresh / call:.1f}"],
+        ["a slider moved after a rest", f"{1e3 * fresh:.0f}", f"{fresh / call:.1f}"],
         [f"the last of a drag (of which {1e3 * shown._newest.settle:.0f} is waiting for the hand to rest)",
          f"{1e3 * last:.0f}", f"{last / call:.1f}"],
         ["a position that was seen before", f"{1e3 * kept:.1f}", f"{kept / call:.2f}"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from portraits import table, write_figures
+from training import spread
 
 from sliderspace import load
 from sliderspace.asked import measure_asked
@@ -84,21 +85,16 @@ def prompted(model, way, seed, samples):
     return dict(attributes=figures_of(score_edits(model, list(ASKED), (-1.0, 0.0, 1.0), latents), (1.0,)))
 
 
-def spread(values, form="{:.2f}"):
-    values = torch.tensor([float(v) for v in values])
-    return form.format(values.mean()) + (f" ± {form.format(values.std())}" if len(values) > 1 else "")
-
-
 def summary(runs):
     """A row a way: rise and change elsewhere of each attribute, means over them, cost."""
     rows = []
     for way, results in runs.items():
-        cells = [f"{spread(r['attributes'][f]['rise'] for r in results)} / {spread(r['attributes'][f]['elsewhere'] for r in results)}"
-                 for f in ASKED]
-        others = spread(sum(a["interference"] for a in r["attributes"].values()) / len(ASKED) for r in results)
+        cells = [f"{spread([r['attributes'][f]['rise'] for r in results])} / "
+                 f"{spread([r['attributes'][f]['elsewhere'] for r in results])}" for f in ASKED]
+        others = spread([sum(a["interference"] for a in r["attributes"].values()) / len(ASKED) for r in results])
         known, own = "seconds" in results[0], "used_from" not in WAYS.get(way, {})  # its training is another way's
-        rows.append([way, *cells, others, spread((r["dclip"] for r in results), "{:.3f}") if known else "",
-                     spread((r["seconds"] for r in results), "{:.0f}") if known and own else ""])
+        rows.append([way, *cells, others, spread([r["dclip"] for r in results], "{:.3f}") if known else "",
+                     spread([r["seconds"] for r in results], "{:.0f}") if known and own else ""])
     return table(["rise / elsewhere", *ASKED, "interference", "rise of CLIP's cosine at 1", "seconds, all four"], rows)
 
 

@@ -74,10 +74,9 @@ def measure_asked(
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])
         return axis, torch.einsum("md,knd->knm", own, axis).std(2).clamp(min=1e-9)
-    def more(phi):
-        change = phi[:, plus] - phi[:, minus]
-        return dict(consistency=F.cosine_similarity(change, _own_axis(change), dim=2).mean(1))
-    rows = [dict(row) for row in space.card.get("sliders", [{}] * len(space))]
+    def more(phi, axis):
+        return dict(consistency=F.cosine_similarity(phi[:, plus] - phi[:, minus], axis, dim=2).mean(1))
+    rows = [dict(row) for row in space.rows]
     views = [_views(model, encoder, x, batch) for x in (base, latents.flatten(0, 2))]
     if encoder.text is not None:
         of = in_turn(prompt, range(first, first + samples))

@@ -95,7 +95,7 @@ class Controls(ipywidgets.VBox):
         ends = zip(self.space.labels, self.space.ranges.tolist())
         self.rows = [_Row(self._shared, label, *range_, changed, self._rename) for label, range_ in ends]
         self.sliders = [row.slider for row in self.rows]
-        for row, known in zip(self.rows, self.space.card.get("sliders", [{}] * len(self.space))):
+        for row, known in zip(self.rows, self.space.rows):
             row.called(row.slider.description, known.get("note", ""))
 
     def _make_controls(self, position, saved):
@@ -170,7 +170,7 @@ class Controls(ipywidgets.VBox):
 
     def _sort(self):
         "The rows that are wanted, in their order: pinned first."
-        rows = self.space.card.get("sliders", [{}] * len(self.space))
+        rows = self.space.rows
         key, words = ORDERS[self.order.value], self.find.value.lower().split()
         def rank(i): return (not self.rows[i].pin.value, key(rows[i], i) if key else self.space.labels[i].lower())
         def wanted(i):

@@ -217,7 +217,7 @@ def discover(
     if count > width:
         raise ValueError(f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}")
     found = collect(model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress)
-    rows = len(found.features[:, -1 if alone else slice(None)].flatten(0, -2)) # fewer than planned after Ctrl-C
+    rows = len(found.features) * (1 if alone else found.features.shape[1]) # fewer than planned after Ctrl-C
     return find_directions(found, min(count, rows - 1), timesteps)
 
 # %% ../nbs/12_directions.ipynb #cell-12

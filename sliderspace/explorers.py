@@ -64,7 +64,8 @@ class Explorer(ipywidgets.VBox):
     def _show(self, samples):
         "Some samples, and where the first of them lies."
         self.samples, shown = samples, samples[:MOST]
-        self._place(self.found.samples.features[shown[0], -1], decoded(self.model, self.found.samples.latents[shown]))
+        self.at = self.found.place(self.found.samples.features[shown[:1], -1])[0]
+        self._draw(decoded(self.model, self.found.samples.latents[shown]))
         number = f"sample {samples[0]}" if len(samples) == 1 else f"{len(samples)} samples; the first, {samples[0]},"
         self.says.value = f"{number} lies at {self._largest()}"
 
@@ -74,10 +75,6 @@ class Explorer(ipywidgets.VBox):
         self.at, self.samples = coordinates(self.model, self.found, image)[0], []
         self._draw(image)
         self.says.value = f"your image lies at {self._largest()}"
-
-    def _place(self, phi, images):
-        self.at = self.found.place(phi[None])[0]
-        self._draw(images)
 
     def _draw(self, images):
         self.picture.value = png(grid(images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0))

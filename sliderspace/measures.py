@@ -168,7 +168,7 @@ def check_strengths(strengths, samples):
 # %% ../nbs/25_measures.ipynb #cell-21
 def _scored(space, rows, strengths, latents, views, axes, more, about):
     """The report of a sweep. Axes: `(phi, own) -> (unit axes (K, n or 1, d), standard deviation along each)`. More:
-    further figures, key -> `(K,)`, from phi."""
+    further figures, key -> `(K,)`, from phi and the axes."""
     own, seen = views # of the unchanged images, and of the sweep
     ratios = [_nearest(s, o) / _nearest(o, o, own=True).quantile(.98) for s, o in zip(seen, own)]
     novelty = torch.stack(ratios).amax(0).view(latents.shape[:3])
@@ -178,7 +178,7 @@ def _scored(space, rows, strengths, latents, views, axes, more, about):
     scores, distance = along / unit[:, None], change.norm(dim=3) / torch.pdist(own[0][:1000]).mean()
     ranges = [usable_range(strengths, s.mean(1), (v > 1).float().mean(1)) for s, v in zip(scores, novelty)]
     figures = [_figures(row, strengths, s, *ends) for row, s, ends in zip(rows, scores, ranges)]
-    more = more(phi) | free_sliders(along.mean(2), distance.mean(2)) | dict(
+    more = more(phi, axis) | free_sliders(along.mean(2), distance.mean(2)) | dict(
         novelty=novelty[:, [minus, plus]].mean((1, 2)), distance=distance[:, [minus, plus]].mean((1, 2)))
     figures = [f | {n: v[k].item() for n, v in more.items()} for k, f in enumerate(figures)]
     card = space.card | {"sliders": figures} | about
@@ -221,7 +221,7 @@ def measure(
     fresh = list(range(run.samples + 100, run.samples + 100 + samples)) # beyond what discovery and calibration used
     latents = sweep(model, space, run.prompts, fresh, run.seed, strengths, steps=run.steps, guidance=run.guidance,
                     batch=batch, progress=progress)
-    def agreement(phi):
+    def agreement(phi, axis):
         theirs = _views(model, other, found.samples.latents, batch)[0]
         ends = (_views(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch)[0] for s in (-1, 1))
         low, high = (x.unflatten(0, (-1, samples)) for x in ends)

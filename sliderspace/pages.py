@@ -190,7 +190,7 @@ def write_gallery(
     if report is not None and (report.space.labels != space.labels or report.space.mark() != space.mark()):
         raise ValueError(f"the report is of other sliders: {report.space.labels}, not {space.labels}")
     if path.is_dir(): raise ValueError(f"path must be a file, not the folder {str(path)!r}")
-    own = [row["direction"] for row in space.card.get("sliders", []) if "direction" in row]
+    own = [row["direction"] for row in space.rows if "direction" in row]
     if found is not None and max(own, default=0) >= len(found.vectors):
         raise ValueError(f"these sliders are of other directions than {found}: of number {max(own)}")
     prompt, numbers = check_play(model, space, prompt, samples, steps, None, batch)
@@ -201,8 +201,8 @@ def write_gallery(
     for i, (label, (low, high)) in enumerate(zip(space.labels, space.ranges.tolist())):
         player = play(model, space, i, prompt, numbers, **options) if report is None else player_of(model, report, i)
         shown.append(f"<figure><h3>{escape(label)} <small>{low:g} to {high:g}</small></h3>{player.html()}</figure>")
-    rows = space.card.get("sliders", [{}])
-    columns = {name: (k, f) for name, (k, f) in MORE_COLUMNS.items() if all(row.get(k) is not None for row in rows)}
+    def known(key): return all(row.get(key) is not None for row in space.rows)
+    columns = {name: (k, f) for name, (k, f) in MORE_COLUMNS.items() if known(k)}
     more = "" if found is None else _found_html(_found(model, found, own))
     of = prompt if isinstance(prompt, str) else prompt[0] if len(set(prompt)) == 1 else f"{prompt[0]} and others"
     title = f"{len(space)} sliders of “{of}”" if title is None else title

@@ -135,11 +135,10 @@ def train_pairs(
     settings, steps = changed(settings, options, batch=batch, every=every), check_steps(model, steps)
     if not pairs: raise ValueError("pairs must hold an attribute or more, such as {'glasses': {-1: before, 1: after}}")
     target_layers(model, settings.targets) # or an error, before long work
-    acting_steps(model, steps, settings)
+    source = Shown(model, [], prompt, settings, steps, batch) # the same: it asks which steps act
     for label, shown in pairs.items(): _check_shown(label, shown)
-    latents = [_latents(model, shown, batch) for shown in pairs.values()]
+    source.latents = latents = [_latents(model, shown, batch) for shown in pairs.values()]
     marks = [sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents]
     about = dict(prompts=[prompt], sliders=[dict(pairs=len(next(iter(x.values()))), strengths=list(x), images=mark)
                                             for x, mark in zip(latents, marks)])
-    source = Shown(model, latents, prompt, settings, steps, batch)
     return trained(model, source, list(pairs), about, settings, seed, folder, steps, batch, every, progress)

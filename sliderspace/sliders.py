@@ -55,6 +55,11 @@ class SliderSpace:
 
     def __repr__(self): return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
 
+    @property
+    def rows(self)->list[dict]:
+        """What the card says of each slider: measures, note, where it came from; empty where it says nothing."""
+        return self.card.get("sliders", [{}] * len(self))
+
     def mark(self)->str:
         """A short hash of the weights: the same for the same sliders, whatever they are called."""
         found = sha256()
@@ -165,7 +170,7 @@ class SliderSpace:
         if not isinstance(label, str) or not label.strip(): raise ValueError(f"label must be a text, not {label!r}")
         labels = [label.strip() if i == at else l for i, l in enumerate(self.labels)]
         if len(set(labels)) < len(labels): raise ValueError(f"another slider has the label {label.strip()!r}")
-        rows = [dict(row) for row in self.card.get("sliders", [{}] * len(self))]
+        rows = [dict(row) for row in self.rows]
         if note is not None: rows[at]["note"] = note
         return replace(self, labels=labels, card=self.card | {"sliders": rows})
 
@@ -202,7 +207,7 @@ class SliderSpace:
         for label in other.labels:
             names = chain([label], (f"{label} ({i})" for i in count(2)))
             labels.append(next(name for name in names if name not in labels))
-        sliders = [s for space in (self, other) for s in space.card.get("sliders", [{}] * len(space))]
+        sliders = [s for space in (self, other) for s in space.rows]
         agreed = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
         most = max(s.card.get("samples", 0) for s in (self, other)) # what is measured is measured beyond them
         card = agreed | {"sliders": sliders, "fingerprint": both} | ({"samples": most} if most else {})
@@ -272,7 +277,7 @@ class SliderSpace:
         return paths
 
     def _repr_html_(self):
-        rows = self.card.get("sliders", [{}] * len(self))
+        rows = self.rows
         def number(value): return "" if value is None else f"{value:.2f}"
         cells = [[escape(l), *(number(r.get(k)) for k in ("alignment", "leakage", "effect")), f"{lo:.1f} to {hi:.1f}"]
                  for l, r, (lo, hi) in zip(self.labels, rows, self.ranges.tolist())]

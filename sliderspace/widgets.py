@@ -70,7 +70,7 @@ class Board(Controls):
         """Set every slider that was found to where an image lies along its direction; ranges end it.
 
         Raises `ValueError` when no slider has a direction, or there are fewer coordinates than directions."""
-        rows, at = self.space.card.get("sliders", []), torch.as_tensor(coordinates).flatten().tolist()
+        rows, at = self.space.rows, torch.as_tensor(coordinates).flatten().tolist()
         found = {i: row["direction"] for i, row in enumerate(rows) if "direction" in row}
         if not found: raise ValueError("none of these sliders was found along a direction")
         if len(at) <= max(found.values()):
