@@ -27,6 +27,7 @@ class Encoder:
     encode:Callable    # images in [0, 1], `(n, 3, h, w)`, to `(n, d)`; latents when `space` is "latents"
     space:str="images" # what it looks at: "images" or "latents"
     text:Callable|None=None # texts to unit rows of the same features, `(m, d)`, for encoders that know words
+    scale:float=100.   # of their cosines with images, before a softmax over texts: what the encoder was trained with
 
     def __call__(self, x:Tensor)->Tensor: return self.encode(x).float()
 
@@ -74,7 +75,7 @@ def open_clip_encoder(
     @torch.no_grad()
     def text(texts): return F.normalize(net.encode_text(tokenizer(texts).to(device)).float(), dim=1)
     label = str(folder.resolve()) if tags == [None] else name
-    return Encoder(":".join(filter(None, [label, pretrained])), encode, text=text)
+    return Encoder(":".join(filter(None, [label, pretrained])), encode, text=text, scale=net.logit_scale.exp().item())
 
 # %% ../nbs/09_encoders.ipynb #cell-09
 def _network(spec, device):
