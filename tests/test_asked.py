@@ -96,7 +96,7 @@ def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
 ])
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, message):
     monkeypatch.setattr(asked, "final_latents", never)
-    monkeypatch.setattr("sliderspace.measures.sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     with pytest.raises(ValueError, match=message):
         measure_asked(tiny, random_space(tiny, ["one"]), **SWEEP | options)
 

@@ -97,7 +97,7 @@ def report(tiny):
 
 
 def test_a_report_is_played_without_sampling(tiny, report, monkeypatch):
-    monkeypatch.setattr(players, "sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     got = player_of(tiny, report, 1)
     assert got.images.shape == (2, 1, 3, 3, 16, 16) and got.strengths == ((-1.0, 0.0, 1.0),)
     assert np.array_equal(grid((got.images[:, 0] + 0.5) / 255), strip(tiny, report, 1))
@@ -129,13 +129,13 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, message):
-    monkeypatch.setattr(players, "sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     with pytest.raises(ValueError, match=message):
         play(tiny, random_space(tiny), **{"sliders": 0} | BAD[message])
 
 
 def test_sliders_of_nobody_or_of_another_model_are_refused(tiny, tiny_of, monkeypatch):
-    monkeypatch.setattr(players, "sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     with pytest.raises(KeyError, match="no slider 'ears'"):
         play(tiny, random_space(tiny), "ears")
     with pytest.raises(ValueError, match="these sliders were made for the weights of"):
@@ -292,7 +292,7 @@ def test_a_gallery_without_a_report(tiny, tmp_path):
 
 
 def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_path, monkeypatch):
-    monkeypatch.setattr(players, "sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     monkeypatch.setattr(pages, "player_of", never)
     space = random_space(tiny)
     with pytest.raises(ValueError, match="the report is of other sliders"):
@@ -438,7 +438,7 @@ def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, mon
     space = random_space(tiny, ["one"])
     sweep_of = dict(samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet)
     report = measure_asked(tiny, space, **sweep_of)
-    monkeypatch.setattr("sliderspace.players.sample", never)
+    monkeypatch.setattr("sliderspace.mixes.sample", never)
     with pytest.raises(ValueError, match="path must be a file"):
         write_gallery(tmp_path, tiny, space)
     with pytest.raises(ValueError, match="the report is of other sliders"):
