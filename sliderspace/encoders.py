@@ -17,7 +17,10 @@ from torch import Tensor
 
 # %% ../nbs/09_encoders.ipynb #cell-03
 from .models import BUNDLED, Model, bundled
-from .vision import face_boxes, facenet, fitted, inception, timm_vision, transformers_vision, weights_of
+from sliderspace.vision import (
+    dreamsim_vision, face_boxes, facenet, fitted, inception, inception_of_fid, timm_vision, transformers_vision,
+    weights_of,
+)
 
 # %% ../nbs/09_encoders.ipynb #cell-04
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,8 @@ def _network(spec, device):
     if kind == "transformers": return transformers_vision(rest, device)
     if kind == "timm": return timm_vision(*(rest.split(":", 1) + [None])[:2], device)
     if kind == "inception": return inception(rest or None, device)
+    if kind == "inception-fid": return inception_of_fid(rest or None, device)
+    if spec == "dreamsim": return dreamsim_vision(device)
     if kind not in ("facenet", "facenet-crop"): return None
     return facenet(rest or "vggface2", face_boxes(device) if kind == "facenet-crop" else None, device)
 
@@ -97,7 +102,8 @@ def encoder(
 
     Names: "portraits-clip", "pixels", "pixels-8", "latents", "ViT-B-32:laion2b_s34b_b79k" (of open_clip, with weights),
     "dinov2" or "transformers:facebook/dinov2-large" (or a folder), "timm:name" or "timm:name:file", "facenet",
-    "facenet:file" or "facenet-crop" (the largest face of each image), "inception" or "inception:file".
+    "facenet:file" or "facenet-crop" (the largest face of each image), "inception" or "inception:file"; and, to measure
+    with, "inception-fid" or "inception-fid:file" and "dreamsim".
     Raises `ValueError` when nothing fits, saying what would."""
     device = model.device if model else "cpu"
     if isinstance(spec, Encoder): return spec

@@ -21,10 +21,10 @@ from .sampling import decoded
 from .vision import weights_of
 
 # %% ../nbs/30_eyes.ipynb #cell-04
-_QUESTION = """Each picture shows two versions of one image of {prompt}: A on the left, B on the right. The same change was \
-made from A to B in all {n} pictures. What is it? Look at what all have in common, not at what differs in only one of them. \
-Answer with one JSON object and nothing else: {{"A": "what the left ones have, in one to four words", "B": "what the \
-right ones have, in one to four words"}}{choices}"""
+_QUESTION = """Each picture shows two versions of one image of {prompt}: A on the left, B on the right. The same \
+change was made from A to B in all {n} pictures. What is it? Look at what all have in common, not at what differs in \
+only one of them. Answer with one JSON object and nothing else: {{"A": "what the left ones have, in one to four \
+words", "B": "what the right ones have, in one to four words"}}{choices}"""
 
 # %% ../nbs/30_eyes.ipynb #cell-05
 _CHOICES = "\nBoth must be of this list: {}"
@@ -89,10 +89,11 @@ def label_by_eyes(
     size:int=256,        # pixels of an image's longer side, about
     progress=tqdm,
 )->Labels:
-    """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence: how
-    much its answers agree, 0 to 1, as the share of words that two of them have in common, a mean over pairs of answers.
+    """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence:
+    how much its answers agree, 0 to 1: the share of words that two of them have in common, a mean over pairs.
 
-    Raises `ValueError` for fewer than 2 asks or 1 pair; what `ask` raises or answers is an error on its slider alone."""
+    Raises `ValueError` for fewer than 2 asks or 1 pair; what `ask` raises or answers is an error on its slider
+    alone."""
     if asks < 2: raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
     if pairs < 1: raise ValueError(f"pairs must be 1 or more, not {pairs}")
     rng, rows, choices = random.Random(seed), [], choices and [c.lower() for c in choices]
@@ -131,7 +132,8 @@ def claude(
     except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
     client = client or anthropic.Anthropic()
     def ask(images, text):
-        shown = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": _data(x)}} for x in images]
+        shown = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": _data(x)}}
+                 for x in images]
         answer = client.messages.create(model=model, max_tokens=tokens, messages=[
             {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
         return "".join(part.text for part in answer.content if part.type == "text")

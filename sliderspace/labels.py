@@ -82,7 +82,8 @@ class Labels:
 
     def __repr__(self):
         sure = sum(row.confident for row in self.rows)
-        return f"Labels of {len(self.rows)} by {self.by}: {sure} confident, {sum(bool(r.error) for r in self.rows)} errors"
+        wrong = sum(bool(row.error) for row in self.rows)
+        return f"Labels of {len(self.rows)} by {self.by}: {sure} confident, {wrong} errors"
 
     def _repr_html_(self):
         rows = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in (
@@ -122,8 +123,8 @@ def _vocabulary(vocabulary):
 # %% ../nbs/29_labels.ipynb #cell-13
 def _phi(model, encoder, latents, batch):
     "Unit features of latents `(K, 2, n, ...)`, `(K, 2, n, d)`."
-    rows = [unit_rows(encoder, decoded(model, x, batch).to(model.device)).cpu() for x in latents.flatten(0, 2).split(batch)]
-    return torch.cat(rows).view(*latents.shape[:3], -1)
+    def see(x): return unit_rows(encoder, decoded(model, x, batch).to(model.device)).cpu()
+    return torch.cat([see(x) for x in latents.flatten(0, 2).split(batch)]).view(*latents.shape[:3], -1)
 
 # %% ../nbs/29_labels.ipynb #cell-14
 def _flips(n, most=1000, seed=0):
@@ -143,7 +144,8 @@ def label_by_words(
     chance:float=.05,   # that pairs in random order change a kind as much
     batch:int=64,
 )->Labels:
-    """Name sliders by the phrases that rise and fall most between their ends. Confidence: the kind's part in the change.
+    """Name sliders by the phrases that rise and fall most between their ends. Confidence: the kind's part in the
+    change.
 
     Raises `ValueError` for an encoder without a text tower, and a kind of fewer than two phrases."""
     kinds, encoder = _vocabulary(vocabulary), find_encoder(encoder, model)

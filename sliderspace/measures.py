@@ -42,8 +42,9 @@ def sweep(
 )->Tensor:                  # final latents, `(sliders, strengths, samples, c, h, w)`, on the CPU
     """The same samples at several strengths of each slider alone. Raises `ValueError` when `strengths` lacks 0."""
     if 0 not in strengths: raise ValueError(f"strengths must hold 0, the unchanged image: {tuple(strengths)}")
-    at, strengths = [space.index(s) for s in (range(len(space)) if sliders is None else sliders)], torch.tensor(strengths)
-    moved, samples = strengths != 0, list(samples)
+    at = [space.index(s) for s in (range(len(space)) if sliders is None else sliders)]
+    strengths, samples = torch.tensor(strengths), list(samples)
+    moved = strengths != 0
     alone = F.one_hot(torch.tensor(at), len(space))[:, None] * strengths[moved, None] # (k, S - 1, K)
     whole = torch.cat([torch.zeros(1, len(space)), alone.flatten(0, 1)]).repeat_interleave(len(samples), 0)
     latents = mixed(model, space, whole, prompt, samples * (len(whole) // len(samples)), seed, steps, guidance, start,

@@ -138,8 +138,7 @@ def traced(
 def led(
     scheduler,  # of a diffusers pipeline
     steps:int,  # the first ones, which another model takes
-    x0_of,      # called with what the denoiser would see, x_t `(n, ...)`, timestep, signal and noise; gives x0, the same
-                # shape
+    x0_of,      # called with what the denoiser would see, x_t `(n, ...)`, timestep, signal and noise; gives x0
 ):
     """A copy of a scheduler whose first steps go to another estimate of the clean latents than the denoiser's."""
     base = type(scheduler)
