@@ -24,7 +24,7 @@ from .models import Model
 from .sampling import check_prompt
 from .sliders import SliderSpace
 from .store import check_encoder
-from .ways import Comparison, Way, compare_ways, hybrid, plain, with_mixes
+from .ways import Comparison, Way, compare_ways, plain, with_mixes
 
 # %% ../nbs/40_applications.ipynb #cell-05
 def mixing_ways(
@@ -90,7 +90,7 @@ def rivals(
     """What needs no sliders: the unchanged model, the other model, the other model for the first step (Gandikota & Bau
     2025, arXiv 2503.10637), and other guidances."""
     return [plain(model, **options), plain(other, "the other model", batch=options.get("batch", 64)),
-            hybrid(model, other, "its first step", **options),
+            plain(model.led_by(other), "its first step", **options),
             *(plain(model, f"guidance {g:g}", guidance=g, **options) for g in guidances)]
 
 # %% ../nbs/40_applications.ipynb #cell-10

@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../nbs/09_encoders.ipynb #cell-03
 from .models import BUNDLED, Model, bundled
 from sliderspace.vision import (
-    dreamsim_vision, face_boxes, facenet, fitted, inception, inception_of_fid, timm_vision, transformers_vision,
+    dreamsim_vision, face_boxes, facenet, fitted, inception, inception_fidelity, timm_vision, transformers_vision,
     weights_of,
 )
 
@@ -88,7 +88,7 @@ def _network(spec, device):
     if kind == "transformers": return transformers_vision(rest, device)
     if kind == "timm": return timm_vision(*(rest.split(":", 1) + [None])[:2], device)
     if kind == "inception": return inception(rest or None, device)
-    if kind == "inception-fid": return inception_of_fid(rest or None, device)
+    if kind == "inception-fid": return inception_fidelity(rest or None, device)
     if spec == "dreamsim": return dreamsim_vision(device)
     if kind not in ("facenet", "facenet-crop"): return None
     return facenet(rest or "vggface2", face_boxes(device) if kind == "facenet-crop" else None, device)

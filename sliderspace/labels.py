@@ -144,8 +144,8 @@ def label_by_words(
     chance:float=.05,   # that pairs in random order change a kind as much
     batch:int=64,
 )->Labels:
-    """Name sliders by the phrases that rise and fall most between their ends. Confidence: the kind's part in the
-    change.
+    """Name sliders by the phrases that rise and fall most between their ends. Confidence: the margin, how much more the
+    kind of the name changes than the next one, in probability.
 
     Raises `ValueError` for an encoder without a text tower, and a kind of fewer than two phrases."""
     kinds, encoder = _vocabulary(vocabulary), find_encoder(encoder, model)
@@ -163,6 +163,7 @@ def label_by_words(
         rise, largest = rises[kind][k, 0], moved[k].amax(1)
         p = (largest[1:] >= largest[0] - 1e-6).float().mean().item()
         high, low = (kinds[kind][i] for i in (rise.argmax().item(), rise.argmin().item()))
-        share = (moved[k, 0, most] / moved[k, 0].sum().clamp(min=1e-9)).item()
-        rows.append(Label(name, high, low, share, moved[k, 0, most].item() >= least and p <= chance))
+        first, *second = moved[k, 0].sort(descending=True).values.tolist()
+        margin = first - max(second[:1], default=0.)
+        rows.append(Label(name, high, low, margin, first >= least and p <= chance))
     return Labels(rows, f"words ({encoder.name})")

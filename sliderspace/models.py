@@ -7,7 +7,7 @@ __all__ = ['BUNDLED', 'Model', 'bundled']
 
 # %% ../nbs/05_models.ipynb #cell-02
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 # %% ../nbs/05_models.ipynb #cell-03
 from .calls import Handed, Idle, Listener, given, stacked, text_state
 from .families import Family, family_of
-from .schedules import prediction_type, signal_and_noise, single, traced, x0_estimate
+from .schedules import led, prediction_type, signal_and_noise, single, traced, x0_estimate
 
 # %% ../nbs/05_models.ipynb #cell-05
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +44,7 @@ class Model:
     sizes:dict = field(default_factory=dict)    # kind of work -> rows that fit into memory at once, see `memory`
     parked:tuple = ()                # hooks that take the text encoders off the GPU again
     preview:nn.Module|None = None    # a tiny autoencoder, for pictures in training
+    leader:tuple|None = None         # another model, how many first steps it takes, and its guidance: see `led_by`
 
     @property
     def family(self)->Family: return family_of(self.pipe)
@@ -140,8 +141,12 @@ class Model:
         on_step=None,        # called with each `schedules.Step`
     )->Tensor:               # latents of the images, `(n, ...)`
         """The pipeline's own sampling, watched."""
-        newest = []
-        scheduler = traced(self.pipe.scheduler, on_step, newest)
+        newest, scheduler = [], self.pipe.scheduler
+        if self.leader:
+            other, first, scale = self.leader
+            def x0_of(seen, *at): return other.predict(seen.to(other.device).float(), at[0], prompt, scale, at[1:])[1]
+            scheduler = led(scheduler, first, x0_of)
+        scheduler = traced(scheduler, on_step, newest)
         self._call(prompt, len(noise), scheduler, steps, guidance, noise, generator=generator)
         return newest[0]
 
@@ -240,6 +245,7 @@ class Model:
         found = sha256(type(scheduler).__name__.encode())
         found.update(str(sorted((k, v) for k, v in scheduler.config.items() if not k.startswith("_"))).encode())
         found.update(str((self.size, self.options)).encode())
+        if self.leader: found.update(str((self.leader[0].identity(), *self.leader[1:])).encode())
         for part in self.parts():
             for name, p in part.named_parameters():
                 if ".sliderspace." in name: continue
@@ -250,6 +256,20 @@ class Model:
             found.update(str((adapter.now.strengths.tolist(), adapter.now.window)).encode())
             for p in chain(*adapter.parameters().values()): found.update(p.detach().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
+
+    def led_by(self,
+        other:"Model",  # with latents of the same kind, such as the one that this was distilled from
+        steps:int=1,    # the first ones of a sampling run, which the other model takes
+        guidance:float|None=None, # of the other model; default: its own
+    )->"Model":
+        """This model, sampling on from another one's first steps: Gandikota & Bau 2025 (arXiv 2503.10637) so bring back
+        most of the diversity that distillation took. Sliders of this model act in its own steps.
+
+        Raises `ValueError` for latents of another shape, and fewer than 1 step."""
+        if self.latent_shape != other.latent_shape:
+            raise ValueError(f"other must have latents {self.latent_shape}, not {other.latent_shape}")
+        if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps must be 1 or more, not {steps!r}")
+        return replace(self, leader=(other, steps, guidance))
 
     def parts(self)->list[nn.Module]:
         """The networks that make an image: denoiser, autoencoder, text encoders."""

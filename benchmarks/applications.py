@@ -1,0 +1,228 @@
+"""The papers' applications on the bundled models, against truth: python benchmarks/applications.py [--parts ...] [--seeds 0 1 2] [--readme].
+
+Spaces of sliders of the four-step model are trained once (nine minutes each on one core) and kept in --folder, with all
+features that were seen and every figure; what is there is not made again. Tables are means ± standard deviations over seeds.
+"""
+
+import random
+from dataclasses import replace
+from functools import partial
+
+from portraits import EfficientNetLite0, drawn
+from truth import as_strong
+
+from sliderspace import Directions, SliderSpace, discover, load, measure, train
+from sliderspace.applications import decompose, mixing_ways, rivals, transfer
+from sliderspace.asked import measure_asked
+from sliderspace.concepts import Concept, train_concepts
+from sliderspace.encoders import Encoder, encoder
+from sliderspace.hspace import h_directions, sweep_h
+from sliderspace.labels import Ends, ends_of, label_by_words, null_ends
+from sliderspace.mixes import sparse_mixes, within
+from sliderspace.portraits import FACTORS, PROMPT, caption, draw_factors
+from sliderspace.sampling import final_latents
+from sliderspace.truth import random_sliders, score_edits
+from sliderspace.ways import compare_ways, reworded, with_mixes
+
+CLIP, LITE = "portraits-clip", "EfficientNet-Lite0"
+STYLES = FACTORS["style"]
+# What language models name when they are asked for styles of portraits; the bundled model knows the first two alone.
+NAMED = ["pixel art style", "voxel art style", "oil painting", "watercolour", "pencil sketch", "comic style", "anime style",
+         "line art", "flat vector style", "woodcut", "pop art", "charcoal drawing"]
+
+
+def quiet(parts, **_):
+    return parts
+
+
+def captions(count=600, seed=5):
+    "Random captions at all levels, no two alike: the prompts of a generic space."
+    rng = random.Random(seed)
+    return list(dict.fromkeys(caption(draw_factors(rng), rng) for _ in range(count)))
+
+
+CONCEPTS = {  # name -> prompt, whether the samples are the teacher's, sliders
+    "person": (PROMPT, False, 16),
+    "pixel art": (f"{PROMPT}, pixel art style", False, 16),
+    "long hair": (f"{PROMPT}, long hair", False, 16),
+    "glasses": (f"{PROMPT}, glasses", False, 16),
+    "teacher's persons": (PROMPT, True, 16),
+    "teacher's captions": (captions(), True, 32),
+}
+DECOMPOSED = ["person", "pixel art", "long hair", "glasses"]
+
+
+class Bench:
+    "Models, encoders, and whatever is kept on disk."
+
+    def __init__(self, args):
+        self.args, self.student, self.teacher = args, load("portraits-fast"), load("portraits")
+        self.encoders = [encoder(None, self.student), Encoder(LITE, EfficientNetLite0())]
+        self.features = args.folder / "features"
+
+    def space(self, name, seed):
+        "A space of the student, measured, with its directions."
+        stem = self.args.folder / f"{name.replace(' ', '-')}-{seed}"
+        files = [stem.with_name(f"{stem.name}-{kind}.safetensors") for kind in ("space", "found")]
+        if all(f.exists() for f in files):
+            return SliderSpace.load(files[0], self.student), Directions.load(files[1])
+        prompt, teachers, sliders = CONCEPTS[name]
+        found = discover(self.student, prompt, samples=600, count=sliders + 8, seed=seed, progress=quiet,
+                         source=self.teacher if teachers else None, folder=self.args.folder / "store")
+        space = train(self.student, found, sliders=sliders, seed=seed, folder=self.args.folder / "training", progress=quiet)
+        space = measure(self.student, space, found, progress=quiet).space
+        found.save(files[1])
+        space.save(files[0])
+        return space, found
+
+    def compare(self, ways, prompts, seed, reference=None, images=None):
+        return compare_ways(ways, prompts, images or self.args.images, self.encoders, reference, self.student, seed,
+                            folder=self.features, progress=quiet)
+
+    def renders(self):
+        return drawn(self.args.images, 987_654)[0]
+
+
+def plainly(comparison):
+    "Figures as numbers that JSON keeps."
+    return {way: {n: getattr(v, "value", v) for n, v in row.items()} for way, row in comparison.rows.items()}
+
+
+def decomposition(bench, seed):
+    "Each concept: the unchanged model, and mixes of its sliders; random sliders as strong as they are as a control."
+    out = {}
+    for name in DECOMPOSED:
+        space, found = bench.space(name, seed)
+        control = as_strong(bench.student, bench.encoders[0], space)[0]
+        seen = decompose(bench.student, space, found, bench.args.images, bench.encoders, control, seed=seed,
+                         folder=bench.features, progress=quiet)
+        out[name] = plainly(seen)
+    return out
+
+
+def asked_sliders(bench, seed):
+    "Sliders in words for factors that few found ones are about."
+    ends = {"glasses": ("glasses", "no glasses"), "beard": ("beard", "no beard"), "hair": ("blond hair", "black hair"),
+            "skin": ("dark skin", "light skin"), "length": ("long hair", "short hair"),
+            "style": ("pixel art style", "lorelei style"), "background": ("blue background", "pink background")}
+    concepts = [Concept(PROMPT, f"{PROMPT}, {a}", f"{PROMPT}, {b}", label=f) for f, (a, b) in ends.items()]
+    return train_concepts(bench.student, concepts, updates=100, seed=seed, folder=bench.args.folder / "asked", progress=quiet)
+
+
+def labels(bench, seed):
+    "Labels by the encoder's words against the factor that truth says changes most, and how sure they are of nothing."
+    spaces = {name: bench.space(name, seed)[0] for name in DECOMPOSED} | {"asked": asked_sliders(bench, seed)}
+    kind_of = {value: kind for kind, values in FACTORS.items() for value in values}
+    rows, sure = [], {}
+    for name, space in spaces.items():
+        for null in (False, True):
+            these = as_strong(bench.student, bench.encoders[0], space)[0] if null else space
+            if name == "asked" and null:
+                continue
+            report = measure_asked(bench.student, these, PROMPT if name == "asked" else None, samples=16,
+                                   strengths=(-1.0, 0.0, 1.0), progress=quiet)
+            named = label_by_words(bench.student, ends_of(report), FACTORS)
+            truth = score_edits(bench.student, these.labels, report.strengths, report.latents)
+            if null:
+                sure.setdefault("random sliders as strong", []).extend(row.confident for row in named.rows)
+                small = measure_asked(bench.student, random_sliders(space), samples=16, strengths=(-1.0, 0.0, 1.0), progress=quiet)
+                got = label_by_words(bench.student, ends_of(small), FACTORS)
+                sure.setdefault("random sliders of the same norms", []).extend(row.confident for row in got.rows)
+                continue
+            moved = truth._moved((-1, 1))
+            values = [v for vs in FACTORS.values() for v in vs]
+            for k, row in enumerate(named.rows):
+                first, second = truth.by_factor[k].sort(descending=True).values[:2].tolist()
+                main = truth.main[k]
+                at = [i for i, v in enumerate(values) if kind_of[v] == main]
+                most = (values[at[moved[k, at].argmax()]], values[at[moved[k, at].argmin()]])
+                rows.append(dict(space=name, main=main, clear=first - second > 0.1, named=kind_of[row.high],
+                                 ends=(row.high, row.low) == most, confident=row.confident))
+    base = final_latents(bench.student, PROMPT, range(7000, 7128), seed)
+    nothing = label_by_words(bench.student, null_ends(base, PROMPT, 100, 16, seed), FACTORS)
+    sure["pairs of unchanged images"] = [row.confident for row in nothing.rows]
+    return dict(rows=rows, sure={k: sum(v) / len(v) for k, v in sure.items()})
+
+
+def name_sliders(bench, names, seed):
+    "A Concept Slider for each name of a style, against the prompt without it."
+    concepts = [Concept(PROMPT, f"{PROMPT}, {n}", PROMPT, label=n) for n in names]
+    return train_concepts(bench.student, concepts, updates=100, seed=seed, folder=bench.args.folder / "names", progress=quiet)
+
+
+def slider_ways(bench, model, space, found):
+    "The mixes of `mixing_ways`, and those in range that leave the first step alone, or leave it to the teacher."
+    K, ranges = len(space), space.ranges
+    sparse = partial(sparse_mixes, K, both=True)
+
+    def five(numbers):
+        return within(sparse(numbers, count=5), ranges)
+
+    late = with_mixes(model, space, "five in range, after the first step", five, "five in range", start=0.2)
+    return [*mixing_ways(model, space, found), late]
+
+
+def led_by_teacher(bench, space):
+    "The teacher's first step, then sliders in range."
+    def mixes(numbers):
+        return within(sparse_mixes(len(space), numbers, 3, both=True), space.ranges)
+
+    return with_mixes(bench.student.led_by(bench.teacher), space, "its first step, then sliders", mixes, start=0.2)
+
+
+def styles(bench, seed):
+    "One prompt that names no style against renders of all nine."
+    space, found = bench.space("teacher's persons", seed)
+    own, own_found = bench.space("person", seed)
+    named, known = ({PROMPT: [f"{PROMPT}, {n}" for n in names]} for names in (NAMED, STYLES))
+    asked, told = name_sliders(bench, NAMED, seed), name_sliders(bench, STYLES, seed)
+    ways = [*rivals(bench.student, bench.teacher), *slider_ways(bench, bench.student, space, found),
+            *(replace(w, name=f"own images, {w.name}") for w in mixing_ways(bench.student, own, own_found)[:2]),
+            reworded(bench.student, named, "names of a language model"), reworded(bench.student, known, "names of all nine"),
+            *(with_mixes(bench.student, s, f"Concept Sliders of {of}, {n} at once", partial(sparse_mixes, len(s), count=n))
+              for s, of in ((asked, "a language model's names"), (told, "all nine")) for n in (1, 3)),
+            led_by_teacher(bench, space)]
+    return plainly(bench.compare(ways, [PROMPT], seed, bench.renders()))
+
+
+def diversity(bench, seed):
+    "Held-out captions of all levels: how much of what distillation lost comes back?"
+    space, found = bench.space("teacher's captions", seed)
+    prompts = captions(1200, 99)[-20:]
+    words = [v for vs in FACTORS.values() for v in vs]
+    rng = random.Random(seed)
+    expanded = {p: [f"{p}, {rng.choice(words)}" for _ in range(8)] for p in prompts}
+    ways = [*rivals(bench.student, bench.teacher, (1.5, 2.0)), *slider_ways(bench, bench.student, space, found),
+            reworded(bench.student, expanded, "expanded prompts"), led_by_teacher(bench, space)]
+    return plainly(bench.compare(ways, prompts, seed, bench.renders(), bench.args.images))
+
+
+def moved(bench, seed):
+    "Every concept's space on every concept's prompt."
+    spaces = {name: bench.space(name, seed) for name in DECOMPOSED}
+    prompts = [CONCEPTS[name][0] for name in DECOMPOSED]
+    seen = transfer(bench.student, spaces, prompts, progress=quiet)
+    return dict(alignment=[a.mean(1).tolist() for a in seen.alignment], effect=[e.mean(1).tolist() for e in seen.effect])
+
+
+def bottleneck(bench, seed):
+    "Directions of h-space beside sliders and random ones, on the same noise."
+    space, _ = bench.space("person", seed)
+    found = h_directions(bench.student, PROMPT, samples=600, count=len(space), seed=seed, progress=quiet)
+    fresh, out = list(range(5000, 5016)), {}
+    sets = {f"h-space, strength {s:g}": sweep_h(bench.student, found, fresh, seed, (-s, 0.0, s), progress=quiet) for s in (1.0, 3.0)}
+    from sliderspace.measures import sweep
+    for name, these in (("sliders", space), ("random sliders as strong", as_strong(bench.student, bench.encoders[0], space)[0])):
+        sets[name] = sweep(bench.student, these, PROMPT, fresh, seed, (-1.0, 0.0, 1.0), progress=quiet)
+    for name, latents in sets.items():
+        truth = score_edits(bench.student, space.labels, (-1.0, 0.0, 1.0), latents)
+        named = label_by_words(bench.student, Ends(space.labels, latents[:, [0, 2]], PROMPT), FACTORS)
+        out[name] = dict(change=truth.by_factor.mean().item(), selectivity=truth.selectivity.mean().item(),
+                         redundancy=truth.mean_redundancy, confident=sum(r.confident for r in named.rows) / len(space),
+                         factors=sum(c >= 0.25 for c in truth.coverage.values()))
+    out["explained by the first direction of h-space"] = found.explained[0].item()
+    return out
+
+
+PARTS = {"decomposition": decomposition, "labels": labels, "styles": styles, "diversity": diversity, "transfer": moved,
+         "h-space": bottleneck}
