@@ -8,10 +8,12 @@ import argparse
 import json
 import random
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from portraits import EfficientNetLite0, drawn, table, write_figures
 from training import spread
 from truth import as_strong
@@ -28,7 +30,7 @@ from sliderspace.mixes import sparse_mixes
 from sliderspace.portraits import FACTORS, PROMPT, caption, draw_factors
 from sliderspace.sampling import final_latents
 from sliderspace.truth import random_sliders, score_edits
-from sliderspace.ways import compare_ways, reworded, with_mixes
+from sliderspace.ways import compare_ways, figures, reference_features, reworded, with_mixes
 
 CLIP, LITE = "portraits-clip", "EfficientNet-Lite0"
 STYLES = FACTORS["style"]
@@ -217,8 +219,24 @@ def bottleneck(bench, seed):
     return out
 
 
+def measuring(bench, seed):
+    "Seconds to measure 10,000 images: features by either network, and every figure from them."
+    images = drawn(1000, 4321)[0].repeat(10, 1, 1, 1)
+    images = (images + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+    prompts, seconds = captions(100, 7), {}
+    for e in bench.encoders:
+        began = time.perf_counter()
+        x = reference_features(images, [e])[e.name]
+        seconds[f"features ({e.name})"] = time.perf_counter() - began
+        began = time.perf_counter()
+        text = None if e.text is None else e.text(prompts)
+        figures(e, x, torch.arange(len(x)) % 100, text, x.flip(0))
+        seconds[f"figures ({e.name})"] = time.perf_counter() - began
+    return seconds
+
+
 PARTS = {"decomposition": decomposition, "labels": labels, "styles": styles, "diversity": diversity, "transfer": moved,
-         "h-space": bottleneck}
+         "h-space": bottleneck, "measuring": measuring}
 PAIRS, WORDS, FRECHET = f"distance of pairs ({CLIP})", f"text alignment ({CLIP})", f"Frechet distance ({CLIP})"
 OTHER = f"distance of pairs ({LITE})", f"Frechet distance ({LITE})"
 
@@ -247,9 +265,10 @@ def nearness_table(runs):
     rows = []
     for way in runs[0]:
         at = over(runs, "{:.3g}")
-        cells = [at(lambda r, m=m: r[way][m]) for m in (PAIRS, FRECHET, f"recall ({CLIP})", WORDS, OTHER[1])]
+        cells = [at(lambda r, way=way, m=m: r[way][m]) for m in (PAIRS, FRECHET, f"recall ({CLIP})", WORDS, OTHER[1])]
         mine = way not in ("the other model", "unchanged")
-        rows.append([way, *cells, *(over(runs, "{:.0%}")(lambda r, m=m: back(r, way, m)) if mine else "" for m in (PAIRS, FRECHET))])
+        shares = [over(runs, "{:.0%}")(lambda r, way=way, m=m: back(r, way, m)) if mine else "" for m in (PAIRS, FRECHET)]
+        rows.append([way, *cells, *shares])
     return table(["", "distance of pairs", "Frechet distance", "recall", "text alignment", f"Frechet distance ({LITE})",
                   "of the distance", "of the Frechet distance"], rows)
 
@@ -283,8 +302,12 @@ def bottleneck_table(runs):
     return table(["", *runs[0][names[0]]], [[n, *(over(runs)(lambda r, n=n, k=k: r[n][k]) for k in runs[0][n])] for n in names])
 
 
+def measuring_table(runs):
+    return table(["10,000 images", "seconds"], [[n, over(runs, "{:.0f}")(lambda r, n=n: r[n])] for n in runs[0]])
+
+
 TABLES = {"decomposition": decomposition_table, "labels": labels_table, "styles": nearness_table, "diversity": nearness_table,
-          "transfer": transfer_table, "h-space": bottleneck_table}
+          "transfer": transfer_table, "h-space": bottleneck_table, "measuring": measuring_table}
 
 
 def main():

@@ -55,18 +55,19 @@ def answer(a, b):
     return json.dumps({"A": a, "B": b})
 
 
-def honest(images, text):
-    return answer("dark", "bright") if brighter_right(images) else answer("bright", "dark")
+def honest(images, text, high="bright", low="dark"):
+    return answer(low, high) if brighter_right(images) else answer(high, low)
 
 
 # --- order and agreement ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("high, low", [("bright", "dark"), ("light blond hair", "dark blond hair"), ("hat", "no hat")])
 @pytest.mark.parametrize("asks", [2, 3, 4])
-def test_the_order_is_undone(asks):
-    found = label(honest, shades(20), asks=asks)
-    assert [(row.high, row.low, row.confidence, row.confident) for row in found.rows] == [("bright", "dark", 1, True)] * 20
-    assert repr(found) == "Labels of 20 by honest: 20 confident, 0 errors"
+def test_the_order_is_undone(asks, high, low):
+    found = label(partial(honest, high=high, low=low), shades(20), asks=asks)
+    assert [(row.high, row.low, row.confidence) for row in found.rows] == [(high, low, 1)] * 20
+    assert repr(found) == "Labels of 20 by eyes: 20 confident, 0 errors"
 
 
 def test_the_order_is_random():
@@ -98,28 +99,20 @@ def test_who_guesses_is_rarely_trusted(names):
 def test_another_voice_each_time_is_not_trusted():
     voices = iter([("red", "blue"), ("old", "young"), ("near", "far")])
     (row,) = label(lambda images, text: answer(*next(voices)), asks=3).rows
-    assert row.confidence == 0 and not row.confident and {row.high, row.low} in ({"red", "blue"}, {"old", "young"}, {"near", "far"})
+    assert row.confidence == 0 and not row.confident and row.error is None
 
 
 def test_the_name_is_what_most_say():
-    high = iter(["pale", "sunny", "sunny"])
-
-    def ask(images, text):
-        return answer("dark", next(high)) if brighter_right(images) else answer(next(high), "dark")
-
-    (row,) = label(ask, asks=3).rows
+    names = iter(["pale", "sunny", "sunny"])
+    (row,) = label(lambda images, text: honest(images, text, next(names)), asks=3).rows
     assert (row.high, row.low) == ("sunny", "dark") and 0.5 < row.confidence < 1
 
 
-def test_the_shared_agreement_is_what_makes_confident():
+def test_how_much_agreement_is_enough_can_be_said():
     names = iter(["pale", "sunny", "sunny"] * 2)
-
-    def ask(images, text):
-        return answer("dark", next(names)) if brighter_right(images) else answer(next(names), "dark")
-
-    (row,) = label(ask, asks=3, least=0.5).rows
-    assert row.confident
-    assert not label(ask, asks=3, least=row.confidence + 0.01).rows[0].confident
+    (row,), (other,) = [label(lambda images, text: honest(images, text, next(names)), asks=3, least=least).rows
+                        for least in (0.6, 0.7)]
+    assert row.confident and not other.confident and 0.6 < row.confidence == other.confidence < 0.7
 
 
 # --- what is shown and asked -----------------------------------------------------------------------------------------
@@ -206,8 +199,8 @@ def test_images_are_those_of_the_model(model):
 
 
 @pytest.mark.parametrize("said", [
-    '{"A": "Red  Hair.", "B": "Blue\\u00a0hair "}', 'Sure! {x}\n```json\n{"why": [1], "B": "blue hair", "A": "red hair"}\n```',
-    '{"C": 1} {"A": "red hair", "B": "blue hair"}',
+    '{"A": "Red  Hair.", "B": "Blue\\u00a0hair "}', '{"C": 1} {"A": "red hair", "B": "blue hair"}',
+    'Sure! {x}\n```json\n{"why": [1], "B": "blue hair", "A": "red hair"}\n```',
 ])
 def test_answers_are_found_wherever_they_stand(said):
     (row,) = label(lambda images, text: said).rows
@@ -231,9 +224,9 @@ ANSWERS = {  # what is said -> what the error says of it
     '{"A": ["a"], "B": {"A": "a", "B": "b"}}': "has a name that is not", answer("a", ""): "has a name that is not",
     answer("red hair", "Red  hair."): "gives both ends one name: 'red hair'",
 }
-NAMES = ["<b>bold</b>", "<img src=x onerror=alert(1)>", "red\x07hair", "red\x00", "red\x1b[31m", "\u202ered", "re\u200bd", "\ufeffred",
-         "\ud800", "../../etc/passwd", "/etc/passwd", "..\\windows", "c:\\windows", "~/.ssh", "{prompt}", "${HOME}", "$x_1$",
-         "`rm`", "%s", "x" * 61, "...", "🙂"]
+NAMES = ["<b>bold</b>", "<img src=x onerror=alert(1)>", "red\x07hair", "red\x00", "red\x1b[31m", "\u202ered", "re\u200bd",
+         "\ufeffred", "\ud800", "../../etc/passwd", "/etc/passwd", "..\\windows", "c:\\windows", "~/.ssh", "{prompt}",
+         "${HOME}", "$x_1$", "`rm`", "%s", "x" * 61, "...", "🙂"]
 ANSWERS |= {answer(name, "plain"): "has a name that is not" for name in NAMES}
 
 
@@ -275,7 +268,10 @@ def test_names_may_be_given_to_choose_from():
     assert "has a name that is not in the list: 'bright'" in row.error
 
 
-@pytest.mark.parametrize("high, low", [("Bright", "DARK"), ("light: bright", "light: dark"), ("Dr. No", "50 %"), ("a  b", "c.")])
+SPELLED = [("Bright", "DARK"), ("light: bright", "light: dark"), ("Dr. No", "50 %"), ("a  b", "c.")]
+
+
+@pytest.mark.parametrize("high, low", SPELLED)
 def test_choices_are_given_as_they_are_spelled(high, low):
     """Answers may differ in capitals alone; the name is the choice."""
 
@@ -288,9 +284,11 @@ def test_choices_are_given_as_they_are_spelled(high, low):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(asks=1), "asks must be 2 or more, or there is no agreement, not 1"), (dict(pairs=0), "pairs must be 1 or more"),
-    (dict(choices=[]), "choices"), (dict(choices=["bright"]), "choices"), (dict(choices=["bright", "Bright"]), "choices"),
-    (dict(choices="bright"), "choices"), (dict(choices=["bright", 1]), "choices"), (dict(choices=["bright", " "]), "choices"),
+    (dict(asks=1), "asks must be 2 or more, or there is no agreement, not 1"),
+    (dict(pairs=0), "pairs must be 1 or more, not 0"), (dict(choices=[]), "choices"),
+    (dict(choices=["bright"]), "choices"), (dict(choices=["bright", "Bright"]), "choices"),
+    (dict(choices="bright"), "choices"), (dict(choices=["bright", 1]), "choices"),
+    (dict(choices=["bright", " "]), "choices"),
 ])
 def test_bad_input_is_refused_before_anything_is_asked(options, message):
     asked = []
@@ -377,7 +375,7 @@ def service(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            said.requests.append((self.path, dict(self.headers), body))
+            said.requests.append((self.path, self.headers, body))
             status, answer = said.reply(body)
             content = json.dumps(answer).encode()
             self.send_response(status)
@@ -400,8 +398,8 @@ def service(monkeypatch):
 
 
 def of_anthropic(content, stop="end_turn"):
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": content, "stop_reason": stop,
-            "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
+    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": content,
+            "stop_reason": stop, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
 
 
 def of_openai(content, **more):
@@ -522,13 +520,6 @@ def test_a_service_of_ones_own_needs_no_key(service):
     assert all(body["max_tokens"] == 200 for _, _, body in service.requests)
 
 
-def test_a_service_of_ones_own_is_not_sent_openais_key(service, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    service.reply = lambda body: (200, of_openai(answer("a", "b")))
-    label(openai_eyes("mine", base_url=f"{service.url}/v1"))
-    assert service.requests and "secret" not in str([headers for _, headers, _ in service.requests])
-
-
 def test_openais_own_models_get_the_limit_that_they_know(service, monkeypatch):
     """Its models since o1 answer 400 to `max_tokens`."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -555,8 +546,9 @@ def test_packages_that_are_missing_are_named(monkeypatch, eyes, package):
 # --- a model that runs here ------------------------------------------------------------------------------------------
 
 WORDS = ["<s>", "</s>", "<image>", "<unk>", "USER", "ASSISTANT", "what", "is", "it", "red", "blue", "hair"]
-CHAT = ("<s>{% for m in messages %}{{ m['role'] | upper }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
-        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT{% endif %}")
+CHAT = ("<s>{% for m in messages %}{{ m['role'] | upper }} {% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %} ASSISTANT{% endif %}")
 
 
 @pytest.fixture(scope="module")
@@ -584,8 +576,8 @@ def tiny_llava(tmp_path_factory):
     small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     text = LlamaConfig(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=1, pad_token_id=1, **small)
     config = LlavaConfig(
-        CLIPVisionConfig(image_size=16, patch_size=8, **small), text, image_token_index=2, vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **small), text_config=text, image_token_index=2,
+        vision_feature_layer=-1, vision_feature_select_strategy="default",
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder

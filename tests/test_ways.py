@@ -1,0 +1,573 @@
+"""Ways draw from the same noise, what is kept is found again and is never another way's, figures are those of `sets`."""
+
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from families import make
+from PIL import Image
+from tiny import PROMPT, never, quiet, random_space
+from torch.testing import assert_close
+
+from sliderspace import load, ways
+from sliderspace.applications import mixing_ways, returned, rivals
+from sliderspace.encoders import Encoder, encoder, latents, pixels
+from sliderspace.mixes import sparse_mixes
+from sliderspace.sampling import pictures, sample, start_noise
+from sliderspace.sets import (
+    Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, precision_recall, text_alignment, vendi_score,
+)
+from sliderspace.sources import read_pictures
+from sliderspace.ways import (
+    Comparison, Way, compare_ways, features_of, plain, plot_ways, reference_features, reworded, with_mixes,
+)
+
+STEPS = dict(steps=2, guidance=2.0)
+EYES = [pixels(4)]
+
+
+def zeros(numbers):
+    return torch.zeros(len(numbers), 3)
+
+
+def ones(numbers):
+    return torch.ones(len(numbers), 3)
+
+
+class Counted(Way):
+    """A way of random pictures, which says what it was asked for."""
+
+    def __init__(self, name="way", card=None, scale=1.0):
+        super().__init__(name, self.made, {} if card is None else card)
+        object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "scale", scale)
+
+    def made(self, prompts, numbers, seed):
+        self.asked.append(numbers)
+        gens = (torch.Generator().manual_seed(1000 * seed + i) for i in numbers)
+        return self.scale * torch.stack([torch.rand(3, 8, 8, generator=g) for g in gens])
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    """Ten images are a long run."""
+    monkeypatch.setattr(ways, "SHARD", 4)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load("portraits-fast", device="cpu")
+
+
+@pytest.fixture
+def red():
+    """An eye that sees nothing but redness, and knows the words for it."""
+    def encode(x): return torch.stack([x[:, 0].mean((1, 2)), x[:, 1:].mean((1, 2, 3))], 1)
+    def text(texts): return torch.tensor([[1.0, 0.0] if "red" in t else [0.0, 1.0] for t in texts])
+    return Encoder("red", encode, text=text)
+
+
+# --- the same noise --------------------------------------------------------------------------------------------------
+
+
+def test_the_plain_way_is_the_sampler(student):
+    got = plain(student).draw([PROMPT], [3, 0, 11], 5)
+    assert got.shape == (3, 3, 64, 64) and torch.equal(got, pictures(student, PROMPT, [3, 0, 11], seed=5))
+
+
+def test_steps_guidance_and_prompts_are_handed_on(tiny):
+    prompts, numbers = ["hat", PROMPT], [0, 1, 5]
+    got = plain(tiny, **STEPS).draw(prompts, numbers, 1)
+    assert torch.equal(got, pictures(tiny, prompts, numbers, 1, **STEPS))
+    assert (plain(tiny, steps=3, guidance=2.0).draw(prompts, numbers, 1) - got).abs().max() > 1e-3
+    assert (plain(tiny, steps=2, guidance=5.0).draw(prompts, numbers, 1) - got).abs().max() > 1e-3
+
+
+def test_all_ways_begin_with_the_same_noise(tiny):
+    base = plain(tiny, **STEPS).draw([PROMPT], [4, 1], 7)
+    still = with_mixes(tiny, random_space(tiny), "still", zeros, **STEPS)
+    same = reworded(tiny, {PROMPT: [PROMPT]}, **STEPS)
+    assert torch.equal(still.draw([PROMPT], [4, 1], 7), base) and torch.equal(same.draw([PROMPT], [4, 1], 7), base)
+    itself = plain(tiny.led_by(tiny, guidance=2.0), **STEPS)
+    assert_close(itself.draw([PROMPT], [4, 1], 7), base, rtol=0, atol=1e-5)
+    for way in (still, same, itself):
+        assert (way.draw([PROMPT], [4, 1], 8) - base).abs().max() > 1e-2
+
+
+def test_mixes_are_drawn_by_number(tiny):
+    space, mixes = random_space(tiny), partial(sparse_mixes, 3, count=2, both=True)
+    got = with_mixes(tiny, space, "mixed", mixes, start=0.3, **STEPS).draw([PROMPT], [5, 2], 7)
+    for image, number in zip(got, (5, 2)):
+        with space.on(tiny, mixes([number])[0], start=0.3):
+            assert_close(image, pictures(tiny, PROMPT, [number], 7, **STEPS)[0], rtol=0, atol=1e-4)
+
+
+def test_batches_of_a_way_make_no_difference(tiny):
+    space = random_space(tiny)
+    makers = (partial(plain, tiny), partial(with_mixes, tiny, space, "mixed", ones), partial(reworded, tiny, {PROMPT: ["a"]}))
+    for make_way in makers:
+        whole, parts = (make_way(batch=b, **STEPS).draw([PROMPT], range(5), 0) for b in (64, 2))
+        assert_close(parts, whole, rtol=0, atol=1e-4)
+
+
+def test_sliders_of_another_model_are_refused_but_for_a_transfer(tiny, tiny_of):
+    other = tiny_of("epsilon", 1)
+    with pytest.raises(ValueError, match="made for the weights of"):
+        with_mixes(other, random_space(tiny), "mixed", ones)
+    with_mixes(other, random_space(tiny), "mixed", ones, transfer=True).draw([PROMPT], [0], 0)
+
+
+# --- other words -----------------------------------------------------------------------------------------------------
+
+
+def test_other_words_take_turns(tiny, monkeypatch):
+    said = []
+
+    def heard(model, prompts, noise, *args):
+        said.extend(prompts)
+        return sample(model, prompts, noise, *args)
+
+    monkeypatch.setattr(ways, "sample", heard)
+    way = reworded(tiny, {"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}, **STEPS)
+    whole = way.draw(["a", "b"], range(8), 0)
+    assert said == ["a1", "b1", "a2", "b2", "a3", "b1", "a1", "b2"]
+    said.clear()
+    some = way.draw(["a", "b"], [6, 3], 0)  # by the number, whatever else is drawn
+    assert said == ["a1", "b2"]
+    assert_close(some, whole[[6, 3]], rtol=0, atol=1e-5)
+
+
+def test_words_that_are_missing_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(ways, "sample", never)
+    for variations, message in (({PROMPT: []}, f"variations of '{PROMPT}' must be one text or more"),
+                                ({PROMPT: ["a", " "]}, "prompt must be a non-empty text, not ' '")):
+        with pytest.raises(ValueError, match=message):
+            reworded(tiny, variations)
+    with pytest.raises(ValueError, match="variations lack the prompt 'hat'"):
+        reworded(tiny, {PROMPT: ["a"]}).draw([PROMPT, "hat"], [0, 1], 0)
+
+
+# --- another model's first steps -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl", "sd35", "flux-dev"])
+def two(request, tmp_path_factory):
+    """Two models of a family with other weights, noise, and what each makes of it at every step."""
+    folder = tmp_path_factory.mktemp("families") / request.param
+    make(request.param, folder)
+    one, other = (load(folder, device="cpu", steps=3, guidance=2.0, size=(16, 16)) for _ in range(2))
+    gen = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in other.denoiser.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=gen)
+    noise = start_noise(one, 0, [0, 1, 2])
+    return one, other, noise
+
+
+WORDS = [PROMPT, "hat", PROMPT]
+
+
+def run(model, noise):
+    """Every step of a sampling run, and its end."""
+    steps = []
+    return steps, sample(model, WORDS, noise, on_step=steps.append)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 9])
+def test_a_model_that_leads_itself_changes_nothing(two, first):
+    one, _, noise = two
+    assert_close(run(one.led_by(one, first), noise)[1], run(one, noise)[1], rtol=0, atol=1e-5)
+
+
+def test_a_model_that_takes_all_steps_makes_its_own_images(two):
+    one, other, noise = two
+    (own, led), (theirs, end) = run(one.led_by(other, 3), noise), run(other, noise)
+    assert_close(led, end, rtol=0, atol=1e-5)
+    assert (end - run(one, noise)[1]).abs().max() > 1e-2  # of other weights
+    for a, b in zip(own, theirs):
+        assert_close(a.next, b.next, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_first_steps_are_the_others_and_then_its_own(two, first):
+    one, other, noise = two
+    steps, end = run(one.led_by(other, first), noise)
+    theirs = run(other, noise)[0]
+    assert_close(steps[first - 1].next, theirs[first - 1].next, rtol=0, atol=1e-5)
+    later = steps[first]
+    alone = one.predict(later.latents, later.timestep, WORDS, shares=(later.signal, later.noise))[1]
+    assert_close(later.x0, alone, rtol=0, atol=1e-4)
+    assert (end - run(other, noise)[1]).abs().max() > 1e-3
+
+
+def test_what_a_led_step_shows_is_what_led_it(two):
+    # discovery looks at these estimates, and the board's early pictures are of them
+    one, other, noise = two
+    for ours, theirs in zip(run(one.led_by(other, 3), noise)[0], run(other, noise)[0]):
+        assert_close(ours.x0, theirs.x0, rtol=0, atol=1e-4)
+
+
+def test_the_leader_has_a_guidance_of_its_own(two):
+    one, other, noise = two
+    for guidance in (1.5, 4.0):
+        got = run(one.led_by(other, 3, guidance), noise)[1]
+        assert_close(got, sample(other, WORDS, noise, guidance=guidance), rtol=0, atol=1e-5)
+
+
+def test_sliders_act_in_the_steps_of_their_own_model(two):
+    one, other, noise = two
+    space = random_space(one)
+    with space.on(one, [{0: 1.0}, {}, {1: -1.0}]):
+        assert_close(run(one.led_by(other, 3), noise)[1], run(other, noise)[1], rtol=0, atol=1e-5)
+        moved = run(one.led_by(other, 1), noise)[1]
+    still = run(one.led_by(other, 1), noise)[1]
+    assert (moved - still).flatten(1).abs().amax(1)[[0, 2]].min() > 1e-3
+    assert_close(moved[1], still[1], rtol=0, atol=1e-5)
+
+
+def test_the_bundled_student_is_led_by_its_teacher(student, model):
+    led, noise = student.led_by(model, guidance=3.0), start_noise(student, 0, [0, 1])
+    kept = []
+    sample(led, [PROMPT, "hat"], noise, on_step=kept.append)
+    theirs = model.predict(noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].signal, kept[0].noise))[1]
+    assert_close(kept[0].x0, theirs, rtol=0, atol=1e-4)
+    got = plain(led).draw([PROMPT, "hat"], [0, 1], 0)
+    assert_close(got, student.decode(kept[-1].next), rtol=0, atol=1e-4)
+    assert (got - plain(student).draw([PROMPT, "hat"], [0, 1], 0)).abs().max() > 0.1
+
+
+def test_a_leader_that_cannot_be_is_refused(tiny, student):
+    with pytest.raises(ValueError, match=r"other must have latents \(4, 8, 8\), .*not \(.*8, 8\)"):
+        tiny.led_by(student)
+    for steps in (0, 1.5):
+        with pytest.raises(ValueError, match=f"steps must be 1 or more, not {steps}"):
+            tiny.led_by(tiny, steps)
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def kept(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_features_are_of_every_image_in_order():
+    way = Counted()
+    features, first = features_of(way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet)
+    assert way.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    images = Counted().made(["a"], range(10), 2)
+    for eye in (pixels(4), pixels(2)):
+        assert_close(features[eye.name], eye(images), rtol=0, atol=1e-6)
+    assert first.dtype == torch.uint8 and torch.equal(first, (images[:6] * 255).round().byte())
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    class Killed(Counted):
+        def made(self, prompts, numbers, seed):
+            if 8 in numbers:
+                raise KeyboardInterrupt
+            return super().made(prompts, numbers, seed)
+
+    run = partial(features_of, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    stopped, going = Killed(), Counted()
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    assert len(kept(tmp_path)) == 2
+    features, first = run(going)
+    assert going.asked == [[8, 9]]
+    whole, images = features_of(Counted(), ["a"], 10, EYES, progress=quiet)
+    assert torch.equal(features["pixels-4"], whole["pixels-4"]) and torch.equal(first, images)
+
+
+def test_a_shard_that_is_gone_is_made_again(tmp_path):
+    run = partial(features_of, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    whole = run(Counted())
+    kept(tmp_path)[1].unlink()
+    way = Counted()
+    again = run(way)
+    assert way.asked == [[4, 5, 6, 7]]
+    assert torch.equal(again[0]["pixels-4"], whole[0]["pixels-4"]) and torch.equal(again[1], whole[1])
+    run(Counted(), images=6)
+    run(way, images=12)
+    assert way.asked[1:] == [[8, 9, 10, 11]]  # what is there is kept when more are wanted
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    run = partial(features_of, Counted(), ["a"], 6, EYES, folder=tmp_path, progress=quiet)
+    run()
+    path = kept(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{path.name}.* is damaged"):
+        run()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_file_that_was_not_finished_is_not_read(tmp_path, monkeypatch, error):
+    run = partial(features_of, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
+    with monkeypatch.context() as patch:
+        def full(number): raise error
+        patch.setattr("sliderspace.files.os.fsync", full)
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            run(Counted())
+    assert not list(tmp_path.rglob("*.safetensors"))
+    way = Counted()
+    run(way)
+    assert way.asked == [[0, 1, 2, 3], [4, 5]]
+
+
+def looks(name, see):
+    return Encoder(name, see)
+
+
+def average(x):
+    return x.mean((2, 3))
+
+
+OTHERS = {  # what differs between two runs into one folder
+    "another name of a way without a card": dict(way=Counted("other")),
+    "another card": dict(way=Counted(card={"a": 2})),
+    "other prompts": dict(prompts=["a", "b"]),
+    "another seed": dict(seed=1),
+    "another encoder": dict(encoders=[pixels(2)]),
+    "one encoder more": dict(encoders=[pixels(4), pixels(2)]),
+    "an encoder of the same name": dict(encoders=[looks("pixels-4", lambda x: 1 - pixels(4)(x))]),
+    "an encoder of another scale": dict(encoders=[looks("pixels-4", lambda x: 2 * pixels(4)(x))]),
+    "an encoder that differs late": dict(encoders=[looks("pixels-4", lambda x: torch.cat([pixels(4)(x)[:, :40], average(x)], 1))]),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_kept_is_not_taken_for_another(tmp_path, what):
+    options = dict(way=Counted(), prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
+    features_of(**options)
+    other = options | {"way": Counted()} | OTHERS[what]
+    expected = features_of(**other | {"folder": None})[0]
+    other["way"].asked.clear()
+    found = features_of(**other)[0]
+    assert other["way"].asked == [[0, 1, 2, 3], [4, 5]]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def cards(student):
+    """Pairs of ways that make other images."""
+    space = random_space(student)
+    narrow = replace(space, ranges=space.ranges / 10)
+    def in_range(s): return next(w for w in mixing_ways(student, s) if "in range" in w.name)
+    def mixed(s, **options): return with_mixes(student, s, "mixed", ones, **options)
+    return {
+        "steps": (plain(student), plain(student, steps=2)),
+        "a model of other steps": (plain(student), plain(replace(student, steps=2))),
+        "a model of another guidance": (plain(student), plain(replace(student, guidance=3.0))),
+        "words": (reworded(student, {"a": ["b"]}), reworded(student, {"a": ["c"]})),
+        "a leader": (plain(student), plain(student.led_by(student))),
+        "steps of a leader": (plain(student.led_by(student)), plain(student.led_by(student, 2))),
+        "a leader of another guidance": (plain(student.led_by(student)),
+                                         plain(student.led_by(replace(student, guidance=3.0)))),
+        "sliders": (mixed(space), mixed(random_space(student, seed=1))),
+        "mixes": (mixed(space, key="a"), mixed(space, key="b")),
+        "the start of sliders": (mixed(space), mixed(space, start=0.5)),
+        "sliders trained for another start": (mixed(space), mixed(replace(space, card=space.card | {"acts_from": 0.5}))),
+        "usable ranges": (in_range(space), in_range(narrow)),
+    }
+
+
+@pytest.mark.parametrize("what", cards.__doc__ and [
+    "steps", "a model of other steps", "a model of another guidance", "words", "a leader", "steps of a leader",
+    "a leader of another guidance", "sliders", "mixes", "the start of sliders", "sliders trained for another start",
+    "usable ranges"])
+def test_ways_that_differ_have_other_cards(student, what):
+    one, other = cards(student)[what]
+    assert one.card != other.card
+
+
+def test_equal_ways_have_equal_cards(student):
+    space = random_space(student)
+    for make_way in (partial(plain, student), partial(with_mixes, student, space, key="a", mixes=ones),
+                     partial(reworded, student, {"a": ["b"]})):
+        assert make_way(name="one").card == make_way(name="two", batch=3).card  # whatever they are called
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+FEW = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+BAD = {
+    "two ways of one name": (dict(ways=[Counted(), Counted()]), "ways must have different names, not"),
+    "no way": (dict(ways=[]), "ways must have different names"),
+    "an encoder of latents": (dict(encoders=[latents()]), "encoders must look at images, and 'latents' looks at latents"),
+    "an encoder of latents among others": (dict(encoders=[pixels(4), latents()]), "'latents' looks at latents"),
+    "two encoders of one name": (dict(encoders=[looks("a", average), looks("a", lambda x: -average(x))]),
+                                 "encoders must have different names"),
+    "no encoder": (dict(encoders=[]), "encoders"),
+    "a single image": (dict(images=1), "images must be 2 or more, not 1"),
+    "an empty prompt": (dict(prompts=["a", " "]), "prompt must be a non-empty text, not ' '"),
+    "no prompt": (dict(prompts=[]), "prompt"),
+    "an unknown encoder": (dict(encoders=["ViT-B-31"]), "open_clip knows no model 'ViT-B-31'"),
+    "no encoder of another model": (dict(encoders=[None]), "encoder=None is only for the bundled model"),
+    "too few images for a reference": (dict(images=3, reference=Counted("reference")), "images must be"),
+    "a reference of too few images": (dict(reference=FEW), "reference must"),
+    "a reference that is nothing": (dict(reference="pictures/"), "reference must"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_before_any_image(what, monkeypatch):
+    options, message = BAD[what]
+    monkeypatch.setattr(Counted, "made", never)
+    options = dict(ways=[Counted()], prompts=["a"], images=8, encoders=EYES, progress=quiet) | options
+    if "reference" in options and isinstance(options["reference"], Way):
+        options["reference"] = Counted("reference")
+    options["ways"] = [Counted(w.name) for w in options["ways"]]  # made anew, so that they are the patched ones
+    with pytest.raises(ValueError, match=message):
+        compare_ways(**options)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_image(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Counted, "made", never)
+    with pytest.raises(ValueError, match="cannot write into folder"):
+        compare_ways([Counted()], "a", 8, EYES, folder=tmp_path / "file" / "out", progress=quiet)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_sets(red):
+    reference, prompts = Counted("reference", scale=0.5), ["red", "blue"]
+    found = compare_ways([Counted("a"), Counted("b", scale=0.9)], prompts, 12, [red], reference, progress=quiet)
+    assert list(found.rows) == ["a", "b"] and found.images == 12
+    x, groups = red(0.9 * Counted().made(prompts, range(12), 0)), torch.arange(12) % 2
+    y, words = red(0.5 * Counted().made(prompts, range(12), 0)), red.text(prompts)[groups]
+    vendi = sum(vendi_score(x[groups == g]) for g in (0, 1)) / 2
+    precision, recall = precision_recall(x, y)
+    expected = {
+        "distance of pairs (red)": distance_of_pairs(x, groups, "cosine"), "Vendi score (red)": vendi,
+        "text alignment (red)": text_alignment(x, words), "Frechet distance (red)": frechet_distance(x, y),
+        "kernel distance (red)": kernel_distance(x, y)[0], "MMD (red)": cmmd(x, y), "precision (red)": precision,
+        "recall (red)": recall,
+    }
+    assert found["b"].keys() == expected.keys()
+    for name, figure in expected.items():
+        got = found["b"][name]
+        assert type(got) is type(figure)
+        assert getattr(got, "value", got) == pytest.approx(getattr(figure, "value", figure), rel=1e-4, abs=1e-6), name
+
+
+def test_a_way_is_no_distance_from_itself():
+    found = compare_ways([Counted()], "a", 8, EYES, Counted("reference"), progress=quiet)["way"]
+    assert found["Frechet distance (pixels-4)"] == pytest.approx(0, abs=1e-5)
+    assert found["MMD (pixels-4)"] == pytest.approx(0, abs=1e-9)
+    assert found["precision (pixels-4)"] == found["recall (pixels-4)"] == 1
+
+
+def test_prompts_of_a_single_image_have_no_diversity(red):
+    found = compare_ways([Counted()], ["a", "b", "c"], 4, [red], progress=quiet)
+    assert list(found["way"]) == ["text alignment (red)"]
+
+
+def test_references_are_ways_tensors_or_pictures(tmp_path):
+    images = Counted().made(["a"], range(6), 0).mul(255).byte()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    features = reference_features(read_pictures(tmp_path, "a"), EYES, (8, 8))
+    assert_close(features["pixels-4"], reference_features(images / 255, EYES)["pixels-4"])
+    figures = [compare_ways([Counted()], "a", 8, EYES, r, progress=quiet)["way"]["MMD (pixels-4)"]
+               for r in (read_pictures(tmp_path, "a"), images / 255, Counted("reference"))]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-2)  # read at 256 pixels
+    assert figures[2] == pytest.approx(0, abs=1e-9) and figures[1] > 1e-6
+
+
+def test_a_reference_is_kept_too(tmp_path):
+    reference = Counted("reference")
+    for _ in range(2):
+        compare_ways([Counted()], "a", 8, EYES, reference, folder=tmp_path, progress=quiet)
+    assert reference.asked == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_the_bundled_encoder_sees_the_bundled_models_ways(student):
+    more = with_mixes(student, random_space(student), "mixed", lambda numbers: 0.3 * ones(numbers))
+    found = compare_ways([plain(student), more], PROMPT, 8, model=student, shown=2, progress=quiet)
+    eye = encoder(None, student)
+    x = eye(plain(student).draw([PROMPT], range(8), 0))
+    expected = distance_of_pairs(x, metric="cosine")
+    assert found["unchanged"]["distance of pairs (portraits-clip)"].value == pytest.approx(expected.value, rel=1e-4)
+    expected = text_alignment(x, eye.text([PROMPT]).expand(8, -1))
+    assert found["unchanged"]["text alignment (portraits-clip)"].value == pytest.approx(expected.value, rel=1e-4)
+    assert found["mixed"] != found["unchanged"] and found.pictures["mixed"].shape == (2, 3, 64, 64)
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+EVIL = '<script>alert(1)</script>&"'
+
+
+@pytest.fixture
+def compared():
+    rows = {EVIL: {"far (a)": Interval(1.23456, 1.0, 2.0), "<b>": 0.5}, "$x_1": {"far (a)": Interval(3.0, 2.5, 3.5)}}
+    return Comparison(rows, {}, 12, ["a", "b"])
+
+
+def test_the_table_has_a_row_a_way_and_a_column_a_figure(compared):
+    assert compared.table() == [["", "far (a)", "<b>"], [EVIL, "1.235 [1, 2]", "0.5"], ["$x_1", "3 [2.5, 3.5]", ""]]
+    assert repr(compared) == f"Comparison({EVIL}, $x_1: 12 images each)"
+
+
+def test_names_in_the_table_are_text(compared):
+    class Text(HTMLParser):
+        tags, data = [], []
+        def handle_starttag(self, tag, attributes): self.tags.append((tag, attributes))
+        def handle_data(self, text): self.data.append(text)
+
+    page = Text()
+    page.feed(compared._repr_html_())
+    assert {tag for tag, _ in page.tags} == {"p", "table", "tr", "th", "td"} and not any(a for _, a in page.tags)
+    assert EVIL in "".join(page.data) and "<b>" in "".join(page.data)
+    assert len([tag for tag, _ in page.tags if tag == "td"]) == 2 * 3
+
+
+def test_ways_are_drawn_as_points(compared):
+    compared["$x_1"]["<b>"] = 0.7
+    axes = plot_ways(compared, "<b>", "far (a)").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines if len(line.get_xydata()) == 1] == [[[0.5, 1.23456]], [[0.7, 3.0]]]
+    assert [t.get_text() for t in axes.texts] == [EVIL, r"\$x_1"] and axes.get_ylabel() == "far (a)"
+    with pytest.raises(KeyError, match="near"):
+        plot_ways(compared, "near", "far (a)")
+
+
+def test_few_images_of_many_prompts_can_be_drawn(red):
+    found = compare_ways([Counted()], [f"{i}" for i in range(20)], 40, [red], progress=quiet)
+    assert plot_ways(found, "text alignment (red)", "distance of pairs (red)").axes
+
+
+# --- what was lost and came back -------------------------------------------------------------------------------------
+
+
+def test_what_came_back_is_a_share_of_what_was_lost():
+    values = {"unchanged": 0.2, "the other model": 0.6, "mixed": 0.5, "none": 0.2, "all": 0.6, "worse": 0.1, "more": 0.8}
+    rows = {way: {"far": Interval(v, 0, 1), "plain": v} for way, v in values.items()}
+    for measure in ("far", "plain"):
+        found = returned(Comparison(rows, {}, 9, ["a"]), measure)
+        assert found == pytest.approx({"mixed": 0.75, "none": 0, "all": 1, "worse": -0.25, "more": 1.5})
+    falls = Comparison({way: {"near": 1 - v} for way, v in values.items()}, {}, 9, ["a"])  # of what should be small
+    assert returned(falls, "near")["mixed"] == pytest.approx(0.75)
+    assert returned(falls, "near", "none", "all")["unchanged"] == pytest.approx(0)
+
+
+def test_where_nothing_was_lost_nothing_comes_back():
+    same = Comparison({way: {"far": 0.5} for way in ("unchanged", "the other model", "mixed")}, {}, 9, ["a"])
+    with pytest.raises(ValueError, match="'unchanged' and 'the other model' have the same far: nothing was lost"):
+        returned(same, "far")
+    for options in (("near",), ("far", "nobody"), ("far", "unchanged", "nobody")):
+        with pytest.raises(KeyError):
+            returned(same, *options)
+
+
+def test_rivals_are_the_model_the_other_its_first_step_and_guidances(tiny, tiny_of):
+    other = tiny_of("epsilon", 1)
+    found = rivals(tiny, other, (2.0, 4.0), steps=2)
+    assert [w.name for w in found] == ["unchanged", "the other model", "its first step", "guidance 2", "guidance 4"]
+    expected = [plain(tiny, steps=2), plain(other), plain(tiny.led_by(other), steps=2), plain(tiny, steps=2, guidance=2.0),
+                plain(tiny, steps=2, guidance=4.0)]
+    for way, same in zip(found[1:], expected[1:]):
+        assert torch.equal(way.draw([PROMPT], [0], 0), same.draw([PROMPT], [0], 0))
