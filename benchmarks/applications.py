@@ -157,14 +157,17 @@ def name_sliders(bench, names, seed):
     return train_concepts(bench.student, concepts, updates=100, seed=seed, folder=bench.args.folder / "names", progress=quiet)
 
 
-def slider_ways(bench, space, found):
-    """The mixes of `mixing_ways`, the best of them with more strength, and on from the teacher's first step.
+def slider_ways(bench, space, found, strengths=(1.5,)):
+    """The mixes of `mixing_ways`, the best of them at other strengths, and on from the teacher's first step.
 
-    That more strength helps was seen with seed 0; the other seeds are the test of it."""
-    strong = [w for w in mixing_ways(bench.student, space, found, strength=1.5) if w.name == "by singular value"]
+    Which is the best, and that more strength helps the bare prompt, was seen with seed 0; the other seeds are the test."""
+    def best(ways):
+        return [w for w in ways if w.name.startswith("by singular value")]
+
     led = mixing_ways(bench.student.led_by(bench.teacher), space, found, start=0.2, transfer=True)
-    return [*mixing_ways(bench.student, space, found), *(replace(w, name=f"{w.name}, strength 1.5") for w in strong),
-            *(replace(w, name=f"its first step, then {w.name}") for w in led if w.name in ("sparse 3", "by singular value"))]
+    return [*mixing_ways(bench.student, space, found),
+            *(w for s in strengths for w in best(mixing_ways(bench.student, space, found, strength=s))),
+            *(replace(w, name=f"its first step, then {w.name}") for w in best(led))]
 
 
 def styles(bench, seed):
@@ -188,7 +191,7 @@ def diversity(bench, seed):
     words = [v for vs in FACTORS.values() for v in vs]
     rng = random.Random(seed)
     expanded = {p: [f"{p}, {rng.choice(words)}" for _ in range(8)] for p in prompts}
-    ways = [*rivals(bench.student, bench.teacher, (1.5, 2.0)), *slider_ways(bench, space, found),
+    ways = [*rivals(bench.student, bench.teacher, (1.5, 2.0)), *slider_ways(bench, space, found, (0.25, 0.5)),
             reworded(bench.student, expanded, "expanded prompts")]
     return plainly(bench.compare(ways, prompts, seed, bench.renders()))
 

@@ -50,7 +50,8 @@ def mixing_ways(
         kinds["by singular value"] = partial(sparse, both=True, weights=found.singular_values[at])
         together = torch.corrcoef(found.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
         kinds["as the scores vary"] = partial(score_mixes, together, size=strength * count ** .5)
-    return [with_mixes(model, space, name, mixes, f"{name} {count} {strength:g}", transfer=transfer, **options)
+    more = "" if strength == 1 else f", strength {strength:g}"
+    return [with_mixes(model, space, name + more, mixes, f"{name} {count} {strength:g}", transfer=transfer, **options)
             for name, mixes in kinds.items()]
 
 # %% ../nbs/40_applications.ipynb #cell-07

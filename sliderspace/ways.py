@@ -194,7 +194,7 @@ class Comparison:
     def _repr_html_(self):
         head, *body = ([escape(c) for c in row] for row in self.table())
         rows = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
-        return (f"<p>{self.images} images a way of {len(self.prompts)} prompts</p>"
+        return (f"<p>{self.images} images of each way, prompts: {len(self.prompts)}</p>"
                 f"<table><tr><th>{'<th>'.join(head)}</tr>{rows}</table>")
 
 # %% ../nbs/39_ways.ipynb #cell-19

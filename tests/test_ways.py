@@ -21,7 +21,7 @@ from sliderspace.sets import (
 )
 from sliderspace.sources import read_pictures
 from sliderspace.ways import (
-    Comparison, Way, compare_ways, features_of, plain, plot_ways, reference_features, reworded, with_mixes,
+    Comparison, Way, compare_ways, features_of_way, figures, plain, plot_ways, reference_features, reworded, with_mixes,
 )
 
 STEPS = dict(steps=2, guidance=2.0)
@@ -255,7 +255,7 @@ def kept(folder):
 
 def test_features_are_of_every_image_in_order():
     way = Counted()
-    features, first = features_of(way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet)
+    features, first = features_of_way(way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet)
     assert way.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images = Counted().made(["a"], range(10), 2)
     for eye in (pixels(4), pixels(2)):
@@ -270,19 +270,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
                 raise KeyboardInterrupt
             return super().made(prompts, numbers, seed)
 
-    run = partial(features_of, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
     stopped, going = Killed(), Counted()
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
     assert len(kept(tmp_path)) == 2
     features, first = run(going)
     assert going.asked == [[8, 9]]
-    whole, images = features_of(Counted(), ["a"], 10, EYES, progress=quiet)
+    whole, images = features_of_way(Counted(), ["a"], 10, EYES, progress=quiet)
     assert torch.equal(features["pixels-4"], whole["pixels-4"]) and torch.equal(first, images)
 
 
 def test_a_shard_that_is_gone_is_made_again(tmp_path):
-    run = partial(features_of, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
     whole = run(Counted())
     kept(tmp_path)[1].unlink()
     way = Counted()
@@ -295,7 +295,7 @@ def test_a_shard_that_is_gone_is_made_again(tmp_path):
 
 
 def test_a_damaged_shard_is_named(tmp_path):
-    run = partial(features_of, Counted(), ["a"], 6, EYES, folder=tmp_path, progress=quiet)
+    run = partial(features_of_way, Counted(), ["a"], 6, EYES, folder=tmp_path, progress=quiet)
     run()
     path = kept(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-20])
@@ -305,7 +305,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
 def test_a_file_that_was_not_finished_is_not_read(tmp_path, monkeypatch, error):
-    run = partial(features_of, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(features_of_way, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
     with monkeypatch.context() as patch:
         def full(number): raise error
         patch.setattr("sliderspace.files.os.fsync", full)
@@ -341,44 +341,42 @@ OTHERS = {  # what differs between two runs into one folder
 @pytest.mark.parametrize("what", OTHERS)
 def test_what_is_kept_is_not_taken_for_another(tmp_path, what):
     options = dict(way=Counted(), prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
-    features_of(**options)
+    features_of_way(**options)
     other = options | {"way": Counted()} | OTHERS[what]
-    expected = features_of(**other | {"folder": None})[0]
+    expected = features_of_way(**other | {"folder": None})[0]
     other["way"].asked.clear()
-    found = features_of(**other)[0]
+    found = features_of_way(**other)[0]
     assert other["way"].asked == [[0, 1, 2, 3], [4, 5]]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def cards(student):
-    """Pairs of ways that make other images."""
-    space = random_space(student)
-    narrow = replace(space, ranges=space.ranges / 10)
-    def in_range(s): return next(w for w in mixing_ways(student, s) if "in range" in w.name)
-    def mixed(s, **options): return with_mixes(student, s, "mixed", ones, **options)
-    return {
-        "steps": (plain(student), plain(student, steps=2)),
-        "a model of other steps": (plain(student), plain(replace(student, steps=2))),
-        "a model of another guidance": (plain(student), plain(replace(student, guidance=3.0))),
-        "words": (reworded(student, {"a": ["b"]}), reworded(student, {"a": ["c"]})),
-        "a leader": (plain(student), plain(student.led_by(student))),
-        "steps of a leader": (plain(student.led_by(student)), plain(student.led_by(student, 2))),
-        "a leader of another guidance": (plain(student.led_by(student)),
-                                         plain(student.led_by(replace(student, guidance=3.0)))),
-        "sliders": (mixed(space), mixed(random_space(student, seed=1))),
-        "mixes": (mixed(space, key="a"), mixed(space, key="b")),
-        "the start of sliders": (mixed(space), mixed(space, start=0.5)),
-        "sliders trained for another start": (mixed(space), mixed(replace(space, card=space.card | {"acts_from": 0.5}))),
-        "usable ranges": (in_range(space), in_range(narrow)),
-    }
+def with_ones(model, space, **options):
+    return with_mixes(model, space, "ones", ones, **options)
 
 
-@pytest.mark.parametrize("what", cards.__doc__ and [
-    "steps", "a model of other steps", "a model of another guidance", "words", "a leader", "steps of a leader",
-    "a leader of another guidance", "sliders", "mixes", "the start of sliders", "sliders trained for another start",
-    "usable ranges"])
+def in_range(model, space):
+    return next(way for way in mixing_ways(model, space) if "in range" in way.name)
+
+
+CARDS = {  # what differs -> two ways of a model and a space, which make other images
+    "steps": lambda m, s: (plain(m), plain(m, steps=2)),
+    "steps of the model": lambda m, s: (plain(m), plain(replace(m, steps=2))),
+    "guidance of the model": lambda m, s: (plain(m), plain(replace(m, guidance=3.0))),
+    "words": lambda m, s: (reworded(m, {"a": ["b"]}), reworded(m, {"a": ["c"]})),
+    "a leader": lambda m, s: (plain(m), plain(m.led_by(m))),
+    "steps of a leader": lambda m, s: (plain(m.led_by(m)), plain(m.led_by(m, 2))),
+    "guidance of a leader": lambda m, s: (plain(m.led_by(m)), plain(m.led_by(replace(m, guidance=3.0)))),
+    "sliders": lambda m, s: (with_ones(m, s), with_ones(m, random_space(m, seed=1))),
+    "mixes": lambda m, s: (with_ones(m, s, key="a"), with_ones(m, s, key="b")),
+    "the start of sliders": lambda m, s: (with_ones(m, s), with_ones(m, s, start=0.5)),
+    "where sliders were trained": lambda m, s: (with_ones(m, s), with_ones(m, replace(s, card=s.card | {"acts_from": 0.5}))),
+    "usable ranges": lambda m, s: (in_range(m, s), in_range(m, replace(s, ranges=s.ranges / 10))),
+}
+
+
+@pytest.mark.parametrize("what", CARDS)
 def test_ways_that_differ_have_other_cards(student, what):
-    one, other = cards(student)[what]
+    one, other = CARDS[what](student, random_space(student))
     assert one.card != other.card
 
 
