@@ -20,6 +20,7 @@ _MODULES = {
     "detach": "sliders",
     "train": "training",
     "measure": "measures",
+    "label_by_words": "labels",
     "plot_spectrum": "plots",
     "plot_ends": "plots",
     "plot_leakage": "plots",
@@ -32,6 +33,9 @@ _MODULES = {
     "board": "widgets",
     "explorer": "explorers",
     "play": "players",
+    "compare_ways": "ways",
+    "decompose": "applications",
+    "transfer": "applications",
 }
 __all__ = ["__version__", *_MODULES]
 

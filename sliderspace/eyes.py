@@ -6,7 +6,7 @@
 __all__ = ['label_by_eyes', 'claude', 'openai_eyes', 'local_eyes']
 
 # %% ../nbs/30_eyes.ipynb #cell-02
-import io, json, random, re
+import io, json, os, random, re
 from base64 import b64encode
 from collections.abc import Callable
 
@@ -23,8 +23,8 @@ from .vision import weights_of
 # %% ../nbs/30_eyes.ipynb #cell-04
 _QUESTION = """Each picture shows two versions of one image of {prompt}: A on the left, B on the right. The same \
 change was made from A to B in all {n} pictures. What is it? Look at what all have in common, not at what differs in \
-only one of them. Answer with one JSON object and nothing else: {{"A": "what the left ones have, in one to four \
-words", "B": "what the right ones have, in one to four words"}}{choices}"""
+only one of them. Answer with one JSON object and nothing else: {{"A": "<what the left ones have, in one to \
+four words>", "B": "<what the right ones have, in one to four words>"}}{choices}"""
 
 # %% ../nbs/30_eyes.ipynb #cell-05
 _CHOICES = "\nBoth must be of this list: {}"
@@ -33,6 +33,9 @@ _CHOICES = "\nBoth must be of this list: {}"
 def _picture(a, b, size, gap=8):
     "Two images in [0, 1], `(3, h, w)`, side by side, enlarged by a whole number to about `size` pixels."
     zoom = max(1, round(size / max(a.shape[-2:])))
+    if size < max(a.shape[-2:]) / 1.5: # whole numbers only enlarge
+        shape = [max(1, round(n * size / max(a.shape[-2:]))) for n in a.shape[-2:]]
+        a, b = torch.nn.functional.interpolate(torch.stack([a, b]), shape, mode="bilinear", antialias=True)
     x = torch.cat([a, torch.ones(3, a.shape[1], max(1, gap // zoom)), b], 2).clamp(0, 1).mul(255).round().byte()
     image = Image.fromarray(x.permute(1, 2, 0).numpy())
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
@@ -42,36 +45,46 @@ def _answer(text, choices):
     "The two names in an answer; raises `ValueError` for anything but a JSON object with two short plain texts."
     if not isinstance(text, str) or not text.strip(): raise ValueError("the answer is empty")
     if len(text) > 10_000: raise ValueError(f"the answer has {len(text)} characters")
-    decode = json.JSONDecoder().raw_decode
-    for at in (i for i, c in enumerate(text) if c == "{"):
-        try: found = decode(text, at)[0]
-        except (ValueError, RecursionError): continue
-        if isinstance(found, dict) and {"A", "B"} <= found.keys(): break
-    else: raise ValueError(f"the answer has no JSON object with A and B: {text[:60]!r}")
-    names = [" ".join(str(found[k]).lower().split()).strip(" .") if isinstance(found[k], str) else "" for k in "AB"]
-    for name in names:
-        if not re.fullmatch(r"[\w][\w '’(),/+&-]{0,59}", name):
-            raise ValueError(f"the answer has a name that is not one to 60 letters and plain signs: {name[:60]!r}")
-        if choices and name not in choices: raise ValueError(f"the answer has a name that is not in the list: {name!r}")
+    decode, at, found = json.JSONDecoder().raw_decode, 0, []
+    while (at := text.find("{", at)) >= 0:
+        try: one, at = decode(text, at)
+        except (ValueError, RecursionError): at += 1
+        else: found += [one] * ({"A", "B"} <= one.keys())
+    if not found: raise ValueError(f"the answer has no JSON object with A and B: {text[:60]!r}")
+    found = found[-1] # what comes before it may be thoughts, or the question again
+    names = [" ".join(found[k].lower().split()) if isinstance(found[k], str) else "" for k in "AB"]
+    if choices:
+        for name in names:
+            if name not in choices: raise ValueError(f"the answer has a name that is not in the list: {name[:60]!r}")
+        names = [choices[n] for n in names]
+    else:
+        names = [n.strip(" .") for n in names]
+        for name in names:
+            if not re.fullmatch(r"[\w][\w '’(),/+&-]{0,59}", name):
+                raise ValueError(f"the answer has a name that is not one to 60 letters and plain signs: {name[:60]!r}")
     if names[0] == names[1]: raise ValueError(f"the answer gives both ends one name: {names[0]!r}")
     return names
 
 # %% ../nbs/30_eyes.ipynb #cell-08
-def _alike(a, b):
-    "How many words two names share, of all that they have."
-    a, b = set(re.findall(r"\w+", a)), set(re.findall(r"\w+", b))
-    return len(a & b) / max(1, len(a | b))
+def _agreement(a, b):
+    "How much two answers (high, low) agree, -1 (the opposite) to 1; words that both its names have tell nothing."
+    def told(answer):
+        high, low = (set(re.findall(r"\w+", name)) for name in answer)
+        return (high - low, low - high) if high != low else (high, low)
+    def alike(x, y): return len(x & y) / len(x | y) if x | y else 1.
+    a, b = told(a), told(b)
+    return (alike(a[0], b[0]) + alike(a[1], b[1]) - alike(a[0], b[1]) - alike(a[1], b[0])) / 2
 
 # %% ../nbs/30_eyes.ipynb #cell-09
 def _asked(ask, images, prompt, asks, pairs, choices, rng, size):
     "Answers about one slider `(2, n, 3, h, w)`, each as (high, low)."
-    answers = []
-    for _ in range(asks):
-        swapped = rng.random() < .5
+    answers, orders = [], [i % 2 == 0 for i in range(asks)]
+    rng.shuffle(orders) # as many of each: whoever answers by position contradicts itself
+    for swapped in orders:
         chosen = rng.sample(range(images.shape[1]), min(pairs, images.shape[1]))
         a, b = images.flip(0) if swapped else images
         shown = [_picture(a[i], b[i], size) for i in chosen]
-        listed = _CHOICES.format(json.dumps(choices)) if choices else ""
+        listed = _CHOICES.format(json.dumps(list(choices.values()))) if choices else ""
         names = _answer(ask(shown, _QUESTION.format(prompt=json.dumps(prompt), n=len(shown), choices=listed)), choices)
         answers.append(tuple(names if swapped else reversed(names)))
     return answers
@@ -90,22 +103,28 @@ def label_by_eyes(
     progress=tqdm,
 )->Labels:
     """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence:
-    how much its answers agree, 0 to 1: the share of words that two of them have in common, a mean over pairs.
+    how much its answers agree, 0 to 1: shared words less those shared with the other end, a mean over pairs.
 
     Raises `ValueError` for fewer than 2 asks or 1 pair; what `ask` raises or answers is an error on its slider
     alone."""
     if asks < 2: raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
     if pairs < 1: raise ValueError(f"pairs must be 1 or more, not {pairs}")
-    rng, rows, choices = random.Random(seed), [], choices and [c.lower() for c in choices]
-    for name, latents in zip(progress(ends.names, desc="labels"), ends.latents):
+    if choices is not None:
+        listed = [] if isinstance(choices, str) else list(choices)
+        choices = {" ".join(c.lower().split()): c for c in listed if isinstance(c, str) and c.strip()}
+        if len(choices) < max(2, len(listed)):
+            raise ValueError(f"choices must be two or more different names, not {listed}")
+    rows = []
+    for i, (name, latents) in enumerate(zip(progress(ends.names, desc="labels"), ends.latents)):
+        rng = random.Random(f"{seed} {i}")
         images = decoded(model, latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
         try: answers = _asked(ask, images, ends.prompt, asks, pairs, choices, rng, size)
         except Exception as e: # of the service, the network, or of the answer
             rows.append(Label(name, "", "", 0., False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"))
             continue
-        agree = [[(_alike(a[0], b[0]) + _alike(a[1], b[1])) / 2 for b in answers] for a in answers]
+        agree = [[_agreement(a, b) for b in answers] for a in answers]
         best = max(range(asks), key=lambda i: sum(agree[i]))
-        share = (sum(map(sum, agree)) - asks) / (asks * (asks - 1))
+        share = max(0., (sum(map(sum, agree)) - asks) / (asks * (asks - 1)))
         rows.append(Label(name, *answers[best], share, share >= least))
     return Labels(rows, getattr(ask, "name", getattr(ask, "__name__", "eyes")))
 
@@ -150,12 +169,16 @@ def openai_eyes(
     `pip install "sliderspace[eyes]"`."""
     try: import openai
     except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
-    client = client or openai.OpenAI(base_url=base_url)
+    own = client or base_url # OpenAI's own models know another word for the limit, and want a key
+    limit = "max_tokens" if own else "max_completion_tokens"
+    key = os.environ.get("OPENAI_API_KEY") or ("none" if own else None)
+    client = client or openai.OpenAI(base_url=base_url, api_key=key)
     def ask(images, text):
         shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_data(x)}"}} for x in images]
-        answer = client.chat.completions.create(model=model, max_tokens=tokens, messages=[
+        answer = client.chat.completions.create(model=model, **{limit: tokens}, messages=[
             {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
-        return answer.choices[0].message.content or ""
+        said = answer.choices[0].message
+        return said.content or said.refusal or ""
     return _named(ask, model)
 
 # %% ../nbs/30_eyes.ipynb #cell-16
@@ -170,9 +193,9 @@ def local_eyes(
         processor = AutoProcessor.from_pretrained(name)
         net = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, dtype="auto").to(device).eval()
     def ask(images, text):
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        said = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        given = processor(images=images, text=said, return_tensors="pt").to(device, net.dtype)
+        content = [*({"type": "image", "image": x} for x in images), {"type": "text", "text": text}]
+        given = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
+            tokenize=True, return_dict=True, return_tensors="pt").to(device, net.dtype)
         with torch.no_grad(): out = net.generate(**given, max_new_tokens=tokens, do_sample=False)
         return processor.batch_decode(out[:, given["input_ids"].shape[1]:], skip_special_tokens=True)[0]
     return _named(ask, str(name))

@@ -31,6 +31,8 @@ class Ends:
     def __post_init__(self):
         if self.latents.ndim < 4 or self.latents.shape[:2] != (len(self.names), 2) or not self.latents.shape[2]:
             raise ValueError(f"latents must be ({len(self.names)}, 2, n, ...), not {tuple(self.latents.shape)}")
+        if len(set(self.names)) < len(self.names): raise ValueError(f"names must differ, not {self.names}")
+        if not isinstance(self.prompt, str): raise ValueError(f"prompt must be one text, not {self.prompt!r}")
         check_prompt(self.prompt)
 
     def __repr__(self): return f"Ends({len(self.names)} of {self.prompt!r}, pairs each: {self.latents.shape[2]})"
@@ -41,8 +43,8 @@ def ends_of(
     strength:float=1., # of the high end; the low one has the same, negative
 )->Ends:
     """Both ends of every slider. Raises `ValueError` for a strength that was not swept."""
-    if not {-strength, strength} <= set(report.strengths):
-        raise ValueError(f"strength must be one of {[s for s in report.strengths if s > 0]}, not {strength}")
+    both = [s for s in report.strengths if s > 0 and -s in report.strengths]
+    if strength not in both: raise ValueError(f"strength must be one of {both}, not {strength}")
     at = [report.strengths.index(s) for s in (-strength, strength)]
     return Ends(report.space.labels, report.latents[:, at], (report.space.card.get("prompts") or [""])[0])
 
@@ -57,6 +59,7 @@ def null_ends(
     """Pairs of unchanged images of different samples, put together at random: whatever is said of them means nothing.
 
     Raises `ValueError` for fewer than twice as many images as pairs."""
+    if min(count, pairs) < 1: raise ValueError(f"count and pairs must be 1 or more, not {count} and {pairs}")
     if len(latents) < 2 * pairs: raise ValueError(f"latents must be {2 * pairs} images or more, not {len(latents)}")
     gen = torch.Generator().manual_seed(seed)
     at = torch.stack([torch.randperm(len(latents), generator=gen)[:2 * pairs].view(2, pairs) for _ in range(count)])
@@ -111,14 +114,15 @@ class Labels:
 
 # %% ../nbs/29_labels.ipynb #cell-12
 def _vocabulary(vocabulary):
-    "Kinds of phrases, checked."
-    kinds = vocabulary if isinstance(vocabulary, dict) else {"words": list(vocabulary)}
+    "Kinds of phrases, stripped and checked."
+    kinds, found = vocabulary if isinstance(vocabulary, dict) else {"words": vocabulary}, {}
     for kind, phrases in kinds.items():
-        texts = list(phrases)
-        if len(set(texts)) < 2 or not all(isinstance(t, str) and t.strip() for t in texts):
+        texts = [phrases] if isinstance(phrases, str) else list(phrases)
+        found[kind] = list(dict.fromkeys(t.strip() for t in texts if isinstance(t, str)))
+        if len(found[kind]) < 2 or "" in found[kind] or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"vocabulary[{kind!r}] must be two or more different phrases, not {texts}")
-    if not kinds: raise ValueError("vocabulary must have a kind of phrases or more")
-    return {kind: list(dict.fromkeys(phrases)) for kind, phrases in kinds.items()}
+    if not found: raise ValueError("vocabulary must have a kind of phrases or more")
+    return found
 
 # %% ../nbs/29_labels.ipynb #cell-13
 def _phi(model, encoder, latents, batch):
@@ -140,7 +144,7 @@ def label_by_words(
     ends:Ends,
     vocabulary:dict[str, list[str]]|list[str]=PHRASES, # kind -> phrases that exclude each other, or a list of one kind
     encoder=None,       # that knows words, see `encoders.encoder`
-    least:float=.2,     # rise of a phrase that makes confident, in probability
+    least:float=.2,     # margin that makes confident, in probability
     chance:float=.05,   # that pairs in random order change a kind as much
     batch:int=64,
 )->Labels:
@@ -161,9 +165,10 @@ def label_by_words(
         most = moved[k, 0].argmax().item()
         kind = list(kinds)[most]
         rise, largest = rises[kind][k, 0], moved[k].amax(1)
-        p = (largest[1:] >= largest[0] - 1e-6).float().mean().item()
+        p = (largest >= largest[0] - 1e-6).float().mean().item()
         high, low = (kinds[kind][i] for i in (rise.argmax().item(), rise.argmin().item()))
         first, *second = moved[k, 0].sort(descending=True).values.tolist()
         margin = first - max(second[:1], default=0.)
-        rows.append(Label(name, high, low, margin, first >= least and p <= chance))
+        if high == low: rows.append(Label(name, "", "", 0., False, "nothing changes between its ends"))
+        else: rows.append(Label(name, high, low, margin, margin >= least and p <= chance))
     return Labels(rows, f"words ({encoder.name})")

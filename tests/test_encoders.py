@@ -87,6 +87,21 @@ def test_a_name_with_a_weights_file_sees_what_open_clip_sees(known_name, clip_fo
     assert_sees_what_open_clip_sees(encoder(f"{known_name}:{weights}"), known_name, weights, 48)
 
 
+@torch.no_grad()
+def test_weights_get_the_activation_that_they_were_trained_with(known_name, clip_folder, monkeypatch):
+    # OpenAI's; open_clip's plain names have another, and it only warns
+    import open_clip
+
+    weights = str(clip_folder / "open_clip_model.safetensors")
+    tag = {"url": "", "hf_hub": "", "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, known_name, {"openai": tag})
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **options: weights)
+    net, _, preprocess = open_clip.create_model_and_transforms(known_name, weights, force_quick_gelu=True)
+    image = picture(48)
+    theirs = net.eval().encode_image(preprocess(image)[None])
+    assert_close(encoder(f"{known_name}:openai")(unit_range(image)), theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_other_sizes_are_resized_as_by_pillow(clip_folder):
     ours, image = encoder(str(clip_folder)), picture(96)
     small = image.resize((48, 48), Image.Resampling.BICUBIC)

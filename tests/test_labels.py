@@ -158,9 +158,9 @@ def test_no_change_is_beyond_chance():
     """The order as it is is one of all orders, so the share of orders that do as well is never 0."""
     for pairs in (6, 12):
         ends = Ends(["s"], shift(pairs, ["red"])[None], PROMPT)
-        (row,) = label_by_words(PLAIN_MODEL, ends, PALETTE, RAW, chance=0.0).rows
+        (row,) = label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW, chance=0.0).rows
         assert row.high == "red" and not row.confident
-        assert label_by_words(PLAIN_MODEL, ends, PALETTE, RAW).rows[0].confident
+        assert label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW).rows[0].confident
 
 
 def test_a_small_change_is_not_named_with_confidence():
@@ -303,8 +303,8 @@ def test_naming_again_changes_nothing(tiny):
     assert Labels([row(space.labels[0])], "x").name(space).labels == space.labels
 
 
-def test_spaces_about_words_get_names_all_the_same(tiny):
-    """Labels are stripped, so what differs in them alone must not count as different."""
+def test_blanks_around_phrases_make_no_other_names(tiny):
+    """A space strips its labels, and refuses one that another slider has."""
     change = shift(6, ["red"])
     ends = Ends(["a", "b", "c", "d"], torch.stack([change, change, change.flip(0), change.flip(0)]), PROMPT)
     found = label_by_words(PLAIN_MODEL, ends, [" red", "green "], RAW)

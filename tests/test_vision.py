@@ -1,5 +1,9 @@
 """Networks see what their own libraries show them, at random weights; missing weights say how to get them."""
 
+import os
+import sys
+from urllib.error import URLError
+
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +13,7 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace.encoders import encoder
+from sliderspace.sets import name_of
 from sliderspace.vision import facenet, fitted
 
 
@@ -150,6 +155,120 @@ def test_inception_sees_what_torchvision_shows_it(tmp_path):
 
     assert_sees(ours, theirs)
     assert ours(tensor(picture(96))).shape == (1, 2048)
+
+
+# --- networks to measure with ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fid_weights(tmp_path_factory):
+    """Random weights in torch-fidelity's format: its network loads some, or is not."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    path = tmp_path_factory.mktemp("fid") / "net.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **options: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+        net = theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # as they are made, images fade on the way
+            torch.nn.init.kaiming_normal_(layer.weight)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def test_the_network_of_fid_sees_what_torch_fidelity_shows_it(fid_weights):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=fid_weights)
+    ours = encoder(f"inception-fid:{fid_weights}")
+    for image in (picture(96), wide()):
+        found = ours(tensor(image))
+        assert found.shape == (1, 2048) and found.std() > 1e-3
+        assert torch.equal(found, net(pil_to_tensor(image)[None])[0])
+    x = tensor(picture(96))
+    nearly = (x + 0.4 / 255 * torch.linspace(-1, 1, 96)).clamp(0, 1)
+    assert torch.equal(ours(nearly), ours(x))  # as a file of bytes would be seen
+    assert name_of("FID", ours.name) == "FID"
+
+
+def test_weights_of_fid_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
+    def offline(*args, **options): raise URLError("no network")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    for spec in ("inception-fid", f"inception-fid:{tmp_path / 'none.pth'}"):
+        with pytest.raises(ValueError, match="weights of 'inception-fid.* could not be loaded .*give 'inception-fid:file.pth'"):
+            encoder(spec)
+
+
+class Harm:
+    """What a pickle can do to whoever opens it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("kind", ["inception-fid", "inception", "timm:resnet10t"])
+def test_a_file_of_weights_runs_no_code(kind, tmp_path):
+    torch.save({"x": Harm(str(tmp_path / "harm"))}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match="could not be loaded"):
+        encoder(f"{kind}:{tmp_path / 'net.pth'}")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_weights_of_fid_may_be_at_home(fid_weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(fid_weights.parent))
+    assert encoder("inception-fid:~/net.pth")(torch.zeros(1, 3, 8, 8)).shape == (1, 2048)
+
+
+class Fake(torch.nn.Module):
+    """In the place of DreamSim."""
+
+    def embed(self, x):
+        assert x.shape[1:] == (3, 224, 224) and 0 <= x.min() and x.max() <= 1
+        return torch.nn.functional.avg_pool2d(x, 56).flatten(1)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A machine that nothing was downloaded to yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "cache"
+
+
+def test_dreamsim_says_what_it_needs(cache, monkeypatch):
+    def offline(*args, **options): raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    pytest.importorskip("dreamsim")
+    with pytest.raises(ValueError, match="weights of 'dreamsim' could not be loaded .*no network.*run it once"):
+        encoder("dreamsim")
+    monkeypatch.setitem(sys.modules, "dreamsim", None)
+    with pytest.raises(ImportError, match=r'pip install "sliderspace\[dreamsim\]"'):
+        encoder("dreamsim")
+
+
+def test_dreamsim_sees_whole_images_from_one_folder(cache, monkeypatch):
+    folders, whole = [], torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def load_it(pretrained, device, cache_dir):
+        folders.append(cache_dir)
+        torch.hub.set_dir(cache_dir)  # as its package does
+        return Fake(), None
+
+    monkeypatch.setattr(pytest.importorskip("dreamsim"), "dreamsim", load_it)
+    ours = encoder("dreamsim")
+    features = ours(whole)
+    assert features.shape == (2, 48) and ours.name == "dreamsim"
+    features.sum().backward()
+    assert (whole.grad != 0).float().mean() > 0.9  # stretched, not cut
+    encoder("dreamsim")
+    assert folders[0] == folders[1] and torch.hub.get_dir() == str(cache / "hub")
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------------
