@@ -28,11 +28,11 @@ def _bottleneck(model):
 @contextmanager
 def _hooked(model, each):
     "`each(h, timestep)` sees what the middle block puts out, and what it returns takes its place."
-    now = []
+    now, block = [], _bottleneck(model)
     def before(net, args, kwargs):
         now[:] = [torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]]
     hooks = [model.denoiser.register_forward_pre_hook(before, with_kwargs=True),
-             _bottleneck(model).register_forward_hook(lambda block, args, h: each(h, now[0]))]
+             block.register_forward_hook(lambda block, args, h: each(h, now[0]))]
     try: yield
     finally:
         for hook in hooks: hook.remove()
@@ -47,6 +47,7 @@ class HSpace:
     timesteps:Tensor       # `(steps,)`
     prompts:list[str]
     guidance:float|None
+    steps:int|None=None    # of the sampler; some take more of them than they are asked for
 
     def __repr__(self): return f"HSpace({len(self.vectors)} directions, {len(self.timesteps)} steps)"
 
@@ -64,14 +65,18 @@ class HSpace:
 
         Raises `ValueError` for another number of strengths."""
         strengths = torch.as_tensor(strengths, dtype=torch.float32)
-        if strengths.shape[-1] != len(self.vectors) or strengths.ndim > 2:
-            raise ValueError(f"strengths must be {len(self.vectors)} a mix, not {tuple(strengths.shape)}")
+        if strengths.ndim not in (1, 2) or strengths.shape[-1] != len(self.vectors) or not strengths.isfinite().all():
+            raise ValueError(f"strengths must be {len(self.vectors)} finite numbers a mix, not {strengths.tolist()}")
         added = torch.einsum("...k,k,ktchw->...tchw", strengths, self.unit, self.vectors).to(model.device)
         def each(h, t):
             step = (self.timesteps.to(t.device) - t).abs().argmin()
             more = added[..., step, :, :, :].to(h)
-            if more.ndim == 4: more = more.repeat(len(h) // len(more), 1, 1, 1) # guidance doubles a batch
-            return h + more
+            if more.shape[-3:] != h.shape[1:]:
+                raise ValueError(f"directions are of a bottleneck {tuple(more.shape[-3:])}, not {tuple(h.shape[1:])}")
+            if more.ndim == 3: return h + more
+            if len(h) % len(more):
+                raise ValueError(f"strengths are for {len(more)} images, and the bottleneck saw a batch of {len(h)}")
+            return h + more.repeat(len(h) // len(more), 1, 1, 1) # guidance doubles a batch
         with model.lock, _hooked(model, each): yield self
 
 # %% ../nbs/41_hspace.ipynb #cell-07
@@ -116,7 +121,7 @@ def h_directions(
     unit = values[:count] / (samples - 1) ** .5
     vectors = right[:count].view(count, *h.shape[1:])
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    return HSpace(vectors, values[:samples - 1], unit, torch.tensor(times), prompts, guidance)
+    return HSpace(vectors, values[:samples - 1], unit, torch.tensor(times), prompts, guidance, steps)
 
 # %% ../nbs/41_hspace.ipynb #cell-08
 @torch.no_grad()
@@ -136,8 +141,8 @@ def sweep_h(
     def draw(part):
         mine = [numbers[i] for i in part.tolist()]
         with space.on(model, mixes[part]):
-            return sample(model, in_turn(space.prompts, mine), start_noise(model, seed, mine), len(space.timesteps),
-                          space.guidance).cpu()
+            noise = start_noise(model, seed, mine)
+            return sample(model, in_turn(space.prompts, mine), noise, space.steps, space.guidance).cpu()
     parts = progress(torch.arange(len(numbers)).split(batch), desc="h-space")
     latents = torch.cat([x for part in parts for x in in_parts(model, "sweep", draw, part, batch)])
     return latents.view(k, len(s), n, *latents.shape[1:])

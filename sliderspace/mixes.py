@@ -40,6 +40,8 @@ def draw_mixes(
     Raises `ValueError` for an empty prompt, another number of mixes than samples, and as `SliderSpace.on` does."""
     check_prompt(prompt)
     mixes, samples = space.strengths(mixes), list(samples)
+    if batch < 1: raise ValueError(f"batch must be 1 or more, not {batch}")
+    if not mixes.isfinite().all(): raise ValueError("mixes must be finite, and hold NaN or infinity")
     if mixes.shape != (len(samples), len(space)):
         raise ValueError(f"mixes must be ({len(samples)}, {len(space)}), a row a sample, not {tuple(mixes.shape)}")
     prompts, moved, rows = in_turn(prompt, samples), mixes.any(1), torch.arange(len(samples))
@@ -111,8 +113,9 @@ def score_mixes(
 
     Raises `ValueError` for anything but a symmetric matrix."""
     together = torch.as_tensor(together, dtype=torch.float64)
-    if together.ndim != 2 or not torch.allclose(together, together.T) or not together.diagonal().sum() > 0:
-        raise ValueError(f"together must be a symmetric (K, K) matrix, not {tuple(together.shape)}")
+    square = together.ndim == 2 and together.shape[0] == together.shape[1]
+    if not square or not together.isfinite().all() or not together.allclose(together.T) or together.trace() <= 0:
+        raise ValueError(f"together must be a finite symmetric (K, K) matrix, not {together.tolist()}")
     values, vectors = torch.linalg.eigh(together)
     root = vectors * values.clamp(min=0).sqrt() * (size / together.trace().sqrt())
     drawn = torch.stack([torch.randn(len(together), generator=_random(seed, i), dtype=torch.float64) for i in samples])

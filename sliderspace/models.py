@@ -141,12 +141,12 @@ class Model:
         on_step=None,        # called with each `schedules.Step`
     )->Tensor:               # latents of the images, `(n, ...)`
         """The pipeline's own sampling, watched."""
-        newest, scheduler = [], self.pipe.scheduler
+        newest = []
+        scheduler = traced(self.pipe.scheduler, on_step, newest)
         if self.leader:
             other, first, scale = self.leader
             def x0_of(seen, *at): return other.predict(seen.to(other.device).float(), at[0], prompt, scale, at[1:])[1]
             scheduler = led(scheduler, first, x0_of)
-        scheduler = traced(scheduler, on_step, newest)
         self._call(prompt, len(noise), scheduler, steps, guidance, noise, generator=generator)
         return newest[0]
 
@@ -269,7 +269,7 @@ class Model:
         if self.latent_shape != other.latent_shape:
             raise ValueError(f"other must have latents {self.latent_shape}, not {other.latent_shape}")
         if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps must be 1 or more, not {steps!r}")
-        return replace(self, leader=(other, steps, guidance))
+        return replace(self, leader=(other, steps, other.guidance if guidance is None else guidance))
 
     def parts(self)->list[nn.Module]:
         """The networks that make an image: denoiser, autoencoder, text encoders."""

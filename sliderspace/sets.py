@@ -7,6 +7,7 @@ __all__ = ['Interval', 'mean_interval', 'distance_of_pairs', 'vendi_score', 'tex
            'kernel_distance', 'cmmd', 'precision_recall', 'name_of', 'lpips']
 
 # %% ../nbs/28_sets.ipynb #cell-02
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,9 @@ def _drawn(n, rounds, seed):
 # %% ../nbs/28_sets.ipynb #cell-08
 def _interval_of(rounds, level=.95):
     "The figure of bootstrap rounds `(1 + rounds,)`, the first of them the set itself."
-    edge = (1 - level) / 2
-    return Interval(rounds[0].item(), *rounds[1:].quantile(torch.tensor([edge, 1 - edge], dtype=rounds.dtype)).tolist())
+    edge, value = (1 - level) / 2, rounds[0].item()
+    low, high = rounds[1:].quantile(torch.tensor([edge, 1 - edge], dtype=rounds.dtype)).tolist()
+    return Interval(value, min(low, value), max(high, value))
 
 # %% ../nbs/28_sets.ipynb #cell-09
 def mean_interval(
@@ -56,6 +58,7 @@ def mean_interval(
     seed:int=0,
 )->Interval:
     """The mean, with its 95 % interval."""
+    if not isinstance(values, Tensor) or values.ndim != 1: raise ValueError("values must be a tensor (n,)")
     _check(values[:, None], "values", 1)
     return _interval_of(_drawn(len(values), rounds, seed) @ values.float() / len(values))
 
@@ -84,11 +87,14 @@ def distance_of_pairs(
     _check(x)
     if metric not in _APART: raise ValueError(f"metric must be one of {list(_APART)}, not {metric!r}")
     groups = torch.zeros(len(x), dtype=torch.long) if groups is None else torch.as_tensor(groups)
-    if len(groups) != len(x): raise ValueError(f"groups must be {len(x)} numbers, one an image, not {len(groups)}")
+    if groups.shape != (len(x),):
+        raise ValueError(f"groups must be {len(x)} numbers, one an image, not {' by '.join(map(str, groups.shape))}")
     names, sizes = groups.unique(return_counts=True)
     if (sizes < 2).any(): raise ValueError("groups must have 2 images or more each: a single one has no pairs")
-    each = [_pair_rounds(x[groups == g].float(), _APART[metric], rounds, seed + i) for i, g in enumerate(names)]
-    return _interval_of(torch.stack(each).mean(0))
+    x = x.float() - x.float().mean(0) if metric == "euclidean" else x.float() # what all have in common rounds worse
+    each = torch.stack([_pair_rounds(x[groups == g], _APART[metric], rounds, seed + i) for i, g in enumerate(names)])
+    if len(names) == 1 or sizes.min() >= 10: return _interval_of(each.mean(0))
+    return mean_interval(each[:, 0], rounds, seed) # a few images cannot be drawn again: prompts are
 
 # %% ../nbs/28_sets.ipynb #cell-15
 def vendi_score(
@@ -115,6 +121,7 @@ def text_alignment(
 
     Raises `ValueError` for features that are no finite matrices of one shape."""
     _check(x, least=1)
+    _check(text, "text", 1)
     if x.shape != text.shape: raise ValueError(f"text must be {tuple(x.shape)}, as the images, not {tuple(text.shape)}")
     return mean_interval(100 * F.cosine_similarity(x.float(), text.float()).clamp(min=0), rounds, seed)
 
@@ -168,8 +175,11 @@ def kernel_distance(
     Raises `ValueError` for features that are no finite matrices."""
     from torchmetrics.image.kid import KernelInceptionDistance
     _both(x, reference, 3)
+    if subsets < 1: raise ValueError(f"subsets must be 1 or more, not {subsets}")
+    if size < 2: raise ValueError(f"size must be 2 or more, not {size}")
     size = min(size, len(x) - 1, len(reference) - 1)
-    with torch.random.fork_rng(devices=[]): # subsets are drawn from the global state
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(): # subsets are drawn from the global state
+        warnings.simplefilter("ignore", UserWarning) # that features are kept
         torch.manual_seed(seed)
         mean, std = _compared(KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets, size), x, reference)
     return mean.item(), std.item()
@@ -185,6 +195,7 @@ def cmmd(
 
     Raises `ValueError` for features that are no finite matrices."""
     _both(x, reference)
+    if not sigma > 0: raise ValueError(f"sigma must be above 0, not {sigma}")
     x, y = (F.normalize(rows.double(), dim=1) for rows in (x, reference))
     def mean(a, b, rows=2000): # k(a, b) over all pairs
         parts = (((2 * part @ b.T - 2) / (2 * sigma ** 2)).expm1().sum() for part in a.split(rows))
@@ -202,6 +213,8 @@ def precision_recall(
 
     Raises `ValueError` for features that are no finite matrices of more rows than `neighbours`."""
     from torch_fidelity.metric_prc import prc_features_to_metric
+    if not isinstance(neighbours, int) or neighbours < 1:
+        raise ValueError(f"neighbours must be 1 or more, not {neighbours!r}")
     _both(x, reference, neighbours + 1)
     found = prc_features_to_metric(x.float(), reference.float(), prc_neighborhood=neighbours, prc_batch_size=2000,
                                    save_cpu_ram=True, verbose=False)

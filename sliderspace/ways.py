@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 # %% ../nbs/39_ways.ipynb #cell-03
-from .encoders import Encoder, encoder as find_encoder, unit_rows
+from .encoders import Encoder, encoder as find_encoder
 from .files import card_key, read_tensors, writable_folder, write_tensors
 from .memory import in_parts
 from .mixes import mixed
 from .models import Model
 from .plots import _figure
-from .sampling import check_prompt, decoded, in_turn, sample, start_noise
+from .sampling import check_prompt, check_steps, decoded, in_turn, sample, start_noise
 from sliderspace.sets import (
     Interval, cmmd, frechet_distance, kernel_distance, name_of, distance_of_pairs, precision_recall, text_alignment,
     vendi_score,
@@ -41,7 +41,10 @@ class Way:
     device:object = "cpu" # where its images are looked at
 
 # %% ../nbs/39_ways.ipynb #cell-06
-def _card(kind, model, **more): return {"way": kind, "model": model.identity()} | more
+def _card(kind, model, steps, guidance, **more):
+    "What tells a way from others, whatever the model's defaults become."
+    steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
+    return {"way": kind, "model": model.identity(), "steps": steps, "guidance": guidance} | more
 
 # %% ../nbs/39_ways.ipynb #cell-07
 def _made(model, texts, numbers, seed, steps, guidance, batch):
@@ -62,7 +65,7 @@ def plain(
     """The model as it is, at its own steps and guidance or at others."""
     def draw(prompts, numbers, seed):
         return _made(model, in_turn(prompts, numbers), numbers, seed, steps, guidance, batch)
-    return Way(name, draw, _card("plain", model, steps=steps, guidance=guidance), model.device)
+    return Way(name, draw, _card("plain", model, steps, guidance), model.device)
 
 # %% ../nbs/39_ways.ipynb #cell-09
 def with_mixes(
@@ -83,8 +86,10 @@ def with_mixes(
         latents = mixed(model, space, mixes(numbers), prompts, numbers, seed, steps, guidance, start, batch, transfer,
                         progress=lambda parts, **_: parts)
         return decoded(model, latents, batch)
-    return Way(name, draw, _card("mixes", model, space=space.mark(), key=key or name, start=start, steps=steps,
-                                 guidance=guidance), model.device)
+    start = space.acts_from if start is None else start
+    first = card_key({"mixes": [[round(s, 4) for s in mix] for mix in mixes([0, 1, 2, 3]).tolist()]})
+    card = _card("mixes", model, steps, guidance, space=space.mark(), key=key or name, first=first, start=start)
+    return Way(name, draw, card, model.device)
 
 # %% ../nbs/39_ways.ipynb #cell-10
 def reworded(
@@ -107,17 +112,18 @@ def reworded(
         turns = [i // len(prompts) for i in numbers] # how often its prompt has had its turn before
         words = [variations[p][t % len(variations[p])] for p, t in zip(said, turns)]
         return _made(model, words, numbers, seed, steps, guidance, batch)
-    return Way(name, draw, _card("reworded", model, variations=variations, steps=steps, guidance=guidance),
-               model.device)
+    return Way(name, draw, _card("reworded", model, steps, guidance, variations=variations), model.device)
 
 # %% ../nbs/39_ways.ipynb #cell-12
 SHARD = 100 # images whose features are in a file
 
 # %% ../nbs/39_ways.ipynb #cell-13
+@torch.no_grad()
 def _probe(encoder, device):
-    "A few numbers that tell encoders of one name apart."
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return [round(v, 3) for v in unit_rows(encoder, x.to(device))[0, :8].tolist()]
+    "Three digits of what an encoder makes of noise: tell encoders of one name apart."
+    gen = torch.Generator().manual_seed(0)
+    phi = encoder(torch.rand(1, 3, 64, 64, generator=gen).to(device)).cpu()[0]
+    return [f"{v:.3g}" for v in (phi.norm().item(), (phi @ torch.randn(len(phi), generator=gen)).item())]
 
 # %% ../nbs/39_ways.ipynb #cell-14
 @torch.no_grad()
@@ -142,11 +148,13 @@ def features_of_way(
 
     Raises `ValueError` for an empty prompt, encoders of latents, fewer than 2 images, and a folder that cannot be
     written."""
-    check_prompt(list(prompts))
-    if wrong := [e.name for e in encoders if e.space != "images"]:
-        raise ValueError(f"encoders must look at images, and {wrong[0]!r} looks at {encoders[0].space}")
+    check_prompt(prompts := list(prompts))
+    if wrong := [e for e in encoders if e.space != "images"]:
+        raise ValueError(f"encoders must look at images, and {wrong[0].name!r} looks at {wrong[0].space}")
+    names = [e.name for e in encoders]
+    if len(set(names)) < len(names): raise ValueError(f"encoders must have different names, not {names}")
     if images < 2: raise ValueError(f"images must be 2 or more, not {images}")
-    folder, made, first = folder and writable_folder(folder), [], []
+    folder, made = folder and writable_folder(folder), []
     card = way.card | dict(prompts=list(prompts), seed=seed) | ({} if way.card else {"name": way.name})
     known = folder and card_key(card | {"encoders": {e.name: _probe(e, way.device) for e in encoders}})
     for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
@@ -155,11 +163,13 @@ def features_of_way(
         if path and path.is_file(): tensors = read_tensors(path, "features")[0]
         else:
             drawn = way.draw(prompts, numbers.tolist(), seed)
-            tensors = _seen(encoders, drawn, way.device) | {"images": drawn[:wanted].mul(255).round().byte()}
+            seen = _seen(encoders, drawn, way.device)
+            tensors = {f"phi {name}": phi for name, phi in seen.items()}
+            tensors["images"] = drawn[:wanted].mul(255).round().byte()
             if path: write_tensors(path, tensors, card, "features")
-        first.append(tensors.pop("images"))
         made.append(tensors)
-    return {e.name: torch.cat([m[e.name] for m in made]) for e in encoders}, torch.cat(first)
+    features = {name: torch.cat([m[f"phi {name}"] for m in made]) for name in names}
+    return features, torch.cat([m["images"] for m in made])
 
 # %% ../nbs/39_ways.ipynb #cell-17
 def reference_features(
@@ -227,6 +237,15 @@ def figures(
     return out
 
 # %% ../nbs/39_ways.ipynb #cell-21
+def _check_reference(reference, images):
+    "Raise `ValueError` unless distances from a reference can be measured."
+    if images < 4: raise ValueError(f"images must be 4 or more for distances from a reference, not {images}")
+    if not isinstance(reference, Way | Tensor | Pictures):
+        raise ValueError(f"reference must be a way, a tensor of images or pictures, not {type(reference).__name__}")
+    if not isinstance(reference, Way) and len(reference) < 4:
+        raise ValueError(f"reference must be 4 images or more, not {len(reference)}")
+
+# %% ../nbs/39_ways.ipynb #cell-22
 def compare_ways(
     ways:list[Way],
     prompts:str|list[str],     # they take turns
@@ -244,9 +263,11 @@ def compare_ways(
 
     Raises `ValueError` for two ways of one name, and as `features_of_way` does."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_prompt(prompts)
     names = [w.name for w in ways]
     if len(set(names)) < len(names) or not names: raise ValueError(f"ways must have different names, not {names}")
     encoders = [find_encoder(e, model) for e in encoders]
+    if reference is not None: _check_reference(reference, images)
     def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, progress)
     if isinstance(reference, Way): reference = seen(reference)[0]
     elif reference is not None: reference = reference_features(reference, encoders, device=ways[0].device)
@@ -259,7 +280,7 @@ def compare_ways(
             rows[way.name] |= figures(e, features[e.name], groups, texts, reference and reference[e.name])
     return Comparison(rows, pictures, images, prompts)
 
-# %% ../nbs/39_ways.ipynb #cell-22
+# %% ../nbs/39_ways.ipynb #cell-23
 def plot_ways(
     comparison:Comparison,
     x:str,  # name of a figure, as in the comparison

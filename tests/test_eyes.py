@@ -102,6 +102,18 @@ def test_another_voice_each_time_is_not_trusted():
     assert row.confidence == 0 and not row.confident and row.error is None
 
 
+def test_other_things_that_come_and_go_are_no_agreement():
+    """All say that something is not there at the low end, and each means something else."""
+    things = iter(["hat", "beard", "scarf"])
+
+    def ask(images, text):
+        thing = next(things)
+        return honest(images, text, thing, f"no {thing}")
+
+    (row,) = label(ask, asks=3).rows
+    assert not row.confident and row.error is None
+
+
 def test_the_name_is_what_most_say():
     names = iter(["pale", "sunny", "sunny"])
     (row,) = label(lambda images, text: honest(images, text, next(names)), asks=3).rows
@@ -200,6 +212,7 @@ def test_images_are_those_of_the_model(model):
 
 @pytest.mark.parametrize("said", [
     '{"A": "Red  Hair.", "B": "Blue\\u00a0hair "}', '{"C": 1} {"A": "red hair", "B": "blue hair"}',
+    '{"answer": {"A": "red hair", "B": "blue hair"}}', '[[{"A": "red hair", "B": "blue hair"}]]',
     'Sure! {x}\n```json\n{"why": [1], "B": "blue hair", "A": "red hair"}\n```',
 ])
 def test_answers_are_found_wherever_they_stand(said):
@@ -263,6 +276,8 @@ def test_names_may_be_given_to_choose_from():
     choices = ["bright", "dark", 'ligh"t']
     assert all(f"of this list: {json.dumps(choices)}" in text for _, text in shown(shades(), choices=choices))
     (row,) = label(honest, choices=["dark", "bright", "medium"]).rows
+    assert (row.high, row.low, row.confident) == ("bright", "dark", True)
+    (row,) = label(partial(honest, high="Bright.", low=" dark"), choices=["dark", "bright", "medium"]).rows
     assert (row.high, row.low, row.confident) == ("bright", "dark", True)
     (row,) = label(honest, choices=["dark", "light"]).rows
     assert "has a name that is not in the list: 'bright'" in row.error
@@ -367,7 +382,8 @@ def test_errors_in_html_are_text():
 @pytest.fixture
 def service(monkeypatch):
     """A server on this machine: `requests` as (path, JSON), and `reply`, from JSON to (status, JSON)."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     said = SimpleNamespace(requests=[], reply=None)
@@ -533,6 +549,21 @@ def test_openais_own_models_get_the_limit_that_they_know(service, monkeypatch):
     service.reply = reply
     assert label(openai_eyes("gpt-x", tokens=300)).rows[0].error is None
     assert all(body["max_completion_tokens"] == 300 for _, body in service.requests)
+
+
+@pytest.mark.parametrize("url, limit", [
+    ("https://api.openai.com/v1/", "max_completion_tokens"), ("http://localhost:11434/v1/", "max_tokens"),
+])
+def test_a_clients_limit_is_the_one_that_its_service_knows(url, limit):
+    asked = []
+
+    def create(**given):
+        asked.append(given)
+        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=answer("a", "b")))])
+
+    client = SimpleNamespace(base_url=url, chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    assert label(openai_eyes("gpt-x", client=client, tokens=300)).rows[0].error is None
+    assert [{name: n for name, n in given.items() if "tokens" in name} for given in asked] == [{limit: 300}] * 3
 
 
 @pytest.mark.parametrize("eyes, package", [(claude, "anthropic"), (openai_eyes, "openai")])
