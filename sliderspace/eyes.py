@@ -6,7 +6,7 @@
 __all__ = ['label_by_eyes', 'claude', 'openai_eyes', 'local_eyes']
 
 # %% ../nbs/30_eyes.ipynb #cell-02
-import io, json, os, random, re
+import io, json, random, re, unicodedata
 from base64 import b64encode
 from collections.abc import Callable
 
@@ -47,13 +47,16 @@ def _answer(text, choices):
     if len(text) > 10_000: raise ValueError(f"the answer has {len(text)} characters")
     decode, at, found = json.JSONDecoder().raw_decode, 0, []
     while (at := text.find("{", at)) >= 0:
-        try: one, at = decode(text, at)
-        except (ValueError, RecursionError): at += 1
-        else: found += [one] * ({"A", "B"} <= one.keys())
+        try: one, end = decode(text, at)
+        except (ValueError, RecursionError): one = {}
+        if {"A", "B"} <= one.keys(): found.append(one)
+        at = end if {"A", "B"} <= one.keys() else at + 1
     if not found: raise ValueError(f"the answer has no JSON object with A and B: {text[:60]!r}")
     found = found[-1] # what comes before it may be thoughts, or the question again
-    names = [" ".join(found[k].lower().split()) if isinstance(found[k], str) else "" for k in "AB"]
+    given = [unicodedata.normalize("NFC", found[k]) if isinstance(found[k], str) else "" for k in "AB"]
+    names = [" ".join(name.lower().split()) for name in given]
     if choices:
+        names = [n if n in choices else n.strip(" .") for n in names]
         for name in names:
             if name not in choices: raise ValueError(f"the answer has a name that is not in the list: {name[:60]!r}")
         names = [choices[n] for n in names]
@@ -67,13 +70,13 @@ def _answer(text, choices):
 
 # %% ../nbs/30_eyes.ipynb #cell-08
 def _agreement(a, b):
-    "How much two answers (high, low) agree, -1 (the opposite) to 1; words that both its names have tell nothing."
-    def told(answer):
-        high, low = (set(re.findall(r"\w+", name)) for name in answer)
-        return (high - low, low - high) if high != low else (high, low)
-    def alike(x, y): return len(x & y) / len(x | y) if x | y else 1.
-    a, b = told(a), told(b)
-    return (alike(a[0], b[0]) + alike(a[1], b[1]) - alike(a[0], b[1]) - alike(a[1], b[0])) / 2
+    """How much two answers (high, low) agree, -1 (the opposite) to 1: words shared at the same ends less those at
+    opposite ones, over what that is for an answer and itself."""
+    a, b = ([set(re.findall(r"\w+", name)) for name in answer] for answer in (a, b))
+    def alike(x, y): return len(x & y) / max(1, len(x | y))
+    same, other = alike(a[0], b[0]) + alike(a[1], b[1]), alike(a[0], b[1]) + alike(a[1], b[0])
+    most = 2 - alike(*a) - alike(*b) # of the difference: Jaccard's distance is a metric
+    return (same - other) / most if most else 0.
 
 # %% ../nbs/30_eyes.ipynb #cell-09
 def _asked(ask, images, prompt, asks, pairs, choices, rng, size):
@@ -94,7 +97,7 @@ def label_by_eyes(
     model:Model,
     ends:Ends,
     ask:Callable,        # (list of PIL images, text) -> text, see `claude`, `openai_eyes` and `local_eyes`
-    asks:int=3,          # questions about each slider, 2 or more
+    asks:int=6,          # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
     pairs:int=4,         # of images in a question
     choices:list[str]|None=None, # the only names that may be given; default: any
     least:float=.5,      # agreement that makes confident
@@ -105,8 +108,8 @@ def label_by_eyes(
     """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence:
     how much its answers agree, 0 to 1: shared words less those shared with the other end, a mean over pairs.
 
-    Raises `ValueError` for fewer than 2 asks or 1 pair; what `ask` raises or answers is an error on its slider
-    alone."""
+    Raises `ValueError` for fewer than 2 asks, 1 pair or 2 choices; what `ask` raises or answers is an error on its
+    slider alone."""
     if asks < 2: raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
     if pairs < 1: raise ValueError(f"pairs must be 1 or more, not {pairs}")
     if choices is not None:
@@ -162,23 +165,23 @@ def claude(
 def openai_eyes(
     model:str,        # by name
     base_url:str|None=None, # of any service with this interface, such as vLLM or Ollama; default: OpenAI's
-    client=None,      # an `openai.OpenAI`; default: one with the key of the environment
+    client=None,      # an `openai.OpenAI`, which knows its own service and key; default: a new one
     tokens:int=200,   # of an answer, at most
+    key:str|None=None, # of the service; default: OpenAI's from the environment, and none for another service
 )->Callable:          # (images, text) -> text
     """Eyes by OpenAI's interface, which many services have. Raises `ImportError` without
     `pip install "sliderspace[eyes]"`."""
     try: import openai
     except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
-    own = client or base_url # OpenAI's own models know another word for the limit, and want a key
-    limit = "max_tokens" if own else "max_completion_tokens"
-    key = os.environ.get("OPENAI_API_KEY") or ("none" if own else None)
-    client = client or openai.OpenAI(base_url=base_url, api_key=key)
+    own = "openai." in str(client.base_url) if client else base_url is None
+    limit = "max_completion_tokens" if own else "max_tokens" # OpenAI's own models know another word for it
+    if not client: client = openai.OpenAI(base_url=base_url, api_key=key or (None if own else "none"))
     def ask(images, text):
         shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_data(x)}"}} for x in images]
         answer = client.chat.completions.create(model=model, **{limit: tokens}, messages=[
             {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
         said = answer.choices[0].message
-        return said.content or said.refusal or ""
+        return said.content or getattr(said, "refusal", None) or ""
     return _named(ask, model)
 
 # %% ../nbs/30_eyes.ipynb #cell-16

@@ -108,7 +108,8 @@ class Labels:
             while label in space.labels[:at] + space.labels[at + 1:]:
                 n += 1
                 label = f"{row.low} → {row.high} ({n})"
-            note = f"named by {self.by}, confidence {row.confidence:.2f}; was {row.slider}"
+            named = f"named by {self.by}, confidence {row.confidence:.2f}; was {row.slider}"
+            note = "; ".join(filter(None, [space.rows[at].get("note"), named]))
             space = space.named(at, label, note)
         return space
 
@@ -145,7 +146,7 @@ def label_by_words(
     vocabulary:dict[str, list[str]]|list[str]=PHRASES, # kind -> phrases that exclude each other, or a list of one kind
     encoder=None,       # that knows words, see `encoders.encoder`
     least:float=.2,     # margin that makes confident, in probability
-    chance:float=.05,   # that pairs in random order change a kind as much
+    chance:float=.05,   # that pairs in random order change a kind as much; .05 takes 6 pairs or more
     batch:int=64,
 )->Labels:
     """Name sliders by the phrases that rise and fall most between their ends. Confidence: the margin, how much more the

@@ -94,6 +94,13 @@ def test_small_differences_of_large_features_count(at):
     assert distance_of_pairs(x).value == pytest.approx(pairs(x, "euclidean").mean().item(), rel=1e-3)
 
 
+def test_small_differences_count_however_far_prompts_are_apart():
+    groups = torch.arange(80) % 2
+    x = 100 * groups[:, None] + 1e-2 * cloud(80)
+    expected = sum(pairs(x[groups == g], "euclidean").mean().item() for g in (0, 1)) / 2
+    assert distance_of_pairs(x, groups).value == pytest.approx(expected, rel=1e-3)
+
+
 def test_equal_images_are_no_distance_apart():
     assert distance_of_pairs(cloud(1, 64).expand(60, -1)).value == pytest.approx(0, abs=1e-6)
 
@@ -117,7 +124,7 @@ def test_intervals_of_means_cover_the_true_mean():
     assert 0.92 <= covered(lambda seed: mean_interval(3 + gaussian(seed, 80), 200, seed), 3) <= 0.98
 
 
-@pytest.mark.parametrize("prompts, images", [(1, 60), (5, 60), (20, 60)])
+@pytest.mark.parametrize("prompts, images", [(1, 60), (5, 60), (20, 60), (2, 10), (5, 25)])
 def test_intervals_of_distances_cover_the_true_distance(prompts, images):
     groups = torch.arange(images) % prompts
     share = covered(lambda seed: distance_of_pairs(gaussian(seed, images, 8), groups, rounds=200, seed=seed), WIDE)

@@ -388,6 +388,14 @@ def test_ways_that_differ_have_other_cards(student, what):
     assert one.card != other.card
 
 
+def test_the_usable_range_of_every_slider_counts(student):
+    space = random_space(student, [f"{i}" for i in range(16)])
+    narrow = space.ranges.repeat(16, 1, 1)
+    narrow[range(16), range(16)] /= 10
+    cards = {str(in_range(student, replace(space, ranges=r)).card) for r in [space.ranges, *narrow]}
+    assert len(cards) == 17
+
+
 def test_equal_ways_have_equal_cards(student):
     space = random_space(student)
     for make_way in (partial(plain, student), partial(with_mixes, student, space, key="a", mixes=ones),
