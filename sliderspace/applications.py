@@ -27,6 +27,13 @@ from .store import check_encoder
 from .ways import Comparison, Way, compare_ways, plain, with_mixes
 
 # %% ../nbs/40_applications.ipynb #cell-05
+def _directions(space, found):
+    "The direction of each slider; raises `ValueError` for sliders of others, or of none."
+    at = [row.get("direction", len(found.vectors)) for row in space.rows]
+    if max(at) >= len(found.vectors): raise ValueError(f"these sliders are of other directions than {found}")
+    return at
+
+# %% ../nbs/40_applications.ipynb #cell-06
 def mixing_ways(
     model:Model,
     space:SliderSpace,
@@ -45,8 +52,7 @@ def mixing_ways(
     kinds = {f"sparse {count}": sparse, "both signs": partial(sparse, both=True),
              "both signs, in range": lambda numbers: within(sparse(numbers, both=True), ranges)}
     if found is not None:
-        at = [row["direction"] for row in space.rows]
-        if max(at) >= len(found.vectors): raise ValueError(f"these sliders are of other directions than {found}")
+        at = _directions(space, found)
         kinds["by singular value"] = partial(sparse, both=True, weights=found.singular_values[at])
         together = torch.corrcoef(found.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
         kinds["as the scores vary"] = partial(score_mixes, together, size=strength * count ** .5)
@@ -54,7 +60,7 @@ def mixing_ways(
     return [with_mixes(model, space, name + more, mixes, f"{name} {count} {strength:g}", transfer=transfer, **options)
             for name, mixes in kinds.items()]
 
-# %% ../nbs/40_applications.ipynb #cell-07
+# %% ../nbs/40_applications.ipynb #cell-08
 def decompose(
     model:Model,
     space:SliderSpace,    # of one prompt
@@ -81,7 +87,7 @@ def decompose(
         ways.append(with_mixes(model, control, "control", mixes, f"control {count} {strength:g}", **options))
     return compare_ways(ways, prompts, images, encoders, None, model, seed, folder=folder, progress=progress)
 
-# %% ../nbs/40_applications.ipynb #cell-09
+# %% ../nbs/40_applications.ipynb #cell-10
 def rivals(
     model:Model,
     other:Model,          # such as the one that the model was distilled from
@@ -94,7 +100,7 @@ def rivals(
             plain(model.led_by(other), "its first step", **options),
             *(plain(model, f"guidance {g:g}", guidance=g, **options) for g in guidances)]
 
-# %% ../nbs/40_applications.ipynb #cell-10
+# %% ../nbs/40_applications.ipynb #cell-11
 def returned(
     comparison:Comparison,
     measure:str,          # name of a figure, as in the comparison
@@ -109,7 +115,7 @@ def returned(
     if not gap: raise ValueError(f"{lost!r} and {whole!r} have the same {measure}: nothing was lost")
     return {way: (v - value[lost]) / gap for way, v in value.items() if way not in (lost, whole)}
 
-# %% ../nbs/40_applications.ipynb #cell-12
+# %% ../nbs/40_applications.ipynb #cell-13
 @dataclass(frozen=True, eq=False, repr=False)
 class Transfer:
     """What spaces that were found in one prompt do to others."""
@@ -132,7 +138,7 @@ class Transfer:
         rows = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
         return f"<table><tr><th>{'<th>'.join(head)}</tr>{rows}</table>"
 
-# %% ../nbs/40_applications.ipynb #cell-13
+# %% ../nbs/40_applications.ipynb #cell-14
 @torch.no_grad()
 def transfer(
     model:Model,
@@ -147,11 +153,14 @@ def transfer(
 
     Raises `ValueError` for an empty prompt, another model or encoder, and sliders of other directions."""
     check_prompt(list(prompts))
+    if samples < 1: raise ValueError(f"samples must be 1 or more, not {samples}")
     eyes = {name: check_encoder(model, encoder, found.samples) for name, (_, found) in spaces.items()}
+    for space, found in spaces.values():
+        space.check(model)
+        _directions(space, found)
     found_alignment, found_effect, all_latents = [], [], []
     for name, (space, found) in spaces.items():
-        space.check(model)
-        at, run = [row["direction"] for row in space.rows], found.samples.run
+        at, run = _directions(space, found), found.samples.run
         vectors, unit = found.vectors[at], found.unit[at]
         fresh = list(range(run.samples + 4000, run.samples + 4000 + samples))
         alignments, effects, made = [], [], []

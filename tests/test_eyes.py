@@ -22,6 +22,8 @@ from sliderspace.eyes import claude, label_by_eyes, local_eyes, openai_eyes
 from sliderspace.labels import Ends
 from sliderspace.portraits import edit_pairs
 
+label_by_eyes = partial(label_by_eyes, asks=3)  # few questions are enough here
+
 SIDE = 8  # pixels of the images below
 
 
