@@ -15,7 +15,7 @@ from sliderspace.sliders import detach
 
 OPTIONS = dict(seed=3, steps=2, guidance=2.0, progress=quiet)
 MIXES = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-SAMPLES = [7, 4, 0, 9, 4]
+SAMPLES = [7, 4, 0, 9, 7]  # two images of one noise
 
 
 def alone(model, space, mix, number, prompt=PROMPT, **options):
@@ -37,7 +37,7 @@ def test_each_image_has_its_own_mix_and_noise(tiny):
     got = mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
     for image, mix, number in zip(got, MIXES, SAMPLES):
         assert_close(image, alone(tiny, space, mix, number), rtol=0, atol=1e-4)
-    assert (got[4] - got[1]).abs().max() > 1e-2  # of the same noise
+    assert (got[4] - got[0]).abs().max() > 1e-2  # of the same noise
 
 
 def test_images_of_the_bundled_model():
@@ -172,6 +172,8 @@ def test_a_mix_depends_on_seed_and_number_alone():
     torch.manual_seed(2)
     assert torch.equal(score_mixes(torch.eye(8), [40, 3]), scores[[40, 3]])
     assert (score_mixes(torch.eye(8), range(50), seed=1) != scores).all()
+    pairs = [(0, 0), (1, 0), (0, 1), (1, 11), (11, 1), (111, 0), (1, 110), (110, 1)]  # of a seed and a number
+    assert len(torch.cat([score_mixes(torch.eye(8), [i], seed=seed) for seed, i in pairs]).unique(dim=0)) == len(pairs)
 
 
 def likely(counts, expected=None):
@@ -185,6 +187,8 @@ def test_all_sliders_and_signs_are_drawn_alike():
     three = sparse_mixes(6, range(3000), 3)
     kinds, counts = three.unique(dim=0, return_counts=True)
     assert len(kinds) == 20 and likely(counts)  # every set of three
+    up = (sparse_mixes(6, range(3000), 3, both=True) > 0).sum(1)
+    assert likely(up.bincount(), 3000 * torch.tensor([1, 3, 3, 1]) / 8)  # each sign by itself
 
 
 def test_weights_are_chances():
