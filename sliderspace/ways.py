@@ -136,7 +136,7 @@ def _seen(encoders, images, device, batch=64):
 @torch.no_grad()
 def features_of_way(
     way:Way,
-    prompts:list[str],        # they take turns
+    prompts:str|list[str],    # they take turns
     images:int,               # how many, of all prompts
     encoders:list[Encoder],   # of images
     seed:int=0,
@@ -148,7 +148,7 @@ def features_of_way(
 
     Raises `ValueError` for an empty prompt, encoders of latents, fewer than 2 images, and a folder that cannot be
     written."""
-    check_prompt(prompts := list(prompts))
+    check_prompt(prompts := [prompts] if isinstance(prompts, str) else list(prompts))
     if wrong := [e for e in encoders if e.space != "images"]:
         raise ValueError(f"encoders must look at images, and {wrong[0].name!r} looks at {wrong[0].space}")
     names = [e.name for e in encoders]
@@ -262,8 +262,7 @@ def compare_ways(
     alignment by encoders that know words, and distances from a reference.
 
     Raises `ValueError` for two ways of one name, and as `features_of_way` does."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    check_prompt(prompts)
+    check_prompt(prompts := [prompts] if isinstance(prompts, str) else list(prompts))
     names = [w.name for w in ways]
     if len(set(names)) < len(names) or not names: raise ValueError(f"ways must have different names, not {names}")
     encoders = [find_encoder(e, model) for e in encoders]

@@ -43,10 +43,12 @@ class Counted(Way):
     def __init__(self, name="way", card=None, scale=1.0):
         super().__init__(name, self.made, {} if card is None else card)
         object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "said", [])
         object.__setattr__(self, "scale", scale)
 
     def made(self, prompts, numbers, seed):
         self.asked.append(numbers)
+        self.said.append(prompts)
         gens = (torch.Generator().manual_seed(1000 * seed + i) for i in numbers)
         return self.scale * torch.stack([torch.rand(3, 8, 8, generator=g) for g in gens])
 
@@ -270,6 +272,12 @@ def test_features_are_of_every_image_in_order():
     for eye in (pixels(4), pixels(2)):
         assert_close(features[eye.name], eye(images), rtol=0, atol=1e-6)
     assert first.dtype == torch.uint8 and torch.equal(first, (images[:6] * 255).round().byte())
+
+
+def test_a_prompt_is_not_a_list_of_letters():
+    way = Counted()
+    features_of_way(way, "hat", 2, EYES, progress=quiet)
+    assert way.said == [["hat"]]
 
 
 @pytest.mark.parametrize("name", ["images", "a/b: <c>", "größer"])
