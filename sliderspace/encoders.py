@@ -66,8 +66,9 @@ def open_clip_encoder(
     if tags != [None] and pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
         raise ValueError(f"pretrained={pretrained!r} is no weights file and no weights tag of {name}: {tags}")
     with weights_of(name, "download them once where there is a network, then give the weights file as pretrained="):
+        quick = tags != [None] and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu")
         net = open_clip.create_model(source, pretrained=pretrained, device=device, precision="fp32",
-                                     require_pretrained=True)
+                                     force_quick_gelu=bool(quick), require_pretrained=True) # as they were trained
     net.requires_grad_(False).eval()
     cfg = net.visual.preprocess_cfg
     size = tuple(cfg["size"]) if isinstance(cfg["size"], (tuple, list)) else (cfg["size"],) * 2

@@ -92,7 +92,7 @@ def sparse_mixes(
     weights = torch.ones(sliders) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
     if not isinstance(count, int) or not 1 <= count <= sliders:
         raise ValueError(f"count must be 1 to {sliders}, the number of sliders, not {count!r}")
-    if weights.shape != (sliders,) or not weights.isfinite().all() or (weights < 0).any() or weights.sum() == 0 \
+    if weights.shape != (sliders,) or not weights.isfinite().all() or (weights < 0).any() \
             or (weights > 0).sum() < count:
         raise ValueError(f"weights must be {sliders} finite numbers, {count} or more of them above 0, not {weights}")
     out = torch.zeros(len(samples), sliders)

@@ -67,11 +67,11 @@ _APART = {"euclidean": torch.cdist, "cosine": lambda a, b: 1 - F.normalize(a, di
 
 # %% ../nbs/28_sets.ipynb #cell-13
 def _pair_rounds(x, apart, rounds, seed, rows=2000):
-    "The mean distance of pairs in every bootstrap round; the distances exist some rows at a time."
-    w = _drawn(len(x), rounds, seed)
+    "Sum of the distances of pairs in every bootstrap round, and how many there are; they exist some rows at a time."
+    w, x = _drawn(len(x), rounds, seed), x - x.mean(0) if apart is torch.cdist else x # what all share rounds worse
     total = sum(((w[:, i:i + rows] @ apart(x[i:i + rows], x)) * w).sum(1) for i in range(0, len(x), rows))
     own = sum((w[:, i:i + rows] ** 2 @ apart(x[i:i + rows], x[i:i + rows]).diag()) for i in range(0, len(x), rows))
-    return (total - own) / (len(x) ** 2 - (w ** 2).sum(1)).clamp(min=1)
+    return torch.stack([total - own, len(x) ** 2 - (w ** 2).sum(1)])
 
 # %% ../nbs/28_sets.ipynb #cell-14
 def distance_of_pairs(
@@ -91,10 +91,11 @@ def distance_of_pairs(
         raise ValueError(f"groups must be {len(x)} numbers, one an image, not {' by '.join(map(str, groups.shape))}")
     names, sizes = groups.unique(return_counts=True)
     if (sizes < 2).any(): raise ValueError("groups must have 2 images or more each: a single one has no pairs")
-    x = x.float() - x.float().mean(0) if metric == "euclidean" else x.float() # what all have in common rounds worse
-    each = torch.stack([_pair_rounds(x[groups == g], _APART[metric], rounds, seed + i) for i, g in enumerate(names)])
-    if len(names) == 1 or sizes.min() >= 10: return _interval_of(each.mean(0))
-    return mean_interval(each[:, 0], rounds, seed) # a few images cannot be drawn again: prompts are
+    each = [_pair_rounds(x[groups == g].float(), _APART[metric], rounds, seed + i) for i, g in enumerate(names)]
+    sums, pairs = torch.stack(each, 1)
+    there = (pairs > 0).sum(0) # of a few images the same one may be drawn each time
+    means = (sums / pairs.clamp(min=1)).sum(0) / there.clamp(min=1)
+    return _interval_of(means[there > 0])
 
 # %% ../nbs/28_sets.ipynb #cell-15
 def vendi_score(
@@ -166,7 +167,7 @@ def kernel_distance(
     x:Tensor,         # features, `(n, d)`
     reference:Tensor, # `(m, d)`
     subsets:int=100,  # that are compared
-    size:int=1000,    # images of a subset, at most; all if there are fewer
+    size:int=1000,    # images of a subset, at most; one less than there are if there are fewer
     seed:int=0,
 )->tuple[float, float]: # mean and standard deviation over subsets
     """Kernel distance: the unbiased squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018, arXiv
@@ -216,7 +217,8 @@ def precision_recall(
     if not isinstance(neighbours, int) or neighbours < 1:
         raise ValueError(f"neighbours must be 1 or more, not {neighbours!r}")
     _both(x, reference, neighbours + 1)
-    found = prc_features_to_metric(x.float(), reference.float(), prc_neighborhood=neighbours, prc_batch_size=2000,
+    x, reference = (rows.float() - reference.float().mean(0) for rows in (x, reference)) # what all share rounds worse
+    found = prc_features_to_metric(x, reference, prc_neighborhood=neighbours, prc_batch_size=2000,
                                    save_cpu_ram=True, verbose=False)
     return found["precision"], found["recall"]
 
@@ -237,7 +239,8 @@ def name_of(
     Raises `ValueError` for another measure."""
     if measure not in _STAND_IN: raise ValueError(f"measure must be one of {list(_STAND_IN)}, not {measure!r}")
     original = _ORIGINAL.get(measure)
-    if original and f"{encoder}:".startswith(f"{original}:"): return measure # with a file of weights too
+    known = f"{encoder}:".replace("-quickgelu:", ":") # the same network by another name
+    if original and known.startswith(f"{original}:"): return measure # with a file of weights too
     clip = measure == "CLIP score" and encoder.endswith(":openai")
     return f"{measure if clip else _STAND_IN[measure]} ({encoder})"
 

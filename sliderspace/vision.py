@@ -184,6 +184,9 @@ def inception_fidelity(
     Raises `ValueError` for weights that cannot be had."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     with weights_of("inception-fid", "download them once where there is a network, then give 'inception-fid:file.pth'"):
+        if weights: # torch-fidelity would run what is in the file
+            weights = str(Path(weights).expanduser())
+            torch.load(weights, "cpu", weights_only=True)
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     net = _ready(net, device)
     @torch.no_grad()
@@ -199,7 +202,11 @@ def dreamsim_vision(
     Raises `ImportError` without `pip install "sliderspace[dreamsim]"`, `ValueError` for weights that cannot be had."""
     try: from dreamsim import dreamsim
     except ImportError as e: raise ImportError('DreamSim needs: pip install "sliderspace[dreamsim]"') from e
+    before = torch.hub.get_dir() # its package makes no parents, and sets another one for everybody
     with weights_of("dreamsim", "where there is a network, run it once: its package keeps the weights"):
-        net = dreamsim(pretrained=True, device=str(device), cache_dir=str(Path(torch.hub.get_dir())/"dreamsim"))[0]
+        try:
+            (folder := Path(before)/"dreamsim").mkdir(parents=True, exist_ok=True)
+            net = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder))[0]
+        finally: torch.hub.set_dir(before)
     net = _ready(net, device)
     return lambda x: net.embed(fitted(x, (224, 224), "squash", "bicubic"))

@@ -38,7 +38,6 @@ class Way:
     name:str
     draw:Callable  # (prompts, numbers, seed) -> images in [0, 1], `(n, 3, h, w)`, on the CPU
     card:dict = field(default_factory=dict) # what tells it from others: whatever is in it names what is kept
-    device:object = "cpu" # where its images are looked at
 
 # %% ../nbs/39_ways.ipynb #cell-06
 def _card(kind, model, steps, guidance, **more):
@@ -65,7 +64,7 @@ def plain(
     """The model as it is, at its own steps and guidance or at others."""
     def draw(prompts, numbers, seed):
         return _made(model, in_turn(prompts, numbers), numbers, seed, steps, guidance, batch)
-    return Way(name, draw, _card("plain", model, steps, guidance), model.device)
+    return Way(name, draw, _card("plain", model, steps, guidance))
 
 # %% ../nbs/39_ways.ipynb #cell-09
 def with_mixes(
@@ -87,9 +86,9 @@ def with_mixes(
                         progress=lambda parts, **_: parts)
         return decoded(model, latents, batch)
     start = space.acts_from if start is None else start
-    first = card_key({"mixes": [[round(s, 4) for s in mix] for mix in mixes([0, 1, 2, 3]).tolist()]})
+    first = card_key({"mixes": [[round(s, 4) for s in mix] for mix in mixes(list(range(256))).tolist()]})
     card = _card("mixes", model, steps, guidance, space=space.mark(), key=key or name, first=first, start=start)
-    return Way(name, draw, card, model.device)
+    return Way(name, draw, card)
 
 # %% ../nbs/39_ways.ipynb #cell-10
 def reworded(
@@ -112,7 +111,7 @@ def reworded(
         turns = [i // len(prompts) for i in numbers] # how often its prompt has had its turn before
         words = [variations[p][t % len(variations[p])] for p, t in zip(said, turns)]
         return _made(model, words, numbers, seed, steps, guidance, batch)
-    return Way(name, draw, _card("reworded", model, steps, guidance, variations=variations), model.device)
+    return Way(name, draw, _card("reworded", model, steps, guidance, variations=variations))
 
 # %% ../nbs/39_ways.ipynb #cell-12
 SHARD = 100 # images whose features are in a file
@@ -142,6 +141,7 @@ def features_of_way(
     seed:int=0,
     shown:int=16,             # images that are kept themselves, the first ones
     folder:str|Path|None=None, # keep features here; a run that was stopped goes on
+    device:torch.device|str="cpu", # of the encoders
     progress=tqdm,
 )->tuple[dict[str, Tensor], Tensor]: # encoder -> features `(n, d)`, and the first images, uint8 `(shown, 3, h, w)`
     """Make a way's images a shard at a time, and keep what encoders see of them.
@@ -156,14 +156,14 @@ def features_of_way(
     if images < 2: raise ValueError(f"images must be 2 or more, not {images}")
     folder, made = folder and writable_folder(folder), []
     card = way.card | dict(prompts=list(prompts), seed=seed) | ({} if way.card else {"name": way.name})
-    known = folder and card_key(card | {"encoders": {e.name: _probe(e, way.device) for e in encoders}})
+    known = folder and card_key(card | {"encoders": {e.name: _probe(e, device) for e in encoders}})
     for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
         wanted = min(len(numbers), max(0, shown - numbers[0].item()))
         path = folder and folder/known/f"{numbers[0]:07d}-{len(numbers)}-{wanted}.safetensors"
         if path and path.is_file(): tensors = read_tensors(path, "features")[0]
         else:
             drawn = way.draw(prompts, numbers.tolist(), seed)
-            seen = _seen(encoders, drawn, way.device)
+            seen = _seen(encoders, drawn, device)
             tensors = {f"phi {name}": phi for name, phi in seen.items()}
             tensors["images"] = drawn[:wanted].mul(255).round().byte()
             if path: write_tensors(path, tensors, card, "features")
@@ -266,10 +266,11 @@ def compare_ways(
     names = [w.name for w in ways]
     if len(set(names)) < len(names) or not names: raise ValueError(f"ways must have different names, not {names}")
     encoders = [find_encoder(e, model) for e in encoders]
+    device = "cpu" if model is None else model.device # where the encoders are
     if reference is not None: _check_reference(reference, images)
-    def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, progress)
+    def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, device, progress)
     if isinstance(reference, Way): reference = seen(reference)[0]
-    elif reference is not None: reference = reference_features(reference, encoders, device=ways[0].device)
+    elif reference is not None: reference = reference_features(reference, encoders, device=device)
     groups, rows, pictures = torch.arange(images) % len(prompts), {}, {}
     for way in ways:
         features, pictures[way.name] = seen(way)

@@ -1,4 +1,4 @@
-"""Directions of the bottleneck are principal components of what the middle block puts out, and are added there alone."""
+"""Directions of the bottleneck are principal components of what the middle block puts out, and are added there."""
 
 from contextlib import contextmanager
 
@@ -175,7 +175,8 @@ def test_a_sweep_is_each_direction_alone(tiny, found):
 
 def test_a_sweep_takes_the_steps_that_were_asked_for(tiny, monkeypatch):
     # PNDM looks twice at one of them, and Stable Diffusion's folders come with it
-    monkeypatch.setattr(tiny.pipe, "scheduler", PNDMScheduler.from_config(tiny.pipe.scheduler.config, skip_prk_steps=True))
+    scheduler = PNDMScheduler.from_config(tiny.pipe.scheduler.config, skip_prk_steps=True)
+    monkeypatch.setattr(tiny.pipe, "scheduler", scheduler)
     found = h_directions(tiny, PROMPT, **OPTIONS)
     got = sweep_h(tiny, found, [0, 5], seed=2, strengths=(0,), progress=quiet)
     expected = final_latents(tiny, PROMPT, [0, 5], 2, STEPS, 2.0)
@@ -261,5 +262,6 @@ def test_directions_of_another_model_are_refused(tiny, model, found):
 
 
 def test_a_space_of_directions_says_what_it_explains():
-    space = HSpace(torch.zeros(2, 1, 1, 1, 1), torch.tensor([3.0, 2.0, 1.0]), torch.ones(2), torch.ones(1), [PROMPT], None)
+    values = torch.tensor([3.0, 2.0, 1.0])
+    space = HSpace(torch.zeros(2, 1, 1, 1, 1), values, torch.ones(2), torch.ones(1), [PROMPT], None)
     assert_close(space.explained, torch.tensor([9.0, 4.0]) / 14)

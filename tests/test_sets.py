@@ -332,8 +332,8 @@ def test_precision_is_of_the_images_and_recall_of_the_reference():
 # --- names -----------------------------------------------------------------------------------------------------------
 
 NAMES = {  # a published name -> encoders that it is not of
-    "FID": ["inception", "inception:file.pth", "inception-fidelity", "my-inception-fid", "inception-fid2", "portraits-clip",
-            "dreamsim", "ViT-L-14-336:openai", "timm:inception_v3", ""],
+    "FID": ["inception", "inception:file.pth", "inception-fidelity", "my-inception-fid", "inception-fid2", "dreamsim",
+            "portraits-clip", "ViT-L-14-336:openai", "timm:inception_v3", ""],
     "CMMD": ["ViT-L-14:openai", "ViT-L-14-336:laion2b", "ViT-L-14-336", "ViT-L-14-336:openai2", "portraits-clip",
              "inception-fid", "x:ViT-L-14-336:openai"],
     "DreamSim": ["dinov2", "dreamsim2", "my dreamsim", "portraits-clip", "pixels-16", "inception-fid"],

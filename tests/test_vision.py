@@ -198,7 +198,7 @@ def test_weights_of_fid_that_are_not_there_say_what_to_do(monkeypatch, tmp_path)
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     for spec in ("inception-fid", f"inception-fid:{tmp_path / 'none.pth'}"):
-        with pytest.raises(ValueError, match="weights of 'inception-fid.* could not be loaded .*give 'inception-fid:file.pth'"):
+        with pytest.raises(ValueError, match="weights of 'inception-fid.* could not be loaded .*'inception-fid:file.pth'"):
             encoder(spec)
 
 
