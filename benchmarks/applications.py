@@ -231,7 +231,7 @@ def measuring(bench, seed):
         seconds[f"features ({e.name})"] = time.perf_counter() - began
         began = time.perf_counter()
         text = None if e.text is None else e.text(prompts)
-        figures(e, x, torch.arange(len(x)) % 100, text, x.flip(0))
+        figures(e, x, torch.arange(len(x)) % len(prompts), text, x.flip(0))
         seconds[f"figures ({e.name})"] = time.perf_counter() - began
     return seconds
 
