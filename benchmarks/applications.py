@@ -1,11 +1,10 @@
 """The papers' applications on the bundled models, against truth: python benchmarks/applications.py [--parts ...] [--seeds 0 1 2] [--readme].
 
-Spaces of sliders of the four-step model are trained once (nine minutes each on one core) and kept in --folder, with all
+Spaces of sliders of the four-step model are trained once (five minutes each on one core) and kept in --folder, with all
 features that were seen and every figure; what is there is not made again. Tables are means ± standard deviations over seeds.
 """
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -14,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from portraits import EfficientNetLite0, drawn, table, write_figures
+from portraits import EfficientNetLite0, drawn, measured, table, write_figures
 from training import spread
 from truth import as_strong
 
 from sliderspace import Directions, SliderSpace, discover, load, measure, train
-from sliderspace.applications import decompose, mixing_ways, rivals, transfer
+from sliderspace.applications import decompose, mixing_ways, returned, rivals, transfer
 from sliderspace.asked import measure_asked
 from sliderspace.concepts import Concept, train_concepts
 from sliderspace.encoders import Encoder, encoder
@@ -30,7 +29,7 @@ from sliderspace.mixes import sparse_mixes
 from sliderspace.portraits import FACTORS, PROMPT, caption, draw_factors
 from sliderspace.sampling import final_latents
 from sliderspace.truth import random_sliders, score_edits
-from sliderspace.ways import compare_ways, figures, reference_features, reworded, with_mixes
+from sliderspace.ways import Comparison, compare_ways, figures, reference_features, reworded, with_mixes
 
 CLIP, LITE = "portraits-clip", "EfficientNet-Lite0"
 STYLES = FACTORS["style"]
@@ -69,14 +68,15 @@ class Bench:
 
     def space(self, name, seed):
         "A space of the student, measured, with its directions."
-        stem = self.args.folder / f"{name.replace(' ', '-')}-{seed}"
+        stem = self.args.folder / f"{name.replace(' ', '-')}-{seed}-{self.args.updates}"
         files = [stem.with_name(f"{stem.name}-{kind}.safetensors") for kind in ("space", "found")]
         if all(f.exists() for f in files):
             return SliderSpace.load(files[0], self.student), Directions.load(files[1])
         prompt, teachers, sliders = CONCEPTS[name]
         found = discover(self.student, prompt, samples=600, count=sliders + 8, seed=seed, progress=quiet,
                          source=self.teacher if teachers else None, folder=self.args.folder / "store")
-        space = train(self.student, found, sliders=sliders, seed=seed, folder=self.args.folder / "training", progress=quiet)
+        space = train(self.student, found, sliders=sliders, updates=self.args.updates, seed=seed,
+                      folder=self.args.folder / "training", progress=quiet)
         space = measure(self.student, space, found, progress=quiet).space
         found.save(files[1])
         space.save(files[0])
@@ -123,9 +123,9 @@ def labels(bench, seed):
     rows, sure = [], {}
     for name, space in spaces.items():
         for null in (False, True):
-            these = as_strong(bench.student, bench.encoders[0], space)[0] if null else space
             if name == "asked" and null:
                 continue
+            these = as_strong(bench.student, bench.encoders[0], space)[0] if null else space
             report = measure_asked(bench.student, these, PROMPT if name == "asked" else None, samples=16,
                                    strengths=(-1.0, 0.0, 1.0), progress=quiet)
             named = label_by_words(bench.student, ends_of(report), FACTORS)
@@ -261,8 +261,8 @@ def decomposition_table(runs):
 def nearness_table(runs):
     """Figures of each way, and how much of what lies between the unchanged model and the other one came back."""
     def back(r, way, m):
-        whole, lost = r["the other model"][m], r["unchanged"][m]
-        return (r[way][m] - lost) / (whole - lost)
+        return returned(Comparison(r, {}, 0, []), m)[way]
+
     rows = []
     for way in runs[0]:
         at = over(runs, "{:.3g}")
@@ -316,6 +316,7 @@ def main():
     p.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS])
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--images", type=int, default=200, help="of each way")
+    p.add_argument("--updates", type=int, default=200, help="of the found sliders")
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output/applications"), help="what is measured is kept and not measured again")
     p.add_argument("--kept", action="store_true", help="only what was measured before: some parts may have fewer seeds")
     p.add_argument("--readme", action="store_true", help="write the tables into the README too")
@@ -325,13 +326,10 @@ def main():
     for part in args.parts:
         runs = []
         for seed in args.seeds:
-            kept = args.folder / f"{part}-{seed}-{args.images}.json"
-            if not kept.exists():
-                if args.kept:
-                    continue
-                kept.write_text(json.dumps(PARTS[part](bench, seed)))
-            runs.append(json.loads(kept.read_text()))
-            print(part, seed, file=sys.stderr, flush=True)
+            path = args.folder / f"{part}-{seed}-{args.images}-{args.updates}.json"
+            if (run := measured(path, partial(PARTS[part], bench, seed), args.kept)) is not None:
+                runs.append(run)
+                print(part, seed, file=sys.stderr, flush=True)
         if runs:
             text = f"{len(runs)} seed{'s' * (len(runs) > 1)}:\n\n{TABLES[part](runs)}\n"
             print(f"\n## {part}\n\n{text}", flush=True)

@@ -6,13 +6,13 @@ is seen 50 points more often than at its negative, or at 2: what else has change
 """
 
 import argparse
-import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from portraits import table, write_figures
+from portraits import measured, table, write_figures
 from training import spread
 
 from sliderspace import load
@@ -112,15 +112,13 @@ def main():
     model, runs = load("portraits"), {}
     for seed in args.seeds:
         for way in args.ways:
-            kept = args.folder / f"concepts-{way.replace(' ', '-')}-{seed}-{args.updates}-{args.samples}.json"
-            if not kept.exists():
-                if args.kept:
-                    continue
-                made = (prompted(model, way, seed, args.samples) if way in PROMPTS else
-                        trained(model, way, seed, args.updates, args.samples, args.folder / "concepts"))
-                kept.write_text(json.dumps(made))
-            runs.setdefault(way, []).append(json.loads(kept.read_text()))
-            print(way, seed, {f: [round(v, 2) for v in a.values()] for f, a in runs[way][-1]["attributes"].items()},
+            path = args.folder / f"concepts-{way.replace(' ', '-')}-{seed}-{args.updates}-{args.samples}.json"
+            make = (partial(prompted, model, way, seed, args.samples) if way in PROMPTS else
+                    partial(trained, model, way, seed, args.updates, args.samples, args.folder / "concepts"))
+            if (made := measured(path, make, args.kept)) is None:
+                continue
+            runs.setdefault(way, []).append(made)
+            print(way, seed, {f: [round(v, 2) for v in a.values()] for f, a in made["attributes"].items()},
                   file=sys.stderr, flush=True)
     text = summary(runs)
     print(text)

@@ -7,6 +7,7 @@ Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet dis
 """
 
 import argparse
+import json
 import random
 import time
 from collections import Counter
@@ -33,6 +34,15 @@ def write_figures(card, figures, name="figures"):
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     text = card.read_text()
     card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
+
+
+def measured(path, make, kept=False):
+    "What was measured before and is kept at `path`, else what `make()` measures; None if `kept` and there is nothing."
+    if not path.exists():
+        if kept:
+            return None
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
 
 
 def drawn(count, seed):

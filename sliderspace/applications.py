@@ -8,7 +8,6 @@ __all__ = ['mixing_ways', 'decompose', 'rivals', 'returned', 'Transfer', 'transf
 # %% ../nbs/40_applications.ipynb #cell-02
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,13 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/40_applications.ipynb #cell-03
 from .directions import Directions
-from .encoders import unit_rows
 from .measures import sweep
 from .mixes import score_mixes, sparse_mixes, within
 from .models import Model
-from .sampling import check_prompt
+from .sampling import check_prompt, latent_features
 from .sliders import SliderSpace
 from .store import check_encoder
-from .ways import Comparison, Way, compare_ways, plain, with_mixes
+from .ways import Comparison, Way, compare_ways, html_table, plain, with_mixes
 
 # %% ../nbs/40_applications.ipynb #cell-05
 def _directions(space, found):
@@ -133,10 +131,7 @@ class Transfer:
                 for name, al, ef in zip(self.spaces, self.alignment, self.effect)]
         return [["alignment / effect", *self.prompts], *rows]
 
-    def _repr_html_(self):
-        head, *body = ([escape(c) for c in row] for row in self.table())
-        rows = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
-        return f"<table><tr><th>{'<th>'.join(head)}</tr>{rows}</table>"
+    def _repr_html_(self): return html_table(self.table())
 
 # %% ../nbs/40_applications.ipynb #cell-14
 @torch.no_grad()
@@ -167,10 +162,8 @@ def transfer(
         for prompt in prompts:
             latents = sweep(model, space, prompt, fresh, run.seed, (-1., 0., 1.), steps=run.steps,
                             guidance=run.guidance, batch=batch, progress=progress)
-            flat = latents[:, [0, 2]].flatten(0, 2)
-            phi = torch.cat([unit_rows(eyes[name], x.to(model.device) if eyes[name].space == "latents" else
-                                       model.decode(x.to(model.device))).cpu() for x in flat.split(batch)])
-            low, high = phi.view(len(at), 2, samples, -1).unbind(1)
+            phi = latent_features(model, eyes[name], latents[:, [0, 2]].flatten(0, 2), batch)
+            low, high = phi.unflatten(0, (len(at), 2, samples)).unbind(1)
             change = high - low
             alignments.append(F.cosine_similarity(change, vectors[:, None], dim=2, eps=1e-6).mean(1))
             effects.append((change * vectors[:, None]).sum(2).mean(1) / 2 / unit)

@@ -17,7 +17,7 @@ from .directions import Directions
 from .encoders import encoder as find_encoder
 from .measures import STRENGTHS, Report, _scored, _views, check_strengths, sweep
 from .models import Model
-from .sampling import check_prompt, decoded, final_latents, in_turn
+from .sampling import check_prompt, decoded, final_latents, in_turn, latent_features
 from .sliders import SliderSpace, detach
 from .starts import make_pool
 from .store import check_encoder
@@ -141,7 +141,7 @@ def search(
     if encoder.text is None: raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
     added = torch.sub(*encoder.text([f"{prompt}, {text}" if prompt else text, prompt]))
     ends = (report.latents[:, report.strengths.index(s)].flatten(0, 1) for s in (-1, 1))
-    low, high = (_views(model, encoder, x, batch)[0] for x in ends)
+    low, high = (latent_features(model, encoder, x, batch) for x in ends)
     change = (high - low).unflatten(0, (len(report.space), -1)).mean(1)
     cosines = F.cosine_similarity(change, added.cpu()[None], dim=1).tolist()
     return sorted(zip(report.space.labels, cosines), key=lambda found: -abs(found[1]))

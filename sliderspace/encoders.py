@@ -17,10 +17,8 @@ from torch import Tensor
 
 # %% ../nbs/09_encoders.ipynb #cell-03
 from .models import BUNDLED, Model, bundled
-from sliderspace.vision import (
-    dreamsim_vision, face_boxes, facenet, fitted, inception, inception_fidelity, timm_vision, transformers_vision,
-    weights_of,
-)
+from .vision import dreamsim_vision, face_boxes, facenet, fitted, inception, inception_fidelity
+from .vision import timm_vision, transformers_vision, weights_of
 
 # %% ../nbs/09_encoders.ipynb #cell-04
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/29_labels.ipynb #cell-03
-from .encoders import encoder as find_encoder, unit_rows
+from .encoders import encoder as find_encoder
 from .measures import Report
 from .models import Model
-from .sampling import check_prompt, decoded
+from .sampling import check_prompt, latent_features
 from .sliders import SliderSpace
 from .sources import PHRASES
 
@@ -126,19 +126,13 @@ def _vocabulary(vocabulary):
     return found
 
 # %% ../nbs/29_labels.ipynb #cell-13
-def _phi(model, encoder, latents, batch):
-    "Unit features of latents `(K, 2, n, ...)`, `(K, 2, n, d)`."
-    def see(x): return unit_rows(encoder, decoded(model, x, batch).to(model.device)).cpu()
-    return torch.cat([see(x) for x in latents.flatten(0, 2).split(batch)]).view(*latents.shape[:3], -1)
-
-# %% ../nbs/29_labels.ipynb #cell-14
 def _flips(n, most=1000, seed=0):
     "Signs of n pairs: as they are, then all ways to exchange ends, or many of them at random, `(r, n)`."
     if n <= 9: signs = 1 - 2 * (torch.arange(1, 2 ** n)[:, None] >> torch.arange(n) & 1)
     else: signs = 1 - 2 * torch.randint(2, (most, n), generator=torch.Generator().manual_seed(seed))
     return torch.cat([torch.ones(1, n), signs.float()])
 
-# %% ../nbs/29_labels.ipynb #cell-15
+# %% ../nbs/29_labels.ipynb #cell-14
 @torch.no_grad()
 def label_by_words(
     model:Model,
@@ -155,7 +149,7 @@ def label_by_words(
     Raises `ValueError` for an encoder without a text tower, and a kind of fewer than two phrases."""
     kinds, encoder = _vocabulary(vocabulary), find_encoder(encoder, model)
     if encoder.text is None: raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
-    phi = _phi(model, encoder, ends.latents, batch)
+    phi = latent_features(model, encoder, ends.latents.flatten(0, 2), batch).unflatten(0, ends.latents.shape[:3])
     text = {kind: encoder.text([f"{ends.prompt}, {p}" for p in phrases]).cpu() for kind, phrases in kinds.items()}
     seen = {kind: (encoder.scale * phi @ t.T).softmax(-1) for kind, t in text.items()}
     flips = _flips(phi.shape[2])

@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 # %% ../nbs/26_measures.ipynb #cell-03
 from .directions import Directions
 from .encoders import encoder as find_encoder, pixels, unit_rows
+from .memory import in_parts
 from .mixes import mixed
 from .models import Model
+from .sampling import latent_features
 from .sliders import SliderSpace
 from .store import check_encoder
 
@@ -100,11 +102,11 @@ def usable_range(
 # %% ../nbs/26_measures.ipynb #cell-13
 def _views(model, encoder, latents, batch):
     "Encoder features and small pixels of latents, each `(n, d)`, on the CPU."
-    small, seen = pixels(8), []
-    for x in latents.split(batch):
-        images = model.decode(x := x.to(model.device))
-        seen.append((unit_rows(encoder, x if encoder.space == "latents" else images).cpu(), small(images).cpu()))
-    return [torch.cat(p) for p in zip(*seen)]
+    small = pixels(8)
+    def work(part):
+        images = model.decode(x := latents[part].to(model.device))
+        return unit_rows(encoder, x if encoder.space == "latents" else images).cpu(), small(images).cpu()
+    return [torch.cat(p) for p in zip(*in_parts(model, "features", work, torch.arange(len(latents)), batch))]
 
 # %% ../nbs/26_measures.ipynb #cell-15
 def seen_by(own, scores, change):
@@ -215,8 +217,8 @@ def measure(
     latents = sweep(model, space, run.prompts, fresh, run.seed, strengths, steps=run.steps, guidance=run.guidance,
                     batch=batch, progress=progress)
     def agreement(phi, axis):
-        theirs = _views(model, other, found.samples.latents, batch)[0]
-        ends = (_views(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch)[0] for s in (-1, 1))
+        theirs = latent_features(model, other, found.samples.latents, batch)
+        ends = (latent_features(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch) for s in (-1, 1))
         low, high = (x.unflatten(0, (-1, samples)) for x in ends)
         return dict(agreement=seen_by(theirs, found.scores[:, -1, chosen], high - low))
     views = [_views(model, encoder, x, batch) for x in (found.samples.latents, latents.flatten(0, 2))]

@@ -22,9 +22,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/46_recipe.ipynb #cell-03
 from .portraits import FactorClassifier, dataset, factor_ids
-from sliderspace.parts import (
-    classifier_loss, clip_config, clip_loss, denoiser_loss, floats, new_denoiser, new_scheduler, new_vae, vae_loss,
-)
+from .parts import classifier_loss, clip_config, clip_loss, denoiser_loss, floats
+from .parts import new_denoiser, new_scheduler, new_vae, vae_loss
 from .words import make_tokenizer, new_words, start_text, words_loss
 
 # %% ../nbs/46_recipe.ipynb #cell-05

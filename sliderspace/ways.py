@@ -24,10 +24,8 @@ from .mixes import mixed
 from .models import Model
 from .plots import _figure
 from .sampling import check_prompt, check_steps, decoded, in_turn, sample, start_noise
-from sliderspace.sets import (
-    Interval, cmmd, frechet_distance, kernel_distance, name_of, distance_of_pairs, precision_recall, text_alignment,
-    vendi_score,
-)
+from .sets import Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, name_of
+from .sets import precision_recall, text_alignment, vendi_score
 from .sliders import SliderSpace
 from .sources import Pictures
 
@@ -155,7 +153,7 @@ def features_of_way(
     if len(set(names)) < len(names): raise ValueError(f"encoders must have different names, not {names}")
     if images < 2: raise ValueError(f"images must be 2 or more, not {images}")
     folder, made = folder and writable_folder(folder), []
-    card = way.card | dict(prompts=list(prompts), seed=seed) | ({} if way.card else {"name": way.name})
+    card = way.card | dict(prompts=prompts, seed=seed) | ({} if way.card else {"name": way.name})
     known = folder and card_key(card | {"encoders": {e.name: _probe(e, device) for e in encoders}})
     for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
         wanted = min(len(numbers), max(0, shown - numbers[0].item()))
@@ -184,6 +182,13 @@ def reference_features(
     return {e.name: torch.cat([p[e.name] for p in parts]) for e in encoders}
 
 # %% ../nbs/39_ways.ipynb #cell-18
+def html_table(rows):
+    "Rows of texts, the first of them the head, as HTML."
+    head, *body = ([escape(c) for c in row] for row in rows)
+    lines = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
+    return f"<table><tr><th>{'<th>'.join(head)}</tr>{lines}</table>"
+
+# %% ../nbs/39_ways.ipynb #cell-19
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Ways to make images, side by side: figures of each, and its first images."""
@@ -202,19 +207,16 @@ class Comparison:
     def __repr__(self): return f"Comparison({', '.join(self.rows)}: {self.images} images each)"
 
     def _repr_html_(self):
-        head, *body = ([escape(c) for c in row] for row in self.table())
-        rows = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
-        return (f"<p>{self.images} images of each way, prompts: {len(self.prompts)}</p>"
-                f"<table><tr><th>{'<th>'.join(head)}</tr>{rows}</table>")
+        return f"<p>{self.images} images of each way, prompts: {len(self.prompts)}</p>{html_table(self.table())}"
 
-# %% ../nbs/39_ways.ipynb #cell-19
+# %% ../nbs/39_ways.ipynb #cell-20
 def _text(figure):
     "A figure as text: four digits of it, and its interval."
     if figure is None: return ""
     if isinstance(figure, Interval): return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
     return f"{figure:.4g}"
 
-# %% ../nbs/39_ways.ipynb #cell-20
+# %% ../nbs/39_ways.ipynb #cell-21
 def figures(
     encoder:Encoder,  # that the features are of
     x:Tensor,         # of a way's images, `(n, d)`
@@ -236,7 +238,7 @@ def figures(
         out |= zip((name_of(n, name) for n in ("precision", "recall")), precision_recall(x, reference))
     return out
 
-# %% ../nbs/39_ways.ipynb #cell-21
+# %% ../nbs/39_ways.ipynb #cell-22
 def _check_reference(reference, images):
     "Raise `ValueError` unless distances from a reference can be measured."
     if images < 4: raise ValueError(f"images must be 4 or more for distances from a reference, not {images}")
@@ -245,7 +247,7 @@ def _check_reference(reference, images):
     if not isinstance(reference, Way) and len(reference) < 4:
         raise ValueError(f"reference must be 4 images or more, not {len(reference)}")
 
-# %% ../nbs/39_ways.ipynb #cell-22
+# %% ../nbs/39_ways.ipynb #cell-23
 def compare_ways(
     ways:list[Way],
     prompts:str|list[str],     # they take turns
@@ -271,16 +273,15 @@ def compare_ways(
     def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, device, progress)
     if isinstance(reference, Way): reference = seen(reference)[0]
     elif reference is not None: reference = reference_features(reference, encoders, device=device)
+    texts = {e.name: None if e.text is None else e.text(prompts).cpu() for e in encoders}
     groups, rows, pictures = torch.arange(images) % len(prompts), {}, {}
     for way in ways:
         features, pictures[way.name] = seen(way)
-        rows[way.name] = {}
-        for e in encoders:
-            texts = None if e.text is None else e.text(prompts).cpu()
-            rows[way.name] |= figures(e, features[e.name], groups, texts, reference and reference[e.name])
+        each = (figures(e, features[e.name], groups, texts[e.name], reference and reference[e.name]) for e in encoders)
+        rows[way.name] = {name: figure for of in each for name, figure in of.items()}
     return Comparison(rows, pictures, images, prompts)
 
-# %% ../nbs/39_ways.ipynb #cell-23
+# %% ../nbs/39_ways.ipynb #cell-24
 def plot_ways(
     comparison:Comparison,
     x:str,  # name of a figure, as in the comparison

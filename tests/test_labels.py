@@ -93,7 +93,7 @@ def test_pairs_without_an_edit_are_rarely_named_with_confidence(model):
 # --- how sure --------------------------------------------------------------------------------------------------------
 # A model whose latents are its images and an encoder of raw pixels: what is in the features is what a test puts there.
 
-PLAIN_MODEL = SimpleNamespace(decode=lambda x: x, device=torch.device("cpu"), sizes={})
+PLAIN_MODEL = SimpleNamespace(decode=lambda x, preview=False: x, device=torch.device("cpu"), sizes={})
 
 
 def vectors(texts):

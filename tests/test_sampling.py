@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from tiny import PREDICTION_TYPES, PROMPT, quiet
 from torch.testing import assert_close
 
-from sliderspace.encoders import latents
-from sliderspace.sampling import pictures, sample, start_noise
+from sliderspace.encoders import features, latents, pixels
+from sliderspace.sampling import latent_features, pictures, sample, start_noise
 from sliderspace.store import collect
 
 SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler]
@@ -131,3 +131,22 @@ def test_several_prompts_in_a_batch_are_the_same_as_one_by_one(tiny):
         assert_close(together[[i]], sample(tiny, prompt, noise[[i]], 3, 2.0), rtol=0, atol=1e-5)
     assert (sample(tiny, "hat", noise[:1], 3, 2.0) - together[:1]).abs().max() > 1e-3
     assert_close(pictures(tiny, ["hat", PROMPT], 4)[[1, 3]], pictures(tiny, PROMPT, [1, 3]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [latents(4), pixels(4)], ids=lambda e: e.space)
+def test_features_of_latents_that_do_not_fit_at_once_are_the_same(tiny, monkeypatch, encoder):
+    x = torch.randn(5, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
+    whole, decode, parts = features(tiny, encoder, x), tiny.decode, []
+
+    def small(z, preview=False):
+        if len(z) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        parts.append(len(z))
+        return decode(z, preview)
+
+    monkeypatch.setattr(tiny, "decode", small)
+    tiny.sizes.clear()
+    got = latent_features(tiny, encoder, x)
+    tiny.sizes.clear()
+    assert_close(got, whole, rtol=0, atol=1e-5)
+    assert sum(parts) == (5 if encoder.space == "images" else 0)
