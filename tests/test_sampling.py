@@ -10,6 +10,7 @@ from tiny import PREDICTION_TYPES, PROMPT, quiet
 from torch.testing import assert_close
 
 from sliderspace.encoders import features, latents, pixels
+from sliderspace.models import Model
 from sliderspace.sampling import latent_features, pictures, sample, start_noise
 from sliderspace.store import collect
 
@@ -136,15 +137,15 @@ def test_several_prompts_in_a_batch_are_the_same_as_one_by_one(tiny):
 @pytest.mark.parametrize("encoder", [latents(), pixels(4)], ids=lambda e: e.space)
 def test_features_of_latents_that_do_not_fit_at_once_are_the_same(tiny, monkeypatch, encoder):
     x = torch.randn(5, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
-    whole, decode, parts = features(tiny, encoder, x), tiny.decode, []
+    whole, decode, parts = features(tiny, encoder, x), Model.decode, []
 
-    def small(z, preview=False):
+    def small(model, z, preview=False):
         if len(z) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         parts.append(len(z))
-        return decode(z, preview)
+        return decode(model, z, preview)
 
-    monkeypatch.setattr(tiny, "decode", small)
+    monkeypatch.setattr(Model, "decode", small)
     tiny.sizes.clear()
     got = latent_features(tiny, encoder, x)
     tiny.sizes.clear()
