@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from portraits import EfficientNetLite0, drawn, measured, table, write_figures
+from portraits import drawn, measured, table, write_figures
 from training import spread
 from truth import as_strong
 
@@ -21,7 +21,7 @@ from sliderspace import Directions, SliderSpace, discover, load, measure, train
 from sliderspace.applications import decompose, mixing_ways, returned, rivals, transfer
 from sliderspace.asked import measure_asked
 from sliderspace.concepts import Concept, train_concepts
-from sliderspace.encoders import Encoder, encoder
+from sliderspace.encoders import encoder
 from sliderspace.hspace import h_directions, sweep_h
 from sliderspace.labels import Ends, ends_of, label_by_words, null_ends
 from sliderspace.measures import sweep
@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, args):
         self.args, self.student, self.teacher = args, load("portraits-fast"), load("portraits")
-        self.encoders = [encoder(None, self.student), Encoder(LITE, EfficientNetLite0())]
+        self.encoders = [encoder(None, self.student), replace(encoder("efficientnet-lite0"), name=LITE)]
         self.features = args.folder / "features"
 
     def space(self, name, seed):

