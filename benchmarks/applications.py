@@ -1,7 +1,8 @@
 """The papers' applications on the bundled models, against truth: python benchmarks/applications.py [--parts ...] [--seeds 0 1 2] [--readme].
 
-Spaces of sliders of the four-step model are trained once (five minutes each on one core) and kept in --folder, with all
-features that were seen and every figure; what is there is not made again. Tables are means ± standard deviations over seeds.
+Spaces of sliders of the four-step model are trained once (nine minutes each on one core) and kept in --folder, with all
+features that were seen; figures are kept in --results. What is there is not made again. Tables are means ± standard
+deviations over seeds.
 """
 
 import argparse
@@ -316,17 +317,19 @@ def main():
     p.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS])
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--images", type=int, default=200, help="of each way")
-    p.add_argument("--updates", type=int, default=200, help="of the found sliders")
+    p.add_argument("--updates", type=int, default=450, help="of the found sliders")
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output/applications"), help="what is measured is kept and not measured again")
+    p.add_argument("--results", type=Path, default=Path(__file__).parent / "results/applications", help="figures are kept here")
     p.add_argument("--kept", action="store_true", help="only what was measured before: some parts may have fewer seeds")
     p.add_argument("--readme", action="store_true", help="write the tables into the README too")
     args = p.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (args.folder, args.results):
+        folder.mkdir(parents=True, exist_ok=True)
     bench = None if args.kept else Bench(args)
     for part in args.parts:
         runs = []
         for seed in args.seeds:
-            path = args.folder / f"{part}-{seed}-{args.images}-{args.updates}.json"
+            path = args.results / f"{part}-{seed}-{args.images}-{args.updates}.json"
             if (run := measured(path, partial(PARTS[part], bench, seed), args.kept)) is not None:
                 runs.append(run)
                 print(part, seed, file=sys.stderr, flush=True)
