@@ -57,7 +57,7 @@ class Setup:
     options:dict = field(default_factory=dict) # of `training.train`, such as `updates`, `rank`, `targets`
     used_from:float=0.            # part of the noise schedule after which sliders act when they are measured
     used:int|None=None            # how many sliders, from the first, mixes are of; None: all
-    held_out:int=16               # new images of each slider and strength
+    held_out:int=16               # new images of each slider and strength; three times as many noised ones
     mixed:int=200                 # new images with mixes of sliders
 
     def vary(self,
@@ -73,7 +73,7 @@ class Setup:
         return made
 
 # %% ../nbs/49_trials.ipynb #cell-06
-_LOOKED_AT = ("used_from", "used", "held_out", "mixed") # fields that make no other sliders
+_LOOKED_AT = ("used_from", "used", "mixed") # fields that make no other sliders
 
 # %% ../nbs/49_trials.ipynb #cell-07
 def _check(made):
@@ -194,7 +194,8 @@ def make_trial(
             latents, parts = found.samples.latents, _parts(found.samples, setup.parts, setup.sliders, seed)
             shown = {f"part {k}": decoded(model, latents[at.tolist()]) for k, at in enumerate(parts)}
             space = train_images(model, shown, found.samples.run.prompts[0], progress=progress, **usual, **options)
-        else: space = train(model, found, setup.sliders, encoder=encoder, progress=progress, **usual, **setup.options)
+        else: space = train(model, found, setup.sliders, encoder=encoder, held_rows=3 * setup.held_out, progress=progress,
+                            **usual, **setup.options)
         space = replace(space, card=space.card | dict(seconds=time.perf_counter() - began, samples=setup.samples))
         if path: space.save(path)
     if setup.used_from: space = replace(space, card=space.card | dict(acts_from=setup.used_from))

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 from families import sdxl
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 from tiny import never, quiet
 
 from sliderspace import experiments
-from sliderspace.experiments import Experiment, Results, over, plot_results, run
+from sliderspace.experiments import Experiment, Results, over, plot_results, rank_correlation, run, shrunk
 from sliderspace.trials import MEASURES, Setup
 
 SMALL = dict(samples=16, encoder="pixels-4", sliders=3, updates=2, start_rows=4, held_out=2, mixed=4,
@@ -58,10 +60,9 @@ def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("processes, message", [(0, "processes must be 1 or more"), (2, "need a folder")])
-def test_bad_numbers_of_processes_are_refused(experiment, processes, message):
-    with pytest.raises(ValueError, match=message):
-        run(experiment, None, processes)
+def test_a_bad_number_of_processes_is_refused(experiment):
+    with pytest.raises(ValueError, match="processes must be 1 or more, not 0"):
+        run(experiment, None, 0)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -201,6 +202,47 @@ def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
     bad = Experiment("bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",))
     with pytest.raises(ValueError, match="no-such-thing"):
         run(bad, tmp_path, 2, quiet)
+
+
+# --- at a size for tests, and ranks ----------------------------------------------------------------------------------
+
+
+def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
+    large = Experiment("x", {"many": {"samples": 900, "sliders": 64}, "rank 16": {"rank": 16}, "no PCA": {"parts": "random"},
+                             "prompts": {"prompt": list("abcdefgh")}}, Setup().vary({"updates": 80, "used": 30}), (3, 4))
+    small = shrunk(large)
+    small.check()
+    assert list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
+    for changes in small.ways.values():
+        made = small.setup.vary(changes)
+        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (16, 2, 2, 1, 4)
+    assert small.ways["rank 16"]["rank"] == 2 and small.ways["prompts"]["prompt"] == list("abcd")
+
+
+def test_ranks_are_spearmans():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((3, 12)), rng.random((3, 12))
+    found = rank_correlation((x ** 3).tolist(), y.tolist())
+    assert found.value == pytest.approx(np.mean([spearmanr(a, b).statistic for a, b in zip(x, y)]))
+    assert -1 <= found.low < found.value < found.high <= 1
+    assert rank_correlation(x.tolist(), (-x).tolist()).value == pytest.approx(-1)
+    assert rank_correlation([[1, 2, 3, None]], [[1, 2, 3, 0]]).value == pytest.approx(1)
+
+
+def test_intervals_of_ranks_hold_what_is_true():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(60):
+        x = rng.standard_normal((3, 32))
+        y = x + rng.standard_normal((3, 32))  # rank correlation 0.69
+        found = rank_correlation(x.tolist(), y.tolist(), rounds=200)
+        held += found.low <= 0.69 <= found.high
+    assert held >= 48
+
+
+@pytest.mark.parametrize("x, y", [([], []), ([[1, 2]], [[1, 2]]), ([[1, 2, 3]], [[1, 2]]), ([[1, 2, 3]], [])])
+def test_ranks_need_the_same_sliders(x, y):
+    with pytest.raises(ValueError, match="the same sliders"):
+        rank_correlation(x, y)
 
 
 # --- a real model's family -------------------------------------------------------------------------------------------
