@@ -51,6 +51,7 @@ def measure_asked(
     start:float|None=None,    # part of the noise schedule after which sliders act; default: as they were trained
     batch:int=64,             # images in a denoiser call
     progress=tqdm,
+    seed:int=0,               # of the noise
 )->Report:
     """Sweep every slider on new noise; effect, consistency, monotonicity and range go to the space's card.
 
@@ -66,10 +67,11 @@ def measure_asked(
         raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
     encoder, run = find_encoder(encoder, model), {k: space.card.get(k) for k in ("steps", "guidance")}
     first = space.card.get("samples", 0) + 2000 # beyond what anything was trained or scored on
-    latents = sweep(model, space, prompt, range(first, first + samples), 0, strengths, start=start, batch=batch,
+    latents = sweep(model, space, prompt, range(first, first + samples), seed, strengths, start=start, batch=batch,
                     progress=progress, **run)
     with space.on(model, {}):
-        base = final_latents(model, prompt, range(first + 500, first + 500 + reference), batch=batch, **run)
+        base = final_latents(model, prompt, range(first + 500, first + 500 + reference), seed, batch=batch,
+                             **run)
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])

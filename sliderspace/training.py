@@ -6,7 +6,6 @@
 __all__ = ['final_effects', 'calibrate', 'train']
 
 # %% ../nbs/20_training.ipynb #cell-02
-from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -172,9 +171,10 @@ def train(
         steps = AlignmentUpdates(model, encoder, adapter, pool, goal[0], method, seed, batch)
         try: why = make_updates(steps, kept, every, progress)
         finally: steps.close()
-        with suppress(KeyboardInterrupt):
+        try:
             if method.calibrated: calibrate(model, encoder, adapter, found, chosen,
                                             list(range(run.samples, run.samples + 10)), batch=batch)
+        except KeyboardInterrupt: why = "interrupted"
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
         down, up = adapter.copy_out()
     card |= _measured(found, chosen, cosines, test.timestep, updates=steps.done, lost=steps.lost.tolist(), ended=why)

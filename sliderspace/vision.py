@@ -208,7 +208,8 @@ def efficientnet_lite0(device:str|torch.device="cpu")->Callable: # images in [0,
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     net = _ready(net, device)
     def encode(x):
-        x = nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1
+        large = max(x.shape[-2:]) > 224 # or there is nothing to smooth
+        x = nn.functional.interpolate(x, size=(224, 224), mode="bicubic", antialias=large) * 2 - 1
         for layer in (net._conv_stem, net._bn0, net._swish, *net._blocks[:11]): x = layer(x)
         return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
     return encode

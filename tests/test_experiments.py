@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -17,10 +18,11 @@ from tiny import never, quiet
 
 from sliderspace import experiments
 from sliderspace.experiments import Experiment, Results, over, plot_results, rank_correlation, run, shrunk
-from sliderspace.trials import MEASURES, Setup
+from sliderspace.judging import MEASURES
+from sliderspace.trials import Setup
 
-SMALL = dict(samples=16, encoder="pixels-4", sliders=3, updates=2, start_rows=4, held_out=2, mixed=4,
-             loading={"steps": 2, "guidance": 1.5})
+SMALL = dict(samples=16, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
+             mixed=4, loading={"steps": 2, "guidance": 1.5})
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,15 @@ def test_means_and_spreads_are_over_seeds():
     assert TABLE.against("b", "a", "x") == (2, stdev([1, 3]))
 
 
+def test_ways_are_held_against_each_other_seed_by_seed():
+    values = {"a": [1.0, 10.0, 20.0], "b": [None, 10.0, 20.0], "c": [None] * 3}
+    table = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for w, vs in values.items()
+                              for s, v in enumerate(vs)])
+    assert table.against("a", "b", "x") == (0, 0)
+    with pytest.raises(ValueError, match="for no seed both"):
+        table.against("a", "c", "x")
+
+
 def test_unknown_ways_and_figures_are_named():
     with pytest.raises(KeyError, match="no way 'c'"):
         TABLE.of("c", "x")
@@ -127,17 +138,19 @@ def test_what_is_kept_is_not_made_again(experiment, tmp_path, monkeypatch):
     more = Experiment("rank", experiment.ways, experiment.setup, (0, 2), experiment.measures)
     with pytest.raises(AssertionError, match="work began"):
         run(more, tmp_path, progress=quiet)
-    assert [(row["way"], row["seed"]) for row in Results.load(tmp_path / "rank.json").rows] == [("rank 1", 0)]
+    assert Results.load(tmp_path / "rank.json").rows == first.rows
+    fewer = Experiment("rank", experiment.ways, experiment.setup, (0,), experiment.measures)
+    assert len(run(fewer, tmp_path, progress=quiet).rows) == len(Results.load(tmp_path / "rank.json").rows) == 2
 
 
 def test_an_error_loses_nothing_that_was_measured(experiment, tmp_path, monkeypatch):
     real, calls = MEASURES["edits"], []
 
-    def sometimes(trial):
-        calls.append(trial.seed)
+    def sometimes(judged):
+        calls.append(judged.trial.seed)
         if len(calls) == 3:
             raise RuntimeError("no memory")
-        return real(trial)
+        return real(judged)
 
     monkeypatch.setitem(MEASURES, "edits", sometimes)
     with pytest.raises(RuntimeError, match="no memory"):
@@ -147,19 +160,17 @@ def test_an_error_loses_nothing_that_was_measured(experiment, tmp_path, monkeypa
     assert len(calls) == 5  # the one that failed once more, and the last
 
 
-def test_another_code_of_a_measure_measures_again(experiment, tmp_path, monkeypatch):
+def test_other_code_measures_again(experiment, tmp_path, monkeypatch):
     one = Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",))
     run(one, tmp_path, progress=quiet)
-
-    def other(trial):
-        return {"similarity": 7.0}
-
-    monkeypatch.setitem(MEASURES, "edits", other)
+    monkeypatch.setitem(MEASURES, "edits", lambda judged: {"similarity": 7.0})
+    assert "overlap" in run(one, tmp_path, progress=quiet).names
+    monkeypatch.setattr("sliderspace.trials._code", lambda: "other")
     assert run(one, tmp_path, progress=quiet).rows[0]["figures"] == {"similarity": 7.0}
 
 
 def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
-    def broken(trial):
+    def broken(judged):
         return {"x": [1.0, float("nan"), float("inf")], "y": float("nan")}
 
     monkeypatch.setitem(MEASURES, "edits", broken)
@@ -198,6 +209,36 @@ def test_several_processes_find_the_same(experiment, results, tmp_path):
     assert timeless(run(experiment, tmp_path, 2, quiet)) == timeless(results)
 
 
+PARENT = """
+import os, sys, threading, time
+from pathlib import Path
+from sliderspace.experiments import Experiment, over, run
+from sliderspace.trials import Setup
+if __name__ == "__main__":
+    def die():
+        while not list(Path(sys.argv[2]).glob("*.lock")): time.sleep(.05) # a process has begun
+        os.kill(os.getpid(), 9)
+    threading.Thread(target=die).start()
+    setup = Setup(sys.argv[1]).vary({small})
+    run(Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained",)), sys.argv[2], 2, lambda x, **_: x)
+"""
+
+
+def test_processes_end_with_the_one_that_began_them(experiment, results, tmp_path):
+    script, folder = tmp_path / "parent.py", tmp_path / "made"
+    script.write_text(PARENT.replace("{small}", repr(SMALL)))
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    child = subprocess.Popen([sys.executable, script, experiment.setup.model, folder], env=env, start_new_session=True)
+    assert child.wait() == -signal.SIGKILL
+    for _ in range(100):  # its session's processes
+        left = subprocess.run(["ps", "-s", str(child.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+    assert timeless(run(experiment, folder, progress=quiet)) == timeless(results)
+
+
 def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
     bad = Experiment("bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",))
     with pytest.raises(ValueError, match="no-such-thing"):
@@ -209,7 +250,7 @@ def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
 
 def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
     large = Experiment("x", {"many": {"samples": 900, "sliders": 64}, "rank 16": {"rank": 16}, "no PCA": {"parts": "random"},
-                             "prompts": {"prompt": list("abcdefgh")}}, Setup().vary({"updates": 80, "used": 30}), (3, 4))
+                             "prompts": {"prompt": list("abcdefgh")}}, Setup().vary({"updates": 80, "sliders": 40, "used": 30}), (3, 4))
     small = shrunk(large)
     small.check()
     assert list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
@@ -223,23 +264,26 @@ def test_ranks_are_spearmans():
     rng = np.random.default_rng(0)
     x, y = rng.random((3, 12)), rng.random((3, 12))
     found = rank_correlation((x ** 3).tolist(), y.tolist())
-    assert found.value == pytest.approx(np.mean([spearmanr(a, b).statistic for a, b in zip(x, y)]))
+    each = [spearmanr(a, b).statistic for a, b in zip(x, y)]
+    assert found.value == pytest.approx(np.tanh(np.arctanh(each).mean()))
     assert -1 <= found.low < found.value < found.high <= 1
-    assert rank_correlation(x.tolist(), (-x).tolist()).value == pytest.approx(-1)
-    assert rank_correlation([[1, 2, 3, None]], [[1, 2, 3, 0]]).value == pytest.approx(1)
+    assert rank_correlation(x.tolist(), (-x).tolist()).value == pytest.approx(-1, abs=1e-5)
+    assert rank_correlation([[1, 2, 3, 4, None]], [[1, 2, 3, 4, 0]]).value == pytest.approx(1, abs=1e-5)
+    assert rank_correlation([[1, 2, 3, 4]], [[5, 5, 5, 5]]).value == 0
 
 
-def test_intervals_of_ranks_hold_what_is_true():
+@pytest.mark.parametrize("weight, rho", [(0, 0.0), (1, 0.690), (2, 0.885)])  # rho of normal x and weight x + normal noise
+def test_intervals_of_ranks_hold_what_is_true(weight, rho):
     rng, held = np.random.default_rng(1), 0
-    for _ in range(60):
+    for _ in range(300):
         x = rng.standard_normal((3, 32))
-        y = x + rng.standard_normal((3, 32))  # rank correlation 0.69
-        found = rank_correlation(x.tolist(), y.tolist(), rounds=200)
-        held += found.low <= 0.69 <= found.high
-    assert held >= 48
+        found = rank_correlation(x.tolist(), (weight * x + rng.standard_normal((3, 32))).tolist())
+        held += found.low <= rho <= found.high
+    assert 0.92 <= held / 300 <= 0.985
 
 
-@pytest.mark.parametrize("x, y", [([], []), ([[1, 2]], [[1, 2]]), ([[1, 2, 3]], [[1, 2]]), ([[1, 2, 3]], [])])
+@pytest.mark.parametrize("x, y", [([], []), ([[1, 2, 3]], [[1, 2, 3]]), ([[1, 2, 3, 4]], [[1, 2, 3]]),
+                                  ([[1, 2, 3, 4]], []), ([[1, 2, 3, 4]], [[1, 2, 3, None]])])
 def test_ranks_need_the_same_sliders(x, y):
     with pytest.raises(ValueError, match="the same sliders"):
         rank_correlation(x, y)

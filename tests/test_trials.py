@@ -1,21 +1,23 @@
-"""Setups, what they make, and what is measured of it."""
+"""Setups, and what they make."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from tiny import never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import trials
-from sliderspace.encoders import features, pixels
+from sliderspace import training, trials
+from sliderspace.alignment import AlignmentUpdates, Method
+from sliderspace.encoders import pixels
+from sliderspace.regression import Regression
 from sliderspace.sampling import decoded
-from sliderspace.trials import MEASURES, Setup, Trial, directions_of, make_trial
+from sliderspace.trials import Setup, directions_of, key_of, make_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
-SMALL = dict(samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, held_out=2, mixed=8, loading=STEPS)
+SMALL = dict(samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, loading=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,16 @@ BAD = {
     "held_out must be 2 or more, not 1": dict(held_out=1),
     "used must be 1 or more, not 0": dict(used=0),
     "used_from must be 0 or more, below 1, not 1": dict(used_from=1),
+    "used must be 1 to 8, not 9": dict(used=9),
+    "used must be 1 or more, not True": dict(used=True),
+    "data_views must be 0 or more, not False": dict(data_views=False),
+    "timesteps must be 'final' for views": dict(data_views=2),
+    "distance must be above 0, not 0": dict(distance=0),
+    "there are 16 samples for 20 parts": dict(samples=16, sliders=20, parts="random"),
     "prompt must be a non-empty text, not ' '": dict(prompt=["a hat", " "]),
+    "prompt must be a non-empty text, not ''": dict(judged=""),
     "parts are of the images of one prompt": dict(prompt=["a hat", "a cat"], parts="random", options={}),
     "timesteps must be 'final' for images of several models": dict(source=["portraits", "portraits-fast"]),
-    "samples must be a multiple of 6": dict(source=["a", "b"], prompt=["x", "y", "z"], samples=20, timesteps="final"),
     "loading may have .*, not 'step'": dict(loading={"step": 2}),
 }
 
@@ -58,6 +66,19 @@ BAD = {
 def test_bad_values_are_named(message):
     with pytest.raises(ValueError, match=message):
         Setup().vary(BAD[message])
+
+
+def test_no_field_has_the_name_of_an_option():
+    options = {f.name for kind in (Method, Regression) for f in fields(kind)}
+    assert not options & {f.name for f in fields(Setup)}
+    assert not options & {"options"}
+
+
+def test_setups_are_plain_values():
+    first = Setup(prompt=["a", "b"], judge=["portraits-clip", "efficientnet-lite0"], options={"rank": 2})
+    assert Setup(**json.loads(json.dumps(asdict(first)))) == first and first.prompt == ("a", "b")
+    with pytest.raises(ValueError, match="sliders must be 1 or more"):
+        Setup(sliders=0)
 
 
 def test_options_of_the_other_kind_of_training_are_refused():
@@ -98,16 +119,17 @@ def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_fo
     both = setup.vary({"source": [setup.model, other], "timesteps": "final", "prompt": ["a hat", "a cat"]})
     found = directions_of(tiny, pixels(4), both, 0, tmp_path, quiet)
     assert found.samples.features.shape[:2] == (24, 1) and found.samples.run.samples == 24 and found.rows == 24
-    alone = [directions_of(tiny, pixels(4), replace(both, source=name, samples=12), 0, tmp_path, quiet)
+    alone = [directions_of(tiny, pixels(4), replace(both, source=name), 0, tmp_path, quiet).samples
              for name in (setup.model, other)]
-    assert torch.equal(found.samples.features, torch.cat([a.samples.features[:, -1:] for a in alone]))
-    assert torch.equal(found.samples.latents[:], torch.cat([a.samples.latents[:] for a in alone]))
-    assert not torch.equal(*(a.samples.latents[:] for a in alone))
+    assert not torch.equal(*(a.latents[:] for a in alone))
+    for i in range(24):  # each has its own noise, and both have a part in the last ones, which are held out
+        assert torch.equal(found.samples.latents[i], alone[i % 2].latents[i])
+        assert torch.equal(found.samples.features[i, 0], alone[i % 2].features[i, -1])
 
 
 def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
     plain = directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet).samples
-    seen = directions_of(tiny, pixels(4), setup.vary({"views": 3}), 0, tmp_path, quiet)
+    seen = directions_of(tiny, pixels(4), setup.vary({"data_views": 3, "timesteps": "final"}), 0, tmp_path, quiet)
     assert seen.samples.features.shape == (24, 4, plain.features.shape[2]) and seen.rows == 96
     assert torch.equal(seen.samples.features[:, -1], plain.features[:, -1])
     away = (seen.samples.features[:, :-1] - plain.features[:, -1:]).norm(dim=2)
@@ -116,7 +138,7 @@ def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
 
 
 def test_views_of_latents_are_of_images_that_were_encoded_again(setup, tiny, tmp_path):
-    latent = setup.vary({"views": 1, "encoder": "latents"})
+    latent = setup.vary({"data_views": 1, "timesteps": "final", "encoder": "latents"})
     trial = make_trial(latent, 0, tmp_path, tiny, quiet)
     assert trial.found.samples.features.shape == (24, 2, 4 * 8 * 8)
 
@@ -127,14 +149,61 @@ def test_views_of_latents_are_of_images_that_were_encoded_again(setup, tiny, tmp
 def test_a_trial_is_made_once(setup, tiny, tmp_path, monkeypatch):
     first = make_trial(setup, 1, tmp_path, tiny, quiet)
     monkeypatch.setattr(trials, "train", never)
-    again = make_trial(setup.vary({"used_from": 0.5, "used": 2, "mixed": 4}), 1, tmp_path, tiny, quiet)
+    looked_at = {"used_from": 0.5, "used": 2, "mixed": 4, "held_out": 3, "judge": "latents", "judged": "a", "distance": 1}
+    again = make_trial(setup.vary(looked_at), 1, tmp_path, tiny, quiet)
     assert again.space.mark() == first.space.mark()
     assert (first.space.acts_from, again.space.acts_from) == (0, 0.5)
-    for other in ({"rank": 2}, {"samples": 25}, {"held_out": 3}, {"directions": "random"}):
+    for other in ({"rank": 2}, {"samples": 25}, {"noised": 5}, {"directions": "random"}):
         with pytest.raises(AssertionError, match="work began"):
             make_trial(setup.vary(other), 1, tmp_path, tiny, quiet)
     with pytest.raises(AssertionError, match="work began"):
         make_trial(setup, 2, tmp_path, tiny, quiet)
+
+
+def interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_trial_is_not_taken_for_a_whole_one(setup, tiny, tmp_path, monkeypatch):
+    whole = make_trial(setup, 1, None, tiny, quiet).space.mark()
+    for module, name in ((AlignmentUpdates, "_parts"), (training, "calibrate")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                make_trial(setup, 1, tmp_path, tiny, quiet)
+        assert not list(tmp_path.glob("*.safetensors"))
+    assert make_trial(setup, 1, tmp_path, tiny, quiet).space.mark() == whole
+    assert not list((tmp_path / "training").iterdir())  # of no more use
+
+
+def test_interrupted_sampling_is_not_taken_for_a_smaller_one(setup, tiny, tmp_path):
+    def stopping(items, desc="", **options):
+        for i, item in enumerate(items):
+            if desc == "samples" and i == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    larger = setup.vary({"samples": 48})
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="32 of 48"):
+        make_trial(larger, 1, tmp_path, tiny, stopping)
+    assert len(make_trial(larger, 1, tmp_path, tiny, quiet).found.samples.latents) == 48
+
+
+def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder, monkeypatch):
+    source = setup.vary({"source": str(tiny_folder("epsilon", 7))})
+    keys = [key_of(setup, 0, tiny), key_of(setup, 1, tiny), key_of(setup, 0, tiny_of("epsilon", 7)), key_of(source, 0, tiny),
+            key_of(setup.vary({"held_out": 3}), 0, tiny)]
+    keys.append(key_of(setup, 0, tiny, judged=False))
+    assert key_of(setup.vary({"held_out": 3}), 0, tiny, judged=False) == keys[-1]
+    monkeypatch.setattr(trials, "_code", lambda: "other")
+    keys.append(key_of(setup, 0, tiny))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_window_without_steps_is_refused_before_any_work(setup, tiny, monkeypatch):
+    monkeypatch.setattr(trials, "collect", never)
+    with pytest.raises(ValueError, match="leaves none of the 2 steps"):
+        make_trial(setup.vary({"used_from": 0.9999}), 1, None, tiny, quiet)
 
 
 def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny, trial):
@@ -145,7 +214,9 @@ def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny
 def test_parts_are_all_samples_once(setup, tiny, trial, kind):
     samples = trial.found.samples
     parts = trials._parts(samples, kind, 3, 5)
-    assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(p) for p in parts)
+    assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(p) for p in parts) and len(parts) == 3
+    if kind == "random":
+        assert [len(p) for p in trials._parts(samples, kind, 7, 5)] == [4, 4, 4, 3, 3, 3, 3]
     assert [p.tolist() for p in trials._parts(samples, kind, 3, 5)] == [p.tolist() for p in parts]
     if kind == "clusters":
         expected = KMeans(3, n_init=10, random_state=5).fit_predict(samples.features[:, -1].numpy())
@@ -157,66 +228,12 @@ def test_sliders_of_parts_learn_their_own_images(setup, tiny, monkeypatch):
 
     def watched(model, images, prompt, **options):
         shown.update(images, prompt=prompt, options=options)
-        return random_space(model, list(images))
+        return random_space(model, list(images), card={"ended": ""})
 
     monkeypatch.setattr(trials, "train_images", watched)
-    plain = Setup(setup.model).vary({n: v for n, v in SMALL.items() if n != "start_rows"} | {"parts": "random"})
+    plain = Setup(setup.model).vary({n: v for n, v in SMALL.items() if n not in ("start_rows", "noised")} | {"parts": "random"})
     made = make_trial(plain, 1, None, tiny, quiet)
     latents = made.found.samples.latents
     part = trials._parts(made.found.samples, "random", 3, 1)[2]
     assert torch.equal(shown["part 2"], decoded(tiny, latents[part.tolist()]))
     assert shown["prompt"] == plain.prompt and shown["options"]["rank"] == 1 and shown["options"]["updates"] == 2
-
-
-# --- measures --------------------------------------------------------------------------------------------------------
-
-
-def with_space(trial, space):
-    return Trial(trial.setup, trial.seed, trial.model, trial.encoder, trial.found, space)
-
-
-def test_figures_are_numbers_or_one_for_each_slider(trial):
-    for name in ("trained", "edits", "mixes"):
-        for figure, value in MEASURES[name](trial).items():
-            assert len(value) == 3 if isinstance(value, list) else isinstance(value, float), figure
-
-
-def test_weights_of_a_slider_are_counted(trial):
-    expected = sum(p.numel() for p in (*trial.space.down.values(), *trial.space.up.values())) / 3
-    assert MEASURES["trained"](trial)["weights"] == expected
-
-
-def test_overlap_is_that_of_mean_changes(trial):
-    found, report = MEASURES["edits"](trial), trial.report
-    low, high = (torch.stack([features(trial.model, trial.encoder, x) for x in report.latents[:, report.strengths.index(s)]])
-                 for s in (-1, 1))
-    unit = F.normalize((high - low).mean(1), dim=1)
-    cosines = [abs(unit[i] @ unit[j]).item() for i in range(3) for j in range(3) if i != j]
-    assert found["overlap"] == pytest.approx(sum(cosines) / 6, abs=1e-5)
-
-
-def test_sliders_that_do_the_same_overlap_wholly(trial):
-    one = trial.space
-    down = {n: w[:1].expand(3, *w.shape[1:]).contiguous() for n, w in one.down.items()}
-    up = {n: w[:, :1].expand(-1, 3, *w.shape[2:]).contiguous() for n, w in one.up.items()}
-    assert MEASURES["edits"](with_space(trial, replace(one, down=down, up=up)))["overlap"] == pytest.approx(1, abs=1e-4)
-
-
-def test_sliders_that_do_nothing_leave_images_as_they_are(trial):
-    still = replace(trial.space, up={n: 0 * w for n, w in trial.space.up.items()})
-    found = MEASURES["edits"](with_space(trial, still))
-    assert found["similarity"] == pytest.approx([1] * 3) and found["effect"] == [0] * 3
-    assert MEASURES["mixes"](with_space(trial, still))["diversity"] == pytest.approx(0, abs=1e-6)
-
-
-def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
-    seen = []
-    monkeypatch.setattr(trials, "compare_ways", lambda ways, *a, **o: seen.append(ways) or
-                        {w.name: {"distance of pairs": 1.0} for w in ways})
-    some = Trial(replace(trial.setup, used=2), trial.seed, trial.model, trial.encoder, trial.found, trial.space)
-    MEASURES["mixes"](some)
-    drawn = []
-    monkeypatch.setattr("sliderspace.ways.mixed", lambda model, space, mixes, *a, **o: drawn.append(mixes) or
-                        torch.zeros(len(mixes), *model.latent_shape))
-    seen[0][1].draw([trial.setup.prompt], list(range(8)), 0)
-    assert drawn[0].shape == (8, 3) and not drawn[0][:, 2].any() and (drawn[0][:, :2].abs() == 1).all()
