@@ -266,8 +266,8 @@ def nearness_table(runs):
 
     rows = []
     for way in runs[0]:
-        at = over(runs, "{:.3g}")
-        cells = [at(lambda r, way=way, m=m: r[way][m]) for m in (PAIRS, FRECHET, f"recall ({CLIP})", WORDS, OTHER[1])]
+        cells = [over(runs, form)(lambda r, way=way, m=m: r[way][m]) for m, form in (
+            (PAIRS, "{:.3f}"), (FRECHET, "{:,.0f}"), (f"recall ({CLIP})", "{:.2f}"), (WORDS, "{:.1f}"), (OTHER[1], "{:,.0f}"))]
         mine = way not in ("the other model", "unchanged")
         shares = [over(runs, "{:.0%}")(lambda r, way=way, m=m: back(r, way, m)) if mine else "" for m in (PAIRS, FRECHET)]
         rows.append([way, *cells, *shares])

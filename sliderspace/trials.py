@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 # %% ../nbs/49_trials.ipynb #cell-03
-import sliderspace
 from .alignment import OURS
 from .directions import Directions, find_directions
 from .encoders import Encoder, encoder as find_encoder, random_view, unit_rows
@@ -173,8 +173,8 @@ def _parts(samples, kind, count, seed):
 @lru_cache
 def _code():
     "A hash of this package: other code may give other sliders and figures."
-    files = sorted(Path(sliderspace.__file__).parent.glob("*.py"))
-    return sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
+    code = sorted((p.name, p.read_bytes()) for p in files("sliderspace").iterdir() if p.name.endswith(".py"))
+    return sha256(b"".join(content for _, content in code)).hexdigest()[:16]
 
 # %% ../nbs/49_trials.ipynb #cell-16
 def key_of(
