@@ -150,13 +150,13 @@ def train(
 )->SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers,
-    unknown options and targets, and another model or encoder than the directions'; `FloatingPointError` when nothing is
-    finite from the first update on."""
+    Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers, options
+    and targets, and for another model or encoder; `FloatingPointError` when nothing is finite from the first update."""
     run, chosen = found.samples.run, choose_directions(found, sliders)
     method = changed(method, options, batch=batch, every=every)
     encoder = check_encoder(model, encoder, found.samples)
-    layers, last = target_layers(model, method.targets), run.samples - max(2, run.samples // 8)
+    layers = target_layers(model, method.targets)
+    last, fresh = run.samples - max(2, run.samples // 8), list(range(run.samples, run.samples + 10))
     _check(model, found, layers, method.rank)
     with model.lock: detach(model) # what the unchanged model answers must be its own
     goal = tuple(v[chosen].to(model.device) for v in (found.vectors, found.unit))
@@ -172,11 +172,10 @@ def train(
         try: why = make_updates(steps, kept, every, progress)
         finally: steps.close()
         try:
-            if method.calibrated: calibrate(model, encoder, adapter, found, chosen,
-                                            list(range(run.samples, run.samples + 10)), batch=batch)
+            if method.calibrated: calibrate(model, encoder, adapter, found, chosen, fresh, batch=batch)
         except KeyboardInterrupt: why = "interrupted"
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
-        down, up = adapter.copy_out()
+        weights = adapter.copy_out()
     card |= _measured(found, chosen, cosines, test.timestep, updates=steps.done, lost=steps.lost.tolist(), ended=why)
-    ranges = torch.tensor([[-2., 2.]] * sliders)
-    return SliderSpace(down, up, [f"direction {d}" for d in chosen], ranges, method.rank, card)
+    labels, ranges = [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders)
+    return SliderSpace(*weights, labels, ranges, method.rank, card)
