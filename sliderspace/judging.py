@@ -89,9 +89,9 @@ class Judged:
         names = self.setup.judge if isinstance(self.setup.judge, tuple) else (self.setup.judge,)
         return [find_encoder(name, self.trial.model) for name in names]
 
-    def _report(self, space, samples, strengths, reference, noise):
+    def _report(self, space, samples, strengths, noise):
         plain = replace(space, card=space.card | dict(samples=0)) # numbers of images are the same for all
-        return measure_asked(self.trial.model, plain, self.prompts, samples, reference, self.encoders[0], strengths,
+        return measure_asked(self.trial.model, plain, self.prompts, samples, 8 * samples, self.encoders[0], strengths,
                              progress=_quiet, seed=noise * _NOISE + self.trial.seed)
 
     @cached_property
@@ -99,13 +99,14 @@ class Judged:
         """The sliders, of the size that the setup asks for."""
         if self.setup.distance is None: return self.trial.space
         def measured(space):
-            return [row["distance"] for row in self._report(space, 6, (-1., 0., 1.), 64, 2).space.rows]
+            seen = self._report(space, min(6, self.setup.held_out), (-1., 0., 1.), 2)
+            return [row["distance"] for row in seen.space.rows]
         return at_distance(self.trial.space, self.setup.distance, measured)
 
     @cached_property
     def report(self)->Report:
         """All sliders on new images, by what they change themselves."""
-        return self._report(self.space, self.setup.held_out, (-2., -1., 0., 1., 2.), 128, 1)
+        return self._report(self.space, self.setup.held_out, (-2., -1., 0., 1., 2.), 1)
 
 # %% ../nbs/50_judging.ipynb #cell-12
 def trained(judged:Judged)->dict:

@@ -58,7 +58,7 @@ class Setup:
     used:int|None=None            # how many sliders, from the first, mixes are of; None: all
     judged:str|tuple|None=None    # prompts of the images that are judged; None: those above
     judge:str|tuple|None=None     # encoder, or several, of what is judged; None: the bundled model's
-    held_out:int=16               # new images of each slider and strength
+    held_out:int=16               # new images of each slider and strength; eight times as many are left unchanged
     mixed:int=200                 # new images with mixes of sliders
 
     def __post_init__(self):

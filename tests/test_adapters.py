@@ -265,12 +265,13 @@ def test_a_mix_is_pefts_in_a_call_of_the_pipeline(tiny, make, with_peft, guidanc
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_every_image_of_a_batch_has_its_own_mix(tiny, make, guidance):
     adapter, mixes = make(), torch.tensor(MIXES).float()
+    grown = {n: v * (2 * guidance - 1) for n, v in CLOSE.items()}  # g a - (g - 1) b has the rounding of a and of b
     adapter.set(mixes)
     together, predicted = from_pipe(tiny, 4, guidance), predict(tiny, 4, guidance=guidance)
     for i, mix in enumerate(mixes):
         adapter.set(mix)
         assert_close(together[i], from_pipe(tiny, 4, guidance)[i], rtol=1e-5, atol=1e-5)
-        assert_close(predicted[i], predict(tiny, 4, guidance=guidance)[i], **CLOSE)
+        assert_close(predicted[i], predict(tiny, 4, guidance=guidance)[i], **grown)
     assert len(torch.unique(together.flatten(1), dim=0)) == 4
 
 

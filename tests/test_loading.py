@@ -232,6 +232,7 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
     made = []
     for lean in (False, True):
         model = load(xl, device="cpu", low_memory=lean)
+        model.pipe.vae.disable_slicing()  # which rounds otherwise; all the rest is the same to the bit
         found = random_directions(model, pixels(4), steps=3, guidance=1.0)
         pool = make_pool(model, found, list(range(8)), 6, seed=0)
         adapter = GatedAdapter(model, target_layers(model), sliders=2)
@@ -240,7 +241,7 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
             pass
         made.append(torch.cat([p.detach().flatten() for pair in adapter.parameters().values() for p in pair]))
         adapter.remove()
-    assert_close(*made, rtol=0, atol=2e-2 * made[0].std().item())
+    assert torch.equal(*made)
 
 
 def test_a_pipeline_that_leaves_the_gpu_between_calls_is_not_trained(xl, monkeypatch):
