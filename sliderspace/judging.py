@@ -50,6 +50,7 @@ def at_distance(
     measured,      # space -> distance of each slider, `(K,)`
     rounds:int=6,
     most:float=8., # times that a round changes a slider
+    near:float=.05, # as good as what is wanted: a difference of its logarithm
 )->SliderSpace:
     """Scale every slider until it moves images as far as is wanted: by what it lacks, then halving what lies between
     too little and too much. Of all rounds each slider's best one counts."""
@@ -59,6 +60,7 @@ def at_distance(
         got = torch.as_tensor(measured(_scaled(space, size))).clamp(min=1e-6)
         away = (got / wanted).log().abs()
         best, least = torch.where(away < least, size, best), torch.minimum(away, least)
+        if (least < near).all(): break
         low, high = torch.where(got < wanted, size, low), torch.where(got < wanted, high, size)
         between = (low > 0) & high.isfinite()
         size = torch.where(between, (low * high).sqrt(), size * (wanted / got).clamp(1 / most, most))

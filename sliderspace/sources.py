@@ -129,9 +129,11 @@ def read_picture(
 def fitted(
     path:Path,            # or an open file
     size:tuple[int, int], # height and width in pixels
+    crop:bool=False,      # fill the size and cut off what is over at two sides, rather than pad with white
 )->Tensor:                # in [0, 1], `(3, height, width)`
-    """One picture, scaled to fit and padded with white. Raises as `read_picture` does."""
-    image = ImageOps.pad(read_picture(path), size[::-1], Image.Resampling.BICUBIC, color="white")
+    """One picture, scaled to a size and never stretched. Raises as `read_picture` does."""
+    image, size, how = read_picture(path), size[::-1], Image.Resampling.BICUBIC
+    image = ImageOps.fit(image, size, how) if crop else ImageOps.pad(image, size, how, color="white")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 # %% ../nbs/01_sources.ipynb #cell-16
@@ -148,9 +150,10 @@ class Pictures:
     def read(self,
         indices:list[int],
         size:tuple[int, int], # height and width in pixels
+        crop:bool=False,      # see `fitted`
     )->Tensor:                # in [0, 1], `(n, 3, height, width)`
-        """Some of the pictures, scaled to fit and padded with white."""
-        return torch.stack([fitted(self.paths[i], size) for i in indices])
+        """Some of the pictures."""
+        return torch.stack([fitted(self.paths[i], size, crop) for i in indices])
 
 # %% ../nbs/01_sources.ipynb #cell-17
 _OTHER = {".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".fits", ".fit"} # no pictures here

@@ -173,12 +173,12 @@ def features_of_way(
 def reference_features(
     images:Tensor|Pictures,   # in [0, 1], `(n, 3, h, w)`, or pictures on disk
     encoders:list[Encoder],
-    size:tuple[int, int]=(256, 256), # of pictures when they are read
+    size:tuple[int, int]=(256, 256), # of pictures: the middle of each, as photographs of COCO are read for a FID
     device:torch.device|str="cpu",
 )->dict[str, Tensor]:         # encoder -> features `(n, d)`
     """What encoders see of a set of images."""
     if isinstance(images, Tensor): return _seen(encoders, images, device)
-    parts = [_seen(encoders, images.read(at.tolist(), size), device) for at in torch.arange(len(images)).split(SHARD)]
+    parts = [_seen(encoders, images.read(at.tolist(), size, crop=True), device) for at in torch.arange(len(images)).split(SHARD)]
     return {e.name: torch.cat([p[e.name] for p in parts]) for e in encoders}
 
 # %% ../nbs/39_ways.ipynb #cell-18

@@ -508,6 +508,15 @@ def test_references_are_ways_tensors_or_pictures(tmp_path):
         assert found == pytest.approx(cmmd(x, y), rel=1e-4, abs=1e-9)
 
 
+def test_photographs_of_a_reference_are_cut_and_not_padded(tmp_path):
+    for i in range(2):
+        wide = Image.new("RGB", (48, 16), (i, i, i))
+        wide.paste((200, 200, 200), (12, 0, 36, 16))  # the middle is all that is seen
+        wide.save(tmp_path / f"{i}.png")
+    seen = reference_features(read_pictures(tmp_path, "a"), EYES, (8, 8))["pixels-4"]
+    assert_close(seen, reference_features(torch.full((2, 3, 8, 8), 200 / 255), EYES)["pixels-4"])
+
+
 def test_a_reference_is_kept_too(tmp_path):
     reference = Counted("reference")
     for _ in range(2):
