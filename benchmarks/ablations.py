@@ -1,0 +1,39 @@
+"""Tables of the ablations in the README: python benchmarks/ablations.py. Nothing is measured here.
+
+Each study notebook writes its table to nbs/studies/tables when it is run in full.
+"""
+
+from pathlib import Path
+
+from portraits import table, write_figures
+
+from sliderspace.experiments import Results
+
+ROOT = Path(__file__).parents[1]
+SHOWN = {  # study -> figures
+    "no-pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art"],
+    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment", "art", "art (EfficientNet-Lite0)"],
+    "data": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art"],
+    "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
+    "count-mixes": ["diversity", "text alignment", "art"],
+    "window": ["steps", "effect", "distance", "similarity", "selectivity", "overlap"],
+    "worth": ["seconds", "alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment", "art"],
+}
+
+
+def main():
+    parts = []
+    for name, figures in SHOWN.items():
+        path = ROOT / "nbs/studies/tables" / f"{name}.json"
+        if not path.exists():
+            print(f"{name}: not run in full yet")
+            continue
+        results = Results.load(path)
+        head, *rows = results.table(figures)
+        seeds = len({row["seed"] for row in results.rows})
+        parts.append(f"*{name}*, {seeds} seeds:\n\n{table(head, rows)}\n")
+    write_figures(ROOT / "README.md", "\n".join(parts), "ablations")
+
+
+if __name__ == "__main__":
+    main()
