@@ -29,7 +29,7 @@ def main():
             print(f"{name}: not run in full yet")
             continue
         results = Results.load(path)
-        head, *rows = results.table(figures)
+        head, *rows = results[figures].table()
         seeds = len({row["seed"] for row in results.rows})
         parts.append(f"*{name}*, {seeds} seeds:\n\n{table(head, rows)}\n")
     write_figures(ROOT / "README.md", "\n".join(parts), "ablations")

@@ -131,6 +131,14 @@ class Results:
         if not self.of(way, name): raise KeyError(f"way {way!r} has no figure {name!r}")
         return [row["figures"][name] for row in sorted(self.rows, key=lambda row: row["seed"]) if row["way"] == way]
 
+    def __getitem__(self,
+        names:list[str], # of figures
+    )->"Results":
+        """The same with some figures alone. Raises `KeyError` for another one."""
+        for n in names: self.of(self.ways[0], n) # or an error
+        def some(figures): return {n: figures[n] for n in names if n in figures}
+        return replace(self, rows=[row | dict(figures=some(row["figures"])) for row in self.rows])
+
     def against(self,
         way:str,
         other:str,
@@ -143,12 +151,9 @@ class Results:
         if not change: raise ValueError(f"{way!r} and {other!r} have {name!r} for no seed both")
         return mean(change), stdev(change) if len(change) > 1 else float("nan")
 
-    def table(self,
-        names:list[str]|None=None, # of figures; None: all
-    )->list[list[str]]: # the first row is the head
+    def table(self)->list[list[str]]: # the first row is the head
         """Means and standard deviations over seeds, of means over sliders."""
-        names = names or self.names
-        return [["", *names], *([way, *(_text(self.of(way, n)) for n in names)] for way in self.ways)]
+        return [["", *self.names], *([way, *(_text(self.of(way, n)) for n in self.names)] for way in self.ways)]
 
     def _repr_html_(self):
         seeds = len({row["seed"] for row in self.rows})

@@ -88,6 +88,15 @@ def test_means_and_spreads_are_over_seeds():
     assert TABLE.against("b", "a", "x") == (2, stdev([1, 3]))
 
 
+def test_some_figures_alone_are_a_table_too():
+    both = Results("t", {"model": "m"}, [dict(way="a", changes={}, seed=0, figures={"x": 1.0, "y": [2.0, 4.0]}),
+                                         dict(way="b", changes={}, seed=0, figures={"x": 5.0})])
+    assert both[["y"]].table() == [["", "y"], ["a", "3"], ["b", ""]] and both[["y"]].setup == both.setup
+    assert both[["y", "x"]].table()[0] == ["", "y", "x"]
+    with pytest.raises(KeyError, match="no figure 'z': there are"):
+        both[["x", "z"]]
+
+
 def test_ways_are_held_against_each_other_seed_by_seed():
     values = {"a": [1.0, 10.0, 20.0], "b": [None, 10.0, 20.0], "c": [None] * 3}
     table = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for w, vs in values.items()
