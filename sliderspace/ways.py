@@ -173,7 +173,7 @@ def features_of_way(
 def reference_features(
     images:Tensor|Pictures,   # in [0, 1], `(n, 3, h, w)`, or pictures on disk
     encoders:list[Encoder],
-    size:tuple[int, int]=(256, 256), # of pictures: the middle of each, as photographs of COCO are read for a FID
+    size:tuple[int, int]=(256, 256), # of pictures: the middle of each, as FIDs on COCO have it
     device:torch.device|str="cpu",
 )->dict[str, Tensor]:         # encoder -> features `(n, d)`
     """What encoders see of a set of images."""
