@@ -178,7 +178,8 @@ def reference_features(
 )->dict[str, Tensor]:         # encoder -> features `(n, d)`
     """What encoders see of a set of images."""
     if isinstance(images, Tensor): return _seen(encoders, images, device)
-    parts = [_seen(encoders, images.read(at.tolist(), size, crop=True), device) for at in torch.arange(len(images)).split(SHARD)]
+    def seen(at): return _seen(encoders, images.read(at.tolist(), size, crop=True), device)
+    parts = [seen(at) for at in torch.arange(len(images)).split(SHARD)]
     return {e.name: torch.cat([p[e.name] for p in parts]) for e in encoders}
 
 # %% ../nbs/39_ways.ipynb #cell-18
