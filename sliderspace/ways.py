@@ -178,8 +178,8 @@ def reference_features(
 )->dict[str, Tensor]:         # encoder -> features `(n, d)`
     """What encoders see of a set of images."""
     if isinstance(images, Tensor): return _seen(encoders, images, device)
-    def seen(at): return _seen(encoders, images.read(at.tolist(), size, crop=True), device)
-    parts = [seen(at) for at in torch.arange(len(images)).split(SHARD)]
+    shards = torch.arange(len(images)).split(SHARD)
+    parts = [_seen(encoders, images.read(at.tolist(), size, crop=True), device) for at in shards]
     return {e.name: torch.cat([p[e.name] for p in parts]) for e in encoders}
 
 # %% ../nbs/39_ways.ipynb #cell-18
@@ -296,6 +296,5 @@ def plot_ways(
         ends = [[[v - r.low], [r.high - v]] if isinstance(r := row[n], Interval) else None for n, v in zip((x, y), at)]
         ax.errorbar(*at, xerr=ends[0], yerr=ends[1], fmt="o", color=f"C{i % 10}")
         ax.annotate(way.replace("$", r"\$"), at, xytext=(6, 4), textcoords="offset points", fontsize=8)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
+    ax.set(xlabel=x, ylabel=y)
     return fig
