@@ -13,17 +13,18 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch import pdist
 
 # %% ../nbs/50_judging.ipynb #cell-03
 from .asked import measure_asked
 from .encoders import encoder as find_encoder
 from .labels import ends_of, label_by_words
-from .measures import Report
+from .measures import Report, sweep
 from .mixes import sparse_mixes
 from .models import BUNDLED
 from .portraits import FACTORS, dataset
 from .regression import ASKED, acting_steps
-from .sampling import decoded, latent_features
+from .sampling import decoded, final_latents, latent_features
 from .sets import name_of
 from .sliders import SliderSpace
 from .sources import PHRASES
@@ -50,7 +51,7 @@ def at_distance(
     measured,      # space -> distance of each slider, `(K,)`
     rounds:int=6,
     most:float=8., # times that a round changes a slider
-    near:float=.05, # as good as what is wanted: a difference of its logarithm
+    near:float=.08, # as good as what is wanted: a difference of its logarithm
 )->SliderSpace:
     """Scale every slider until it moves images as far as is wanted: by what it lacks, then halving what lies between
     too little and too much. Of all rounds each slider's best one counts."""
@@ -91,24 +92,29 @@ class Judged:
         names = self.setup.judge if isinstance(self.setup.judge, tuple) else (self.setup.judge,)
         return [find_encoder(name, self.trial.model) for name in names]
 
-    def _report(self, space, samples, strengths, noise):
-        plain = replace(space, card=space.card | dict(samples=0)) # numbers of images are the same for all
-        return measure_asked(self.trial.model, plain, self.prompts, samples, 8 * samples, self.encoders[0], strengths,
-                             progress=_quiet, seed=noise * _NOISE + self.trial.seed)
+    def _distances(self):
+        "A function from a space to how far its sliders move images, on noise that nothing else is judged on."
+        model, n, seed = self.trial.model, min(6, self.setup.held_out), 2 * _NOISE + self.trial.seed
+        def seen(x): return latent_features(model, self.encoders[0], x)
+        with self.trial.space.on(model, {}): usual = pdist(seen(final_latents(model, self.prompts, range(48), seed))).mean()
+        def measured(space):
+            latents = sweep(model, space, self.prompts, range(n), seed, (-1., 0., 1.), progress=_quiet)
+            phi = seen(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
+            return (phi[:, ::2] - phi[:, 1:2]).norm(dim=3).mean((1, 2)) / usual
+        return measured
 
     @cached_property
     def space(self)->SliderSpace:
         """The sliders, of the size that the setup asks for."""
         if self.setup.distance is None: return self.trial.space
-        def measured(space):
-            seen = self._report(space, min(6, self.setup.held_out), (-1., 0., 1.), 2)
-            return [row["distance"] for row in seen.space.rows]
-        return at_distance(self.trial.space, self.setup.distance, measured)
+        return at_distance(self.trial.space, self.setup.distance, self._distances())
 
     @cached_property
     def report(self)->Report:
         """All sliders on new images, by what they change themselves."""
-        return self._report(self.space, self.setup.held_out, (-2., -1., 0., 1., 2.), 1)
+        plain = replace(self.space, card=self.space.card | dict(samples=0)) # numbers of images are the same for all
+        return measure_asked(self.trial.model, plain, self.prompts, n := self.setup.held_out, 8 * n, self.encoders[0],
+                             (-2., -1., 0., 1., 2.), progress=_quiet, seed=_NOISE + self.trial.seed)
 
 # %% ../nbs/50_judging.ipynb #cell-12
 def trained(judged:Judged)->dict:
