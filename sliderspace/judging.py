@@ -96,7 +96,8 @@ class Judged:
         "A function from a space to how far its sliders move images, on noise that nothing else is judged on."
         model, n, seed = self.trial.model, min(6, self.setup.held_out), 2 * _NOISE + self.trial.seed
         def seen(x): return latent_features(model, self.encoders[0], x)
-        with self.trial.space.on(model, {}): usual = pdist(seen(final_latents(model, self.prompts, range(48), seed))).mean()
+        with self.trial.space.on(model, {}): base = final_latents(model, self.prompts, range(48), seed)
+        usual = pdist(seen(base)).mean()
         def measured(space):
             latents = sweep(model, space, self.prompts, range(n), seed, (-1., 0., 1.), progress=_quiet)
             phi = seen(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
