@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/51_experiments.ipynb #cell-03
 from .files import writable_folder, write_bytes
-from .judging import MEASURES, Judged, check_measures
+from .judging import MEASURES, Judged, _quiet, check_measures
 from .loading import load
 from .plots import _figure
 from .sets import Interval
@@ -200,7 +200,7 @@ def _measured(setup, seed, measures, folder):
     judged, paths = None, _kept(setup, seed, measures, folder)
     for name, path in paths.items():
         if path.is_file(): continue
-        if judged is None: judged = Judged(make_trial(setup, seed, folder, _model(setup), progress=lambda x, **_: x))
+        judged = judged or Judged(make_trial(setup, seed, folder, _model(setup), progress=_quiet), folder/"features")
         found = {n: _plain(v) for n, v in MEASURES[name](judged).items()}
         write_bytes(path, json.dumps(found).encode())
     return _read(paths)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from .sliders import SliderSpace
 from .sources import PHRASES
 from .trials import Setup, Trial
 from .truth import score_edits
-from .ways import compare_ways, plain, with_mixes
+from .ways import Way, compare_ways, plain, with_mixes
 
 # %% ../nbs/50_judging.ipynb #cell-04
 _NOISE = 1_000_000 # more than any seed of a trial: nothing is judged on images that something was found or trained on
@@ -72,6 +73,7 @@ def at_distance(
 class Judged:
     """A trial, and what its setup says about judging it."""
     trial:Trial
+    folder:Path|None=None # keep features of whole sets of images here: those of unchanged ones serve every trial
 
     def __repr__(self): return f"Judged({self.trial})"
 
@@ -161,6 +163,11 @@ def factors(judged:Judged)->dict:
                        factors=sum(c >= .25 for c in truth.coverage.values()))
 
 # %% ../nbs/50_judging.ipynb #cell-15
+def _renders(prompts, numbers, seed):
+    "Portraits of all styles that no seed of a trial has drawn."
+    return torch.from_numpy(dataset(max(numbers) + 1, seed=987_654)[0][numbers]).permute(0, 3, 1, 2) / 255
+
+# %% ../nbs/50_judging.ipynb #cell-16
 def mixes(judged:Judged)->dict:
     """Images with three sliders each at strength 1 (R7) against the unchanged model's on the same noise, by each judge:
     change of the distance of pairs and of the text alignment, as a share; art: for the bundled model the Frechet
@@ -170,9 +177,9 @@ def mixes(judged:Judged)->dict:
     def drawn(numbers): return sparse_mixes(K, numbers, min(3, int(weights.sum())), weights=weights, seed=trial.seed)
     ways = [plain(trial.model), with_mixes(trial.model, judged.space, "mixes", drawn)]
     known = setup.model in BUNDLED
-    renders = torch.from_numpy(dataset(setup.mixed, seed=987_654)[0]).permute(0, 3, 1, 2) / 255 if known else None
+    renders = Way("renders", _renders, {"way": "renders"}) if known else None
     seen = compare_ways(ways, judged.prompts, setup.mixed, judged.encoders, renders, trial.model,
-                        _NOISE + trial.seed, 0, progress=_quiet)
+                        _NOISE + trial.seed, 0, judged.folder, _quiet)
     out = {}
     for i, e in enumerate(judged.encoders):
         of = f" ({e.name})" if i else ""
@@ -185,17 +192,17 @@ def mixes(judged:Judged)->dict:
         if known: out["art without sliders" + of], out["art" + of] = values("FID")
     return out
 
-# %% ../nbs/50_judging.ipynb #cell-16
+# %% ../nbs/50_judging.ipynb #cell-17
 def words(judged:Judged)->dict:
     """How sure the first judge's words are of each slider (`labels.label_by_words`): the confidence."""
     kinds = FACTORS if judged.setup.model in BUNDLED else PHRASES
     named = label_by_words(judged.trial.model, ends_of(judged.report), kinds, judged.encoders[0])
     return dict(confidence=[row.confidence for row in named.rows])
 
-# %% ../nbs/50_judging.ipynb #cell-17
+# %% ../nbs/50_judging.ipynb #cell-18
 MEASURES = dict(trained=trained, edits=edits, factors=factors, mixes=mixes, words=words)
 
-# %% ../nbs/50_judging.ipynb #cell-18
+# %% ../nbs/50_judging.ipynb #cell-19
 def check_measures(
     setup:Setup,
     names:list[str], # of `MEASURES`
