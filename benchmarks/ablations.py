@@ -12,7 +12,7 @@ from sliderspace.experiments import Results
 ROOT = Path(__file__).parents[1]
 SHOWN = {  # study -> figures
     "no-pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art"],
-    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment", "art", "art (EfficientNet-Lite0)"],
+    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment", "art", "art (efficientnet-lite0)"],
     "data": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art"],
     "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
     "count-mixes": ["diversity", "text alignment", "art"],

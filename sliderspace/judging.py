@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import pdist
 
 # %% ../nbs/50_judging.ipynb #cell-03
 from .asked import measure_asked
@@ -99,7 +98,7 @@ class Judged:
         model, n, seed = self.trial.model, min(6, self.setup.held_out), 2 * _NOISE + self.trial.seed
         def seen(x): return latent_features(model, self.encoders[0], x)
         with self.trial.space.on(model, {}): base = final_latents(model, self.prompts, range(48), seed)
-        usual = pdist(seen(base)).mean()
+        usual = torch.pdist(seen(base)).mean()
         def measured(space):
             latents = sweep(model, space, self.prompts, range(n), seed, (-1., 0., 1.), progress=_quiet)
             phi = seen(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
@@ -115,9 +114,10 @@ class Judged:
     @cached_property
     def report(self)->Report:
         """All sliders on new images, by what they change themselves."""
-        plain = replace(self.space, card=self.space.card | dict(samples=0)) # numbers of images are the same for all
-        return measure_asked(self.trial.model, plain, self.prompts, n := self.setup.held_out, 8 * n, self.encoders[0],
-                             (-2., -1., 0., 1., 2.), progress=_quiet, seed=_NOISE + self.trial.seed)
+        space = replace(self.space, card=self.space.card | dict(samples=0)) # numbers of images are the same for all
+        samples, seed = self.setup.held_out, _NOISE + self.trial.seed
+        return measure_asked(self.trial.model, space, self.prompts, samples, 8 * samples, self.encoders[0],
+                             (-2., -1., 0., 1., 2.), progress=_quiet, seed=seed)
 
 # %% ../nbs/50_judging.ipynb #cell-12
 def trained(judged:Judged)->dict:
