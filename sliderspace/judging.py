@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 # %% ../nbs/50_judging.ipynb #cell-03
 from .asked import measure_asked
-from .encoders import encoder as find_encoder
 from .labels import ends_of, label_by_words
 from .measures import Report, sweep
 from .mixes import sparse_mixes
@@ -28,7 +27,7 @@ from .sampling import decoded, final_latents, latent_features
 from .sets import name_of
 from .sliders import SliderSpace
 from .sources import PHRASES
-from .trials import Setup, Trial
+from .trials import Setup, Trial, encoder_for
 from .truth import score_edits
 from .ways import Way, compare_ways, plain, with_mixes
 
@@ -91,7 +90,7 @@ class Judged:
     def encoders(self)->list:
         """The judges; the first one says what counts."""
         names = self.setup.judge if isinstance(self.setup.judge, tuple) else (self.setup.judge,)
-        return [find_encoder(name, self.trial.model) for name in names]
+        return [encoder_for(name, self.trial.model) for name in names]
 
     def _distances(self):
         "A function from a space to how far its sliders move images, on noise that nothing else is judged on."
@@ -154,8 +153,9 @@ def edits(judged:Judged)->dict:
 
 # %% ../nbs/50_judging.ipynb #cell-14
 def factors(judged:Judged)->dict:
-    """Truth of the bundled model's world (`truth.Truth`): how much each slider changes each factor, its selectivity;
-    how many factors any slider changes by .25 or more; redundancy."""
+    """Truth of the bundled models' world (`truth.Truth`): how much each slider changes each factor, its selectivity; how
+    many factors any slider changes by .25 or more; redundancy. None of it is known of another model."""
+    if judged.setup.model not in BUNDLED: return dict.fromkeys([*FACTORS, "selectivity", "redundancy", "factors"])
     report = judged.report
     truth = score_edits(judged.trial.model, report.space.labels, report.strengths, report.latents)
     each = {f: truth.by_factor[:, i].tolist() for i, f in enumerate(FACTORS)}
@@ -170,14 +170,13 @@ def _renders(prompts, numbers, seed):
 # %% ../nbs/50_judging.ipynb #cell-16
 def mixes(judged:Judged)->dict:
     """Images with three sliders each at strength 1 (R7) against the unchanged model's on the same noise, by each judge:
-    change of the distance of pairs and of the text alignment, as a share; art: for the bundled model the Frechet
-    distance to renders of all styles, and what it is without sliders."""
+    change of the distance of pairs and of the text alignment, as a share; art: the Frechet distance to renders of all
+    styles, and what it is without sliders, None for another model than the bundled ones."""
     setup, trial, K = judged.setup, judged.trial, len(judged.space)
     weights = (torch.arange(K) < (setup.used or K)).float()
     def drawn(numbers): return sparse_mixes(K, numbers, min(3, int(weights.sum())), weights=weights, seed=trial.seed)
     ways = [plain(trial.model), with_mixes(trial.model, judged.space, "mixes", drawn)]
-    known = setup.model in BUNDLED
-    renders = Way("renders", _renders, {"way": "renders"}) if known else None
+    renders = Way("renders", _renders, {"way": "renders"}) if setup.model in BUNDLED else None
     seen = compare_ways(ways, judged.prompts, setup.mixed, judged.encoders, renders, trial.model,
                         _NOISE + trial.seed, 0, judged.folder, _quiet)
     out = {}
@@ -189,7 +188,7 @@ def mixes(judged:Judged)->dict:
         for name, measure in (("diversity", "DreamSim"), ("text alignment", "CLIP score")):
             base, got = values(measure)
             if base: out[name + of] = got / base - 1
-        if known: out["art without sliders" + of], out["art" + of] = values("FID")
+        out["art without sliders" + of], out["art" + of] = values("FID")
     return out
 
 # %% ../nbs/50_judging.ipynb #cell-17
@@ -210,10 +209,8 @@ def check_measures(
 ):
     """Raise `ValueError` for measures that cannot be taken of a setup's trials, `ImportError` for what they lack."""
     known, seeing = setup.model in BUNDLED, {*names} & {"edits", "factors", "mixes", "words"}
-    if "factors" in names and not known:
-        raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}")
-    if seeing and setup.judge is None and not known:
-        raise ValueError(f"judge must name an encoder for {setup.model!r}, such as 'ViT-L-14:openai'")
+    if {*names} == {"factors"} and not known:
+        raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}: measure more than them")
     if not seeing: return
     judges = Judged(Trial(setup, 0, model(), None, None)).encoders
     if wrong := [e for e in judges if e.space != "images"]:

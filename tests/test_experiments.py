@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from tiny import never, quiet
 
-from sliderspace import experiments
-from sliderspace.experiments import Experiment, Results, over, plot_results, rank_correlation, run, shrunk
+from sliderspace import experiments, trials
+from sliderspace.encoders import encoder
+from sliderspace.experiments import Experiment, over, run, shrunk
 from sliderspace.judging import MEASURES
+from sliderspace.results import Results, plot_results, rank_correlation
 from sliderspace.trials import Setup
 
 SMALL = dict(samples=16, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
@@ -34,6 +37,9 @@ def experiment(tiny_folder):
 @pytest.fixture(scope="module")
 def results(experiment, tmp_path_factory):
     return run(experiment, tmp_path_factory.mktemp("experiment"), progress=quiet)
+
+
+STUDIES = Path(__file__).parent.parent / "nbs" / "studies"
 
 
 def timeless(results):
@@ -111,13 +117,16 @@ def test_unknown_ways_and_figures_are_named():
         TABLE.of("c", "x")
     with pytest.raises(KeyError, match="no figure 'y'"):
         TABLE.each("a", "y")
+    with pytest.raises(KeyError, match="no figure 'y'"):
+        _ = TABLE["y"]
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
     TABLE.save(tmp_path / "t.json")
     again = Results.load(tmp_path / "t.json")
     assert (again.name, again.setup, again.rows) == (TABLE.name, TABLE.setup, TABLE.rows)
-    for text in ("{", "{}", '{"name": 1, "other": 2}', "[1]"):
+    for text in ("{", "{}", '{"name": 1, "other": 2}', "[1]", '{"name": "x", "setup": {}, "rows": 3}',
+                 '{"name": "x", "setup": {}, "rows": [{"way": "a"}]}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match="no table of an experiment"):
             Results.load(tmp_path / "bad.json")
@@ -308,3 +317,19 @@ def test_the_same_experiment_runs_on_sdxl(tmp_path):
     found = run(Experiment("sdxl", ways, setup, (0,), ("trained", "edits", "mixes")), tmp_path, progress=quiet)
     assert found.ways == list(ways) and found.names[:2] == ["weights", "seconds"]
     assert all(len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways)
+
+
+@pytest.mark.parametrize("study", ["no-pca", "count", pytest.param("singular", marks=pytest.mark.slow)])
+def test_a_study_runs_on_sdxl_by_its_name_alone(study, tmp_path, monkeypatch):
+    sdxl().save_pretrained(tmp_path / "sdxl")
+    monkeypatch.setenv("SLIDERSPACE_SMALL", "1")
+    clip = {"ViT-L-14:openai": "portraits-clip"}  # whose weights are a download
+    monkeypatch.setattr(trials, "find_encoder", lambda spec, model: encoder(clip.get(spec, spec), model))
+    cells = json.loads((STUDIES / f"{study}.ipynb").read_text("utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code.count("Setup(") == 1
+    (tmp_path / "study.py").write_text(code.replace("Setup(", f"Setup({str(tmp_path / 'sdxl')!r}, "), "utf-8")
+    found = runpy.run_path(str(tmp_path / "study.py"))["results"]
+    assert found.setup["model"] == str(tmp_path / "sdxl") and len(found.rows) == len(found.ways)
+    assert all(found.of(way, "overlap") and not found.of(way, "selectivity") for way in found.ways)
+    assert "overlap" in found._repr_html_()

@@ -147,8 +147,6 @@ def test_of_all_rounds_each_sliders_best_counts(trial):
 
 @pytest.mark.parametrize("setup, names, message", [
     (dict(model="sdxl"), ["factors"], "factors are known of the bundled models alone"),
-    (dict(model="sdxl"), ["edits"], "judge must name an encoder for 'sdxl'"),
-    (dict(model="sdxl"), ["mixes"], "judge must name an encoder for 'sdxl'"),
     (dict(judge=("portraits-clip", "latents")), ["mixes"], "judge must look at images, and 'latents' looks at latents"),
     (dict(judge="pixels"), ["words"], "judge must know words, and 'pixels-16' does not"),
 ])
