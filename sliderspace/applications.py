@@ -19,10 +19,11 @@ from .directions import Directions
 from .measures import sweep
 from .mixes import score_mixes, sparse_mixes, within
 from .models import Model
+from .plots import html_table
 from .sampling import check_prompt, latent_features
 from .sliders import SliderSpace
 from .store import check_encoder
-from .ways import Comparison, Way, compare_ways, html_table, plain, with_mixes
+from .ways import Comparison, Way, compare_ways, plain, with_mixes
 
 # %% ../nbs/40_applications.ipynb #cell-05
 def _directions(space, found):

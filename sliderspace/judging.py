@@ -153,8 +153,8 @@ def edits(judged:Judged)->dict:
 
 # %% ../nbs/50_judging.ipynb #cell-14
 def factors(judged:Judged)->dict:
-    """Truth of the bundled models' world (`truth.Truth`): how much each slider changes each factor, its selectivity; how
-    many factors any slider changes by .25 or more; redundancy. None of it is known of another model."""
+    """Truth of the bundled models' world (`truth.Truth`): how much each slider changes each factor, its selectivity;
+    how many factors any slider changes by .25 or more; redundancy. None of it is known of another model."""
     if judged.setup.model not in BUNDLED: return dict.fromkeys([*FACTORS, "selectivity", "redundancy", "factors"])
     report = judged.report
     truth = score_edits(judged.trial.model, report.space.labels, report.strengths, report.latents)
@@ -210,7 +210,7 @@ def check_measures(
     """Raise `ValueError` for measures that cannot be taken of a setup's trials, `ImportError` for what they lack."""
     known, seeing = setup.model in BUNDLED, {*names} & {"edits", "factors", "mixes", "words"}
     if {*names} == {"factors"} and not known:
-        raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}: measure more than them")
+        raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}: measure edits too")
     if not seeing: return
     judges = Judged(Trial(setup, 0, model(), None, None)).encoders
     if wrong := [e for e in judges if e.space != "images"]:

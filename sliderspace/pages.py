@@ -21,7 +21,7 @@ from .files import writable_folder, write_bytes
 from .measures import Report
 from .models import Model
 from .players import check_play, drawn, large, nearest_zero, page, play, player_of, scrub, sheet
-from .plots import plot_ends, plot_report, plot_sliders, plot_spectrum, png, strip
+from .plots import html_table, plot_ends, plot_report, plot_sliders, plot_spectrum, png, strip
 from .sliders import SliderSpace
 
 # %% ../nbs/38_pages.ipynb #cell-04
@@ -40,17 +40,12 @@ def _table(space, columns=COLUMNS):
             *([label, *(f.format(row[k]) for k, f in columns.values()), r] for label, row, r in rows)]
 
 # %% ../nbs/38_pages.ipynb #cell-06
-def _table_html(head, *rows):
-    def line(tag, cells): return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
-    return f'<h2>Table</h2><table>{line("th", head)}{"".join(line("td", r) for r in rows)}</table>'
-
-# %% ../nbs/38_pages.ipynb #cell-07
 def _csv(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
-# %% ../nbs/38_pages.ipynb #cell-08
+# %% ../nbs/38_pages.ipynb #cell-07
 _STYLE = """\
 body{max-width:62rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}img.plot{image-rendering:auto}
 img{image-rendering:pixelated}table{border-collapse:collapse}pre{white-space:pre-wrap}
@@ -61,11 +56,11 @@ figure .control span{display:none}.days .frame:nth-child(2n){margin-right:1.5rem
 .days.live>img.sheet{display:none}.days.live ol{list-style:none;padding:0}
 @media(prefers-color-scheme:dark){td,th{border-color:#444}img.plot{background:#fff}.scale{color:#aaa}}"""
 
-# %% ../nbs/38_pages.ipynb #cell-09
+# %% ../nbs/38_pages.ipynb #cell-08
 def _image(data:bytes, alt:str, kind:str="")->str:
     return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{b64encode(data).decode()}">'
 
-# %% ../nbs/38_pages.ipynb #cell-11
+# %% ../nbs/38_pages.ipynb #cell-10
 def _mixes(space, count=7, most=3):
     "Sparse mixes, label -> strength, of the sliders that have a usable range; none when there is no such slider."
     gen = torch.Generator().manual_seed(0)
@@ -77,14 +72,14 @@ def _mixes(space, count=7, most=3):
     return [{label: strength(ends) for label, ends in (usable[i] for i in at)} for at in (
         torch.randperm(len(usable), generator=gen)[:most].tolist() for _ in range(count if usable else 0))]
 
-# %% ../nbs/38_pages.ipynb #cell-12
+# %% ../nbs/38_pages.ipynb #cell-11
 def _code(mix, prompt, samples, seed, steps, guidance):
     "What to paste for the pictures of a mix."
     more = "".join(f", {k}={v!r}" for k, v in (("steps", steps), ("guidance", guidance)) if v is not None)
     return (f"with space.on(model, {mix!r}):\n"
             f"    images = pictures(model, {prompt!r}, samples={samples}, seed={seed}{more})")
 
-# %% ../nbs/38_pages.ipynb #cell-13
+# %% ../nbs/38_pages.ipynb #cell-12
 def _days(model, space, prompt, samples, seed, steps, guidance, batch, progress):
     "The part of the page with the mixes: the unchanged pictures beside the mixed ones, of the first prompt."
     mixes = _mixes(space)
@@ -99,7 +94,7 @@ def _days(model, space, prompt, samples, seed, steps, guidance, batch, progress)
     return (f'<h2>Mix of the day</h2><p>In each pair the unchanged picture, and the same noise with the mix.</p>'
             f'<div class="days" {data}>{sheets}<ol>{words}</ol></div>')
 
-# %% ../nbs/38_pages.ipynb #cell-14
+# %% ../nbs/38_pages.ipynb #cell-13
 def _scrubbed(report, label, usable, picture):
     "A slider's strip, from `plots.strip`, in a box that scrubs it: white lines of 2 pixels between its images."
     strengths = [round(float(s), 3) for s in report.strengths]
@@ -111,19 +106,19 @@ def _scrubbed(report, label, usable, picture):
     return (f"<figure><h3>{escape(label)} <small>{usable[0]:g} to {usable[1]:g}</small></h3><div class=sweep {data}>"
             f'<div class=strip>{_image(png(picture), label, kind)}{scale}</div></div></figure>')
 
-# %% ../nbs/38_pages.ipynb #cell-15
+# %% ../nbs/38_pages.ipynb #cell-14
 def _found(model, found, own):
     "Pictures of what was there before any training; of the first directions when no slider is of any."
     ends = plot_ends(model, found, own or range(min(8, len(found.vectors))))
     return {"spectrum.png": png(plot_spectrum(found)), "ends.png": png(ends)}
 
-# %% ../nbs/38_pages.ipynb #cell-16
+# %% ../nbs/38_pages.ipynb #cell-15
 def _found_html(pictures):
     return (f"""<h2>Spectrum</h2>{_image(pictures["spectrum.png"], "spectrum", "plot")}
 <h2>Before any training: both ends of each direction</h2>
 {_image(pictures["ends.png"], "samples at both ends of each direction")}""")
 
-# %% ../nbs/38_pages.ipynb #cell-18
+# %% ../nbs/38_pages.ipynb #cell-17
 def write_folder(
     folder:str|Path,
     model:Model,
@@ -156,17 +151,17 @@ Strength 1 is meant to move an image's score by one standard deviation of the mo
 {days}<h2>Sliders</h2><p>The same seeds at strengths from {report.strengths[0]:g} to {report.strengths[-1]:g}; 0 is
 the unchanged image. Beside each name the strengths within which images stay like the model's own; beyond them they are
 faded.</p>{shown}
-{_table_html(*table)}
+<h2>Table</h2>{html_table(table)}
 {_found_html(pictures)}
 <h2>Report</h2>{_image(pictures["report.png"], "what was measured of all sliders", "plot")}"""
     write_bytes(folder/"index.html", page(run.prompt, body, _STYLE).encode())
     return folder/"index.html"
 
-# %% ../nbs/38_pages.ipynb #cell-19
+# %% ../nbs/38_pages.ipynb #cell-18
 MORE_COLUMNS = COLUMNS | { # of a gallery: those of them that every slider has
     "consistency": ("consistency", "{:.2f}"), "rise of the prompt's cosine": ("dclip", "{:.3f}")}
 
-# %% ../nbs/38_pages.ipynb #cell-20
+# %% ../nbs/38_pages.ipynb #cell-19
 def write_gallery(
     path:str|Path,               # of an HTML file
     model:Model,
@@ -209,6 +204,6 @@ def write_gallery(
     body = f"""<h1>{escape(title)}</h1><p>Low-rank sliders of <b>{escape(model.name)}</b>: each changes what the model
 makes of the same noise, by its strength; 0 is the unchanged model.</p>
 {days}<h2>Sliders</h2><p>Beside each name the usable strengths.</p>{"".join(shown)}
-{_table_html(*_table(space, columns))}{more}"""
+<h2>Table</h2>{html_table(_table(space, columns))}{more}"""
     write_bytes(path, page(title, body, _STYLE).encode())
     return path

@@ -7,6 +7,7 @@ __all__ = ['grid', 'png', 'plot_spectrum', 'plot_rank', 'plot_steps', 'plot_ramp
            'plot_sliders', 'plot_leakage', 'plot_report']
 
 # %% ../nbs/31_plots.ipynb #cell-02
+from html import escape
 from io import BytesIO
 
 import torch
@@ -43,6 +44,13 @@ def _figure(*size):
     return fig
 
 # %% ../nbs/31_plots.ipynb #cell-06
+def html_table(rows):
+    "Rows of texts, the first of them the head, as HTML."
+    head, *body = ([escape(c) for c in row] for row in rows)
+    lines = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
+    return f"<table><tr><th>{'<th>'.join(head)}</tr>{lines}</table>"
+
+# %% ../nbs/31_plots.ipynb #cell-07
 def png(
     picture, # a PIL image or a matplotlib `Figure`
 )->bytes:
@@ -52,7 +60,7 @@ def png(
     else: picture.save(out, format="PNG")
     return out.getvalue()
 
-# %% ../nbs/31_plots.ipynb #cell-07
+# %% ../nbs/31_plots.ipynb #cell-08
 def plot_spectrum(
     found:Directions,
     count:int|None=None, # directions shown; default: all that were kept
@@ -75,7 +83,7 @@ def plot_spectrum(
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     return fig
 
-# %% ../nbs/31_plots.ipynb #cell-09
+# %% ../nbs/31_plots.ipynb #cell-10
 def plot_rank(
     found:Directions,
     real:Rank,         # from `rank.how_many`
@@ -108,7 +116,7 @@ def plot_rank(
     fig.suptitle(f"{real.suggested} directions of “{found.samples.run.prompt}”".replace("$", r"\$"))
     return fig
 
-# %% ../nbs/31_plots.ipynb #cell-11
+# %% ../nbs/31_plots.ipynb #cell-12
 def plot_steps(
     found:Directions,
     count:int=12,     # directions shown
@@ -123,7 +131,7 @@ def plot_steps(
     fig.colorbar(shown)
     return fig
 
-# %% ../nbs/31_plots.ipynb #cell-13
+# %% ../nbs/31_plots.ipynb #cell-14
 def plot_ramps(
     model:Model,
     found:Directions,
@@ -144,7 +152,7 @@ def plot_ramps(
     ax.tick_params(length=0)
     return fig
 
-# %% ../nbs/31_plots.ipynb #cell-14
+# %% ../nbs/31_plots.ipynb #cell-15
 def plot_ends(
     model:Model,
     found:Directions,
@@ -156,7 +164,7 @@ def plot_ends(
     images = decoded(model, found.samples.latents[torch.tensor(rows)].flatten(0, 1))
     return grid(images.view(len(rows), 2 * count, *images.shape[1:]))
 
-# %% ../nbs/31_plots.ipynb #cell-17
+# %% ../nbs/31_plots.ipynb #cell-18
 def frames(
     model:Model,
     report:Report,
@@ -170,7 +178,7 @@ def frames(
     beyond = torch.tensor([not low - 1e-6 <= s <= high + 1e-6 for s in report.strengths]).view(1, -1, 1, 1, 1)
     return torch.where(beyond, .4 * images + .6, images)
 
-# %% ../nbs/31_plots.ipynb #cell-18
+# %% ../nbs/31_plots.ipynb #cell-19
 def strip(
     model:Model,
     report:Report,
@@ -180,7 +188,7 @@ def strip(
     """One slider's sweep: a row a sample, strengths from left to right, faded beyond the usable range."""
     return grid(frames(model, report, slider), zoom)
 
-# %% ../nbs/31_plots.ipynb #cell-19
+# %% ../nbs/31_plots.ipynb #cell-20
 def plot_sliders(
     model:Model,
     report:Report,
@@ -190,7 +198,7 @@ def plot_sliders(
     rows = [frames(model, report, i)[:samples].flatten(0, 1) for i in range(len(report.space))]
     return grid(torch.stack(rows))
 
-# %% ../nbs/31_plots.ipynb #cell-20
+# %% ../nbs/31_plots.ipynb #cell-21
 def _leakage(fig, ax, space):
     "A space's leakage matrix in one panel."
     if "cosines" not in space.card:
@@ -200,7 +208,7 @@ def _leakage(fig, ax, space):
     ax.set(xlabel="direction of slider", ylabel="slider", title="mean cosine, held-out samples")
     fig.colorbar(shown)
 
-# %% ../nbs/31_plots.ipynb #cell-21
+# %% ../nbs/31_plots.ipynb #cell-22
 def plot_leakage(
     space:SliderSpace, # with the cosines that training measured on its card
 ):                     # a matplotlib `Figure`
@@ -211,7 +219,7 @@ def plot_leakage(
     _leakage(fig, fig.subplots(), space)
     return fig
 
-# %% ../nbs/31_plots.ipynb #cell-22
+# %% ../nbs/31_plots.ipynb #cell-23
 def _curves(ax, report, values, title):
     "A line a slider over the strengths, pale beyond its range; the mean of all in black."
     x = torch.tensor(report.strengths)
@@ -222,7 +230,7 @@ def _curves(ax, report, values, title):
     ax.plot(x, values.mean(0), "k", lw=2)
     ax.set(xlabel="strength", title=title)
 
-# %% ../nbs/31_plots.ipynb #cell-23
+# %% ../nbs/31_plots.ipynb #cell-24
 def plot_report(report:Report): # a matplotlib `Figure`
     """What was measured of all sliders, in six panels: alignment with its spread over samples, leakage, and the other
     encoder's agreement; alignment by timestep; the leakage matrix; and over the strengths the effect on final images,

@@ -15,9 +15,8 @@ import numpy as np
 
 # %% ../nbs/42_results.ipynb #cell-03
 from .files import write_bytes
-from .plots import _figure
+from .plots import _figure, html_table
 from .sets import Interval
-from .ways import html_table
 
 # %% ../nbs/42_results.ipynb #cell-04
 @dataclass(frozen=True, eq=False, repr=False)

@@ -219,8 +219,8 @@ def encoder_for(
     spec, # see `encoders.encoder`
     model:Model,
 )->Encoder:
-    """The encoder that `spec` names; None: portraits-clip for the bundled models, and for all others OpenAI's CLIP ViT-L/14
-    (Radford et al. 2021), so that an experiment runs on another model by its name alone.
+    """The encoder that `spec` names; None: portraits-clip for the bundled models, and for all others OpenAI's CLIP
+    ViT-L/14 (Radford et al. 2021), so that an experiment runs on another model by its name alone.
 
     Raises as `encoders.encoder` does."""
     return find_encoder(spec if spec is not None or model.name in BUNDLED else "ViT-L-14:openai", model)

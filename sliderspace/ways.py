@@ -9,7 +9,7 @@ __all__ = ['Way', 'plain', 'with_mixes', 'reworded', 'features_of_way', 'referen
 # %% ../nbs/39_ways.ipynb #cell-02
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from .files import card_key, read_tensors, writable_folder, write_tensors
 from .memory import in_parts
 from .mixes import mixed
 from .models import Model
-from .plots import _figure
+from .plots import _figure, html_table
 from .sampling import check_prompt, check_steps, decoded, in_turn, sample, start_noise
 from .sets import Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, name_of
 from .sets import precision_recall, text_alignment, vendi_score
@@ -174,22 +174,19 @@ def reference_features(
     images:Tensor|Pictures,   # in [0, 1], `(n, 3, h, w)`, or pictures on disk
     encoders:list[Encoder],
     size:tuple[int, int]=(256, 256), # of pictures: the middle of each, as FIDs on COCO have it
+    folder:str|Path|None=None, # keep features here, by what is in the images
     device:torch.device|str="cpu",
+    progress=tqdm,
 )->dict[str, Tensor]:         # encoder -> features `(n, d)`
-    """What encoders see of a set of images."""
-    if isinstance(images, Tensor): return _seen(encoders, images, device)
-    shards = torch.arange(len(images)).split(SHARD)
-    parts = [_seen(encoders, images.read(at.tolist(), size, crop=True), device) for at in shards]
-    return {e.name: torch.cat([p[e.name] for p in parts]) for e in encoders}
+    """What encoders see of a set of images. Raises `ValueError` as `features_of_way` does."""
+    def draw(prompts, numbers, seed):
+        return images[numbers] if isinstance(images, Tensor) else images.read(numbers, size, crop=True)
+    def marked(x): return sha256(x.detach().float().cpu().contiguous().numpy()).hexdigest()
+    known = marked(images) if isinstance(images, Tensor) else images.identity
+    way = Way("reference", draw, {"way": "images", "identity": known, "size": size})
+    return features_of_way(way, "a reference", len(images), encoders, 0, 0, folder, device, progress)[0]
 
 # %% ../nbs/39_ways.ipynb #cell-18
-def html_table(rows):
-    "Rows of texts, the first of them the head, as HTML."
-    head, *body = ([escape(c) for c in row] for row in rows)
-    lines = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
-    return f"<table><tr><th>{'<th>'.join(head)}</tr>{lines}</table>"
-
-# %% ../nbs/39_ways.ipynb #cell-19
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Ways to make images, side by side: figures of each, and its first images."""
@@ -210,14 +207,14 @@ class Comparison:
     def _repr_html_(self):
         return f"<p>{self.images} images of each way, prompts: {len(self.prompts)}</p>{html_table(self.table())}"
 
-# %% ../nbs/39_ways.ipynb #cell-20
+# %% ../nbs/39_ways.ipynb #cell-19
 def _text(figure):
     "A figure as text: four digits of it, and its interval."
     if figure is None: return ""
     if isinstance(figure, Interval): return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
     return f"{figure:.4g}"
 
-# %% ../nbs/39_ways.ipynb #cell-21
+# %% ../nbs/39_ways.ipynb #cell-20
 def figures(
     encoder:Encoder,  # that the features are of
     x:Tensor,         # of a way's images, `(n, d)`
@@ -239,7 +236,7 @@ def figures(
         out |= zip((name_of(n, name) for n in ("precision", "recall")), precision_recall(x, reference))
     return out
 
-# %% ../nbs/39_ways.ipynb #cell-22
+# %% ../nbs/39_ways.ipynb #cell-21
 def _check_reference(reference, images):
     "Raise `ValueError` unless distances from a reference can be measured."
     if images < 4: raise ValueError(f"images must be 4 or more for distances from a reference, not {images}")
@@ -248,7 +245,7 @@ def _check_reference(reference, images):
     if not isinstance(reference, Way) and len(reference) < 4:
         raise ValueError(f"reference must be 4 images or more, not {len(reference)}")
 
-# %% ../nbs/39_ways.ipynb #cell-23
+# %% ../nbs/39_ways.ipynb #cell-22
 def compare_ways(
     ways:list[Way],
     prompts:str|list[str],     # they take turns
@@ -273,7 +270,8 @@ def compare_ways(
     if reference is not None: _check_reference(reference, images)
     def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, device, progress)
     if isinstance(reference, Way): reference = seen(reference)[0]
-    elif reference is not None: reference = reference_features(reference, encoders, device=device)
+    elif reference is not None:
+        reference = reference_features(reference, encoders, folder=folder, device=device, progress=progress)
     texts = {e.name: None if e.text is None else e.text(prompts).cpu() for e in encoders}
     groups, rows, pictures = torch.arange(images) % len(prompts), {}, {}
     for way in ways:
@@ -282,7 +280,7 @@ def compare_ways(
         rows[way.name] = {name: figure for of in each for name, figure in of.items()}
     return Comparison(rows, pictures, images, prompts)
 
-# %% ../nbs/39_ways.ipynb #cell-24
+# %% ../nbs/39_ways.ipynb #cell-23
 def plot_ways(
     comparison:Comparison,
     x:str,  # name of a figure, as in the comparison

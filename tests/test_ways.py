@@ -524,6 +524,24 @@ def test_a_reference_is_kept_too(tmp_path):
     assert reference.asked == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_images_of_a_reference_are_looked_at_once(tmp_path):
+    images, seen = Counted().made(["a"], range(6), 0), []
+
+    def eye(x):
+        if x.shape[-1] == 8:  # and not the probe that tells encoders apart
+            seen.append(len(x))
+        return pixels(4)(x)
+
+    encoders = [looks("eye", eye)]
+    run = partial(compare_ways, [Counted()], images=8, encoders=encoders, folder=tmp_path, progress=quiet)
+    for prompt, new in (("a", [4, 2, 4, 4]), ("a", []), ("b", [4, 4])):  # the reference is of no prompt
+        seen.clear()
+        run(prompts=prompt, reference=images)
+        assert seen == new
+    other = reference_features(images.flip(2), encoders, folder=tmp_path, progress=quiet)["eye"]
+    assert torch.equal(other, pixels(4)(images.flip(2)))  # and others are not taken for it
+
+
 def test_the_bundled_encoder_sees_the_bundled_models_ways(student):
     more = with_mixes(student, random_space(student), "mixed", lambda numbers: 0.3 * ones(numbers))
     found = compare_ways([plain(student), more], PROMPT, 8, model=student, shown=2, progress=quiet)
