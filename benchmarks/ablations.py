@@ -11,13 +11,15 @@ from sliderspace.results import Results
 
 ROOT = Path(__file__).parents[1]
 SHOWN = {  # study -> figures
-    "no-pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art"],
-    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment", "art", "art (efficientnet-lite0)"],
-    "data": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art"],
+    "no-pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art", "art without sliders"],
+    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment",
+               "art", "art without sliders", "art (efficientnet-lite0)", "art without sliders (efficientnet-lite0)"],
+    "data": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art", "art without sliders"],
     "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
-    "count-mixes": ["diversity", "text alignment", "art"],
+    "count-mixes": ["diversity", "text alignment", "art", "art without sliders"],
     "window": ["steps", "effect", "distance", "similarity", "selectivity", "overlap"],
-    "worth": ["seconds", "alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment", "art"],
+    "worth": ["seconds", "alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
+              "art", "art without sliders"],
 }
 
 

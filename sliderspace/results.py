@@ -129,11 +129,18 @@ def rank_correlation(
     return Interval(*(float(np.tanh(z.mean() + s * away)) for s in (0, -1, 1)))
 
 # %% ../nbs/42_results.ipynb #cell-10
+def _without(name):
+    "The figure that says the same of images without sliders: `art (judge)` has `art without sliders (judge)`."
+    first, *judge = name.split(" (")
+    return " (".join([f"{first} without sliders", *judge])
+
+# %% ../nbs/42_results.ipynb #cell-11
 def plot_results(
     results:Results,
     names:list[str], # of figures, a panel each
 ):                   # a matplotlib `Figure`
-    """Every way's figures: a point for each seed, a bar for their mean. Raises `KeyError` for an unknown figure."""
+    """Every way's figures: a point for each seed, a bar for their mean; a dotted line is the mean without sliders,
+    where the table has it. Raises `KeyError` for an unknown figure."""
     fig = _figure(1.5 + 2.6 * len(names), 1 + .32 * len(results.ways))
     panels = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, names):
@@ -141,6 +148,9 @@ def plot_results(
             values = results.of(way, name)
             ax.plot(values, [y] * len(values), "o", color=f"C{y % 10}", alpha=.5, markersize=5)
             if values: ax.plot([mean(values)] * 2, [y - .3, y + .3], color=f"C{y % 10}", linewidth=3)
+        base = _without(name)
+        unchanged = [v for way in results.ways for v in results.of(way, base)] if base in results.names else []
+        if unchanged: ax.axvline(mean(unchanged), color="gray", linestyle=":")
         ax.set_title(name, fontsize=10)
         ax.grid(axis="x", alpha=.3)
     panels[0].set_yticks(range(len(results.ways)), [w.replace("$", r"\$") for w in results.ways])

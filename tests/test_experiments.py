@@ -145,6 +145,16 @@ def test_a_panel_for_each_figure(results):
         plot_results(results, ["speed"])
 
 
+@pytest.mark.parametrize("judge", ["", " (other)"])
+def test_a_line_for_what_is_so_without_sliders(judge):
+    def panels(base):
+        figures = {f"art{judge}": 3.0, f"art without sliders{judge}": base, "overlap": 0.5}
+        return plot_results(Results("t", {}, [dict(way="a", changes={}, seed=0, figures=figures)]), [f"art{judge}", "overlap"])
+    lines = [[line.get_xdata() for line in ax.lines if line.get_linestyle() == ":"] for ax in panels(7.0).axes]
+    assert lines == [[[7.0, 7.0]], []]
+    assert not any(line.get_linestyle() == ":" for ax in panels(None).axes for line in ax.lines)  # another model
+
+
 # --- kept, and found again -------------------------------------------------------------------------------------------
 
 
