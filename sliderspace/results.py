@@ -105,7 +105,10 @@ class Results:
             raise ValueError(f"{str(path)!r} is no table of an experiment: {type(e).__name__} {e}") from e
 
 # %% ../nbs/42_results.ipynb #cell-05
-def _digits(value, digits): return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+def _digits(value, digits):
+    "Without an exponent for large numbers."
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text else text
 
 # %% ../nbs/42_results.ipynb #cell-06
 def _text(values):

@@ -132,6 +132,14 @@ def test_tables_are_read_as_they_were_written(tmp_path):
             Results.load(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize("value, text", [(99.7, "99.7"), (999.6, "1,000"), (123456.0, "123,456"), (0.01234, "0.0123"), (-1523.0, "-1,523")])
+def test_large_numbers_are_written_out(value, text):
+    row = dict(way="a", changes={}, seed=0, figures={"art": value})
+    assert Results("t", {}, [row]).table()[1] == ["a", text]
+    other = row | dict(seed=1, figures={"art": value + 2**0.5 * 99.7})  # a standard deviation that rounds to 100
+    assert Results("t", {}, [row, other]).table()[1][1].endswith(" ± 100")
+
+
 def test_names_of_ways_are_escaped():
     hostile = Results("t", {}, [dict(way="<b>$x$", changes={}, seed=0, figures={"<i>": 1.0})])
     assert "<b>" not in hostile._repr_html_() and "<i>" not in hostile._repr_html_()
