@@ -67,11 +67,11 @@ def measure_asked(
         raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
     encoder, run = find_encoder(encoder, model), {k: space.card.get(k) for k in ("steps", "guidance")}
     first = space.card.get("samples", 0) + 2000 # beyond what anything was trained or scored on
+    beyond = first + max(500, samples)
     latents = sweep(model, space, prompt, range(first, first + samples), seed, strengths, start=start, batch=batch,
                     progress=progress, **run)
     with space.on(model, {}):
-        base = final_latents(model, prompt, range(first + 500, first + 500 + reference), seed, batch=batch,
-                             **run)
+        base = final_latents(model, prompt, range(beyond, beyond + reference), seed, batch=batch, **run)
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/51_experiments.ipynb #cell-03
 from .files import writable_folder, write_bytes
-from .judging import MEASURES, Judged, _quiet, check_measures
+from .judging import MEASURES, Judged, _quiet, check_measures, edits
 from .loading import load
 from .results import Results
-from .trials import Setup, key_of, make_trial
+from .trials import Setup, by_code, check_trial, key_of, make_trial
 
 # %% ../nbs/51_experiments.ipynb #cell-04
 @lru_cache(1)
@@ -41,15 +41,18 @@ class Experiment:
     ways:dict[str, dict]        # name -> what it changes in the setup, see `trials.Setup.vary`
     setup:Setup = field(default_factory=Setup)
     seeds:tuple = (0, 1, 2)
-    measures:tuple = ("trained", "edits", "factors", "mixes") # names of `judging.MEASURES`
+    measures:tuple = ("trained", "edits", "factors", "mixes") # of `judging.MEASURES`; added ones need one process
 
     def check(self):
         """Raise `ValueError` for what would fail after long work."""
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"name must be letters, digits, _ and -, as the table's file has it, not {self.name!r}")
-        if not self.ways: raise ValueError("ways must name one or more, such as {'rank 1': {'rank': 1}}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be one or more, no two alike, not {self.seeds}")
+        if not self.ways or not all(isinstance(w, str) and w and isinstance(c, dict) for w, c in self.ways.items()):
+            raise ValueError(f"ways must name one or more, such as {{'rank 1': {{'rank': 1}}}}, not {self.ways!r}")
+        whole = [type(s) is int and s >= 0 for s in self.seeds]
+        if not whole or not all(whole) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more whole numbers from 0, no two alike, not {self.seeds!r}")
+        if not self.measures: raise ValueError(f"measures must be one or more of {list(MEASURES)}")
         if unknown := [m for m in self.measures if m not in MEASURES]:
             raise ValueError(f"measures must be of {list(MEASURES)}, not {unknown[0]!r}")
         def each(check):
@@ -58,6 +61,7 @@ class Experiment:
                 except ValueError as e: raise ValueError(f"way {way!r}: {e}") from e
         each(lambda setup: None) # all of them, before a model is loaded
         each(lambda setup: check_measures(setup, self.measures, partial(_model, setup)))
+        each(lambda setup: check_trial(setup, _model(setup)))
 
 # %% ../nbs/51_experiments.ipynb #cell-07
 def over(
@@ -68,7 +72,7 @@ def over(
     return {f"{name} {value}": {name: value} for value in values}
 
 # %% ../nbs/51_experiments.ipynb #cell-08
-_MOST = dict(samples=16, sliders=2, used=2, data_views=1, noised=4, held_out=2, mixed=4, updates=1, rank=2)
+_MOST = dict(samples=16, sliders=2, used=2, data_views=1, noised=4, held_out=2, mixed=8, updates=1, rank=2)
 
 # %% ../nbs/51_experiments.ipynb #cell-09
 def _cut(changes):
@@ -110,7 +114,9 @@ def _measured(setup, seed, measures, folder):
     judged, paths = None, _kept(setup, seed, measures, folder)
     for name, path in paths.items():
         if path.is_file(): continue
-        judged = judged or Judged(make_trial(setup, seed, folder, _model(setup), progress=_quiet), folder/"features")
+        if judged is None:
+            trial = make_trial(setup, seed, folder, _model(setup), progress=_quiet)
+            judged = Judged(trial, by_code(folder, "features"))
         found = {n: _plain(v) for n, v in MEASURES[name](judged).items()}
         write_bytes(path, json.dumps(found).encode())
     return _read(paths)
@@ -152,6 +158,9 @@ def run(
     """Make and measure every trial. With a folder its table is there too, `NAME.json`, and grows with every trial.
 
     Raises `ValueError` as `Experiment.check` does, before any work."""
+    own = [m for m in experiment.measures if MEASURES.get(m, edits).__module__ != edits.__module__]
+    if own and processes > 1:
+        raise ValueError(f"measure {own[0]!r} is not known to other processes: processes must be 1, not {processes}")
     if processes < 1: raise ValueError(f"processes must be 1 or more, not {processes}")
     if folder is None:
         with TemporaryDirectory() as shared: return run(experiment, shared, processes, progress)

@@ -195,7 +195,8 @@ def mixes(judged:Judged)->dict:
 def words(judged:Judged)->dict:
     """How sure the first judge's words are of each slider (`labels.label_by_words`): the confidence."""
     kinds = FACTORS if judged.setup.model in BUNDLED else PHRASES
-    named = label_by_words(judged.trial.model, ends_of(judged.report), kinds, judged.encoders[0])
+    ends = replace(ends_of(judged.report), prompt=judged.prompts[0])
+    named = label_by_words(judged.trial.model, ends, kinds, judged.encoders[0])
     return dict(confidence=[row.confidence for row in named.rows])
 
 # %% ../nbs/50_judging.ipynb #cell-18
@@ -212,10 +213,14 @@ def check_measures(
     if {*names} == {"factors"} and not known:
         raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}: measure edits too")
     if not seeing: return
-    judges = Judged(Trial(setup, 0, model(), None, None)).encoders
+    judged = Judged(Trial(setup, 0, model(), None, None))
+    judges, prompts = judged.encoders, len(judged.prompts)
     if wrong := [e for e in judges if e.space != "images"]:
         raise ValueError(f"judge must look at images, and {wrong[0].name!r} looks at {wrong[0].space}")
     if "words" in names and judges[0].text is None:
         raise ValueError(f"judge must know words, and {judges[0].name!r} does not")
+    if "words" in names and prompts > 1: raise ValueError(f"words are compared with one prompt, not with {prompts}")
+    if "mixes" in names and setup.mixed < 2 * prompts:
+        raise ValueError(f"mixed must be {2 * prompts} or more, two images of each prompt, not {setup.mixed}")
     if "mixes" in names and known and find_spec("dicebear") is None:
         raise ImportError('renders to compare with need: pip install "sliderspace[portraits]"')

@@ -42,7 +42,7 @@ class Results:
         way:str,
         name:str, # of a figure
         seed:int|None=None, # only this one
-    )->list[float]: # a seed each, in their order; the mean over sliders where it is a number for each
+    )->list[float]: # of each seed that has it, in their order; the mean over sliders where it is a number for each
         """Figures of a way. Raises `KeyError` for another way or figure."""
         mine = sorted((row for row in self.rows if row["way"] == way), key=lambda row: row["seed"])
         if not mine: raise KeyError(f"no way {way!r}: there are {self.ways}")
@@ -65,7 +65,8 @@ class Results:
     )->"Results":
         """The same with some figures alone. Raises `KeyError` for another one."""
         names = [names] if isinstance(names, str) else names
-        for n in names: self.of(self.ways[0], n) # or an error
+        if wrong := [n for n in names if n not in self.names]:
+            raise KeyError(f"no figure {wrong[0]!r}: there are {self.names}")
         def some(figures): return {n: figures[n] for n in names if n in figures}
         return replace(self, rows=[row | dict(figures=some(row["figures"])) for row in self.rows])
 
@@ -74,7 +75,9 @@ class Results:
         other:str,
         name:str,   # of a figure
     )->tuple[float, float]: # mean difference and its standard deviation over seeds; nan for a single seed
-        """How much more a way has of a figure than another one, seed by seed."""
+        """How much more a way has of a figure than another one, seed by seed. Raises `KeyError` for another way or
+        figure, `ValueError` when no seed has it for both."""
+        for w in (way, other): self.of(w, name) # or an error
         mine, theirs = ({row["seed"]: self.of(w, name, row["seed"]) for row in self.rows if row["way"] == w}
                         for w in (way, other))
         change = [a - b for seed in sorted(mine.keys() & theirs.keys()) for a, b in zip(mine[seed], theirs[seed])]
@@ -120,8 +123,9 @@ def rank_correlation(
     x:list[list[float]], # figures of every slider, a list for each seed, as `Results.each` gives them
     y:list[list[float]],
 )->Interval:             # in [-1, 1], with its 95 % interval
-    """Sliders without a number in either list are left out. Raises `ValueError` for lists of other lengths, and for
-    fewer than four sliders in a seed."""
+    """Sliders without a number in either list are left out. The interval takes sliders as drawn anew for every seed:
+    where seeds share a model's directions it is rather too narrow. Raises `ValueError` for lists of other lengths, and
+    for fewer than four sliders in a seed."""
     from scipy.stats import spearmanr
     pairs = [[(p, q) for p, q in zip(a, b) if None not in (p, q)] for a, b in zip(x, y)]
     if [len(a) for a in x] != [len(b) for b in y] or not pairs or min(map(len, pairs)) < 4:

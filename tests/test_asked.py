@@ -70,6 +70,17 @@ def test_sliders_that_do_nothing_have_figures_and_a_file(tiny, tmp_path):
     report.space.save(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("samples", [2, 700])
+def test_unchanged_images_have_noise_of_their_own(tiny, monkeypatch, samples):
+    seen, base = [], asked.final_latents
+    monkeypatch.setattr(asked, "sweep", lambda model, space, prompt, numbers, *args, **rest: seen.append({*numbers}))
+    monkeypatch.setattr(asked, "final_latents", lambda model, prompt, numbers, *args, **rest: seen.append({*numbers})
+                        or base(model, prompt, [0], *args, **rest))
+    with pytest.raises(TypeError):  # there are no images to go on with
+        measure_asked(tiny, random_space(tiny), PROMPT, samples, 8, "pixels", (-1.0, 0.0, 1.0), progress=quiet)
+    assert [*map(len, seen)] == [samples, 8] and not seen[0] & seen[1]
+
+
 def test_words_are_scored_by_the_text_tower_too(model):
     words = {"positive": f"{PROMPT}, glasses", "negative": f"{PROMPT}, no glasses"}
     space = random_space(model, ["glasses", "from pictures"], card={"sliders": [words, {}]})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -53,7 +54,12 @@ BAD = {
     "way 'a': train has no option 'rnak'": dict(ways={"a": {"rnak": 1}}),
     "way 'b': samples must be 16": dict(ways={"a": {}, "b": {"samples": 2}}),
     "seeds must be one or more": dict(seeds=()),
-    "seeds must be one or more, no two alike": dict(seeds=(1, 1)),
+    "seeds must be one or more whole numbers from 0, no two alike": dict(seeds=(1, 1)),
+    "seeds must be one or more whole numbers from 0, .* not \\(0.5,\\)": dict(seeds=(0.5,)),
+    "seeds must be one or more whole numbers from 0, .* not \\(-1,\\)": dict(seeds=(-1,)),
+    "ways must name one or more.*, not {1: ": dict(ways={1: {"rank": 1}}),
+    "ways must name one or more.*, not {'a': None}": dict(ways={"a": None}),
+    "measures must be one or more of": dict(measures=()),
     "measures must be of .*, not 'speed'": dict(measures=("speed",)),
     "name must be letters": dict(name="../table"),
     "way 'a': factors are known of the bundled models alone": dict(setup=Setup("sdxl"), measures=("factors",)),
@@ -66,6 +72,26 @@ def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_p
     with pytest.raises(ValueError, match=message):
         run(Experiment(**dict(name="x", ways={"a": {}}) | BAD[message]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"encoder": "no-such-thing"}, "way 'b': .*no-such-thing"),
+    ({"targets": "atention"}, "way 'b': targets='atention' matches no layer"),
+    ({"rank": 4096}, "way 'b': rank must be 1 to"),
+    ({"used_from": 0.9999}, "way 'b': acts_from=0.9999 leaves none"),
+])
+def test_what_does_not_suit_the_model_is_refused_before_the_first_way(experiment, monkeypatch, tmp_path, changes, message):
+    monkeypatch.setattr(experiments, "make_trial", never)
+    with pytest.raises(ValueError, match=message):
+        run(replace(experiment, ways={"a": {}, "b": changes}), tmp_path)
+
+
+def test_a_measure_of_ones_own_needs_one_process(experiment, monkeypatch, tmp_path):
+    monkeypatch.setitem(MEASURES, "mine", lambda judged: {"x": 1.0})
+    own = replace(experiment, ways={"a": {}}, seeds=(0,), measures=("mine",))
+    with pytest.raises(ValueError, match="measure 'mine' is not known to other processes: processes must be 1, not 2"):
+        run(own, tmp_path, 2)
+    assert run(own, tmp_path, progress=quiet).of("a", "x") == [1.0]
 
 
 def test_a_bad_number_of_processes_is_refused(experiment):
@@ -110,11 +136,16 @@ def test_ways_are_held_against_each_other_seed_by_seed():
     assert table.against("a", "b", "x") == (0, 0)
     with pytest.raises(ValueError, match="for no seed both"):
         table.against("a", "c", "x")
+    for way, name in (("typo", "x"), ("a", "typo")):
+        with pytest.raises(KeyError, match="no .* 'typo': there are"):
+            table.against(way, "b", name)
 
 
 def test_unknown_ways_and_figures_are_named():
     with pytest.raises(KeyError, match="no way 'c'"):
         TABLE.of("c", "x")
+    with pytest.raises(KeyError, match="no figure 'x': there are \\[\\]"):
+        Results("empty", {}, [])["x"]
     with pytest.raises(KeyError, match="no figure 'y'"):
         TABLE.each("a", "y")
     with pytest.raises(KeyError, match="no figure 'y'"):
@@ -276,6 +307,7 @@ def test_processes_end_with_the_one_that_began_them(experiment, results, tmp_pat
 
 
 def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "check", lambda self: None)
     bad = Experiment("bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",))
     with pytest.raises(ValueError, match="no-such-thing"):
         run(bad, tmp_path, 2, quiet)

@@ -156,11 +156,19 @@ def test_of_all_rounds_each_sliders_best_counts(trial):
 @pytest.mark.parametrize("setup, names, message", [
     (dict(model="sdxl"), ["factors"], "factors are known of the bundled models alone"),
     (dict(judge=("portraits-clip", "latents")), ["mixes"], "judge must look at images, and 'latents' looks at latents"),
+    (dict(judged=("a hat", "a cat")), ["words"], "words are compared with one prompt, not with 2"),
+    (dict(prompt=("a hat", "a cat", "a dog"), mixed=5), ["mixes"], "mixed must be 6 or more, two images of each prompt, not 5"),
     (dict(judge="pixels"), ["words"], "judge must know words, and 'pixels-16' does not"),
 ])
 def test_measures_that_cannot_be_taken_are_refused(setup, names, message, model):
     with pytest.raises(ValueError, match=message):
         check_measures(Setup(**setup), names, never if setup.get("model") else lambda: model)
+
+
+def test_words_know_which_prompt_was_judged(trial, monkeypatch):
+    monkeypatch.setattr(judging, "label_by_words", lambda model, ends, *rest: pytest.fail(f"{ends.prompt}, not the trial's"))
+    with pytest.raises(pytest.fail.Exception, match="a cat, not the trial's"):
+        judging.words(Judged(replace(trial, setup=replace(trial.setup, judged="a cat"))))
 
 
 def test_what_is_known_of_training_needs_no_judge():

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from tiny import never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import training, trials
+from sliderspace import store, training, trials
 from sliderspace.alignment import AlignmentUpdates, Method
 from sliderspace.encoders import pixels
 from sliderspace.regression import Regression
@@ -53,6 +53,7 @@ BAD = {
     "data_views must be 0 or more, not False": dict(data_views=False),
     "timesteps must be 'final' for views": dict(data_views=2),
     "distance must be above 0, not 0": dict(distance=0),
+    "sliders must be 1 to 15 for 16 final images, not 16": dict(samples=16, sliders=16, timesteps="final"),
     "there are 16 samples for 20 parts": dict(samples=16, sliders=20, parts="random"),
     "prompt must be a non-empty text, not ' '": dict(prompt=["a hat", " "]),
     "prompt must be a non-empty text, not ''": dict(judged=""),
@@ -122,9 +123,9 @@ def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_fo
     alone = [directions_of(tiny, pixels(4), replace(both, source=name), 0, tmp_path, quiet).samples
              for name in (setup.model, other)]
     assert not torch.equal(*(a.latents[:] for a in alone))
-    for i in range(24):  # each has its own noise, and both have a part in the last ones, which are held out
-        assert torch.equal(found.samples.latents[i], alone[i % 2].latents[i])
-        assert torch.equal(found.samples.features[i, 0], alone[i % 2].features[i, -1])
+    for i in range(24):  # each has its own noise, both have all prompts and a part in the last ones, which are held out
+        assert torch.equal(found.samples.latents[i], alone[i // 2 % 2].latents[i])
+        assert torch.equal(found.samples.features[i, 0], alone[i // 2 % 2].features[i, -1])
 
 
 def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
@@ -200,10 +201,32 @@ def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder
     assert len(set(keys)) == len(keys)
 
 
-def test_a_window_without_steps_is_refused_before_any_work(setup, tiny, monkeypatch):
+@pytest.mark.parametrize("changes, message", [
+    ({"used_from": 0.9999}, "leaves none of the 2 steps"),
+    ({"targets": "atention"}, "targets='atention' matches no layer"),
+    ({"rank": 4096}, "rank must be 1 to .* for these layers, not 4096"),
+    ({"encoder": "no-such-thing"}, "no-such-thing"),
+])
+def test_what_does_not_suit_the_model_is_refused_before_any_work(setup, tiny, monkeypatch, changes, message):
     monkeypatch.setattr(trials, "collect", never)
-    with pytest.raises(ValueError, match="leaves none of the 2 steps"):
-        make_trial(setup.vary({"used_from": 0.9999}), 1, None, tiny, quiet)
+    with pytest.raises(ValueError, match=message):
+        make_trial(setup.vary(changes), 1, None, tiny, quiet)
+
+
+def test_other_code_draws_its_own_samples(setup, tiny, tmp_path, monkeypatch):
+    directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+    monkeypatch.setattr(store, "_drawn", never)
+    directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+    monkeypatch.setattr(trials, "_code", lambda: "other")
+    with pytest.raises(AssertionError, match="work began"):
+        directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+
+
+def test_a_source_is_loaded_at_the_setups_size_and_its_own_steps(setup, tiny, monkeypatch):
+    monkeypatch.setattr(trials, "load", lambda name, **how: pytest.fail(f"{name} {how}"))
+    sized = replace(setup, source="other", loading={"steps": 2, "guidance": 1.5, "size": (16, 16), "low_memory": True})
+    with pytest.raises(pytest.fail.Exception, match=r"other \{'size': \(16, 16\), 'low_memory': True\}"):
+        directions_of(tiny, pixels(4), sized, 0, None, quiet)
 
 
 def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny, trial):
