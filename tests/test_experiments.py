@@ -324,7 +324,7 @@ def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
     assert list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
     for changes in small.ways.values():
         made = small.setup.vary(changes)
-        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (16, 2, 2, 1, 4)
+        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (16, 2, 2, 1, 8)
     assert small.ways["rank 16"]["rank"] == 2 and small.ways["prompts"]["prompt"] == list("abcd")
 
 
