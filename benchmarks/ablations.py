@@ -18,7 +18,7 @@ SHOWN = {  # study -> figures
     "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
     "count-mixes": ["diversity", "text alignment", "art", "art without sliders"],
     "window": ["steps", "effect", "distance", "similarity", "selectivity", "overlap"],
-    "worth": ["seconds", "alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
+    "worth": ["alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
               "art", "art without sliders"],
 }
 
