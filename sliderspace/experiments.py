@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/51_experiments.ipynb #cell-03
 from .files import writable_folder, write_bytes
-from .judging import MEASURES, Judged, _quiet, check_measures, edits
+from .judging import MEASURES, Judged, _quiet, check_measures
 from .loading import load
 from .results import Results
 from .trials import Setup, by_code, check_trial, key_of, make_trial
@@ -158,7 +158,7 @@ def run(
     """Make and measure every trial. With a folder its table is there too, `NAME.json`, and grows with every trial.
 
     Raises `ValueError` as `Experiment.check` does, before any work."""
-    own = [m for m in experiment.measures if MEASURES.get(m, edits).__module__ != edits.__module__]
+    own = [m for m in experiment.measures if MEASURES.get(m, Judged).__module__ != Judged.__module__]
     if own and processes > 1:
         raise ValueError(f"measure {own[0]!r} is not known to other processes: processes must be 1, not {processes}")
     if processes < 1: raise ValueError(f"processes must be 1 or more, not {processes}")

@@ -38,6 +38,9 @@ class Results:
         """Of all figures."""
         return list(dict.fromkeys(n for row in self.rows for n in row["figures"]))
 
+    def _known(self, name):
+        if name not in self.names: raise KeyError(f"no figure {name!r}: there are {self.names}")
+
     def of(self,
         way:str,
         name:str, # of a figure
@@ -46,7 +49,7 @@ class Results:
         """Figures of a way. Raises `KeyError` for another way or figure."""
         mine = sorted((row for row in self.rows if row["way"] == way), key=lambda row: row["seed"])
         if not mine: raise KeyError(f"no way {way!r}: there are {self.ways}")
-        if name not in self.names: raise KeyError(f"no figure {name!r}: there are {self.names}")
+        self._known(name)
         found = [row["figures"][name] for row in mine if name in row["figures"] and seed in (None, row["seed"])]
         finite = [[v for v in each if v is not None] for each in (f if isinstance(f, list) else [f] for f in found)]
         return [mean(values) for values in finite if values]
@@ -65,8 +68,7 @@ class Results:
     )->"Results":
         """The same with some figures alone. Raises `KeyError` for another one."""
         names = [names] if isinstance(names, str) else names
-        if wrong := [n for n in names if n not in self.names]:
-            raise KeyError(f"no figure {wrong[0]!r}: there are {self.names}")
+        for n in names: self._known(n)
         def some(figures): return {n: figures[n] for n in names if n in figures}
         return replace(self, rows=[row | dict(figures=some(row["figures"])) for row in self.rows])
 

@@ -223,19 +223,23 @@ class Trial:
     def __repr__(self): return f"Trial({self.space}, seed {self.seed})"
 
 # %% ../nbs/49_trials.ipynb #cell-20
+def _options(setup):
+    "What training is told: sliders of parts of the images are as large as those of directions, and trained as long."
+    return dict(rank=OURS.rank, updates=OURS.updates, targets=OURS.targets) | setup.options
+
+# %% ../nbs/49_trials.ipynb #cell-21
 def _trained(model, encoder, found, setup, seed, folder, progress):
     "The sliders of a setup. Raises `KeyboardInterrupt` if training was interrupted: its state is kept."
     usual = dict(seed=seed, folder=folder, progress=progress)
     if setup.parts:
-        options = dict(rank=OURS.rank, updates=OURS.updates, targets=OURS.targets) | setup.options
         latents, parts = found.samples.latents, _parts(found.samples, setup.parts, setup.sliders, seed)
         shown = {f"part {k}": decoded(model, latents[at.tolist()]) for k, at in enumerate(parts)}
-        space = train_images(model, shown, found.samples.run.prompts[0], **usual, **options)
+        space = train_images(model, shown, found.samples.run.prompts[0], **usual, **_options(setup))
     else: space = train(model, found, setup.sliders, encoder=encoder, held_rows=setup.noised, **usual, **setup.options)
     if space.card["ended"] == "interrupted": raise KeyboardInterrupt
     return space
 
-# %% ../nbs/49_trials.ipynb #cell-21
+# %% ../nbs/49_trials.ipynb #cell-22
 def encoder_for(
     spec, # see `encoders.encoder`
     model:Model,
@@ -246,16 +250,16 @@ def encoder_for(
     Raises as `encoders.encoder` does."""
     return find_encoder(spec if spec is not None or model.name in BUNDLED else "ViT-L-14:openai", model)
 
-# %% ../nbs/49_trials.ipynb #cell-22
-def check_trial(setup:Setup, model:Model):
+# %% ../nbs/49_trials.ipynb #cell-23
+def check_trial(setup:Setup, model:Model)->Encoder: # the setup's
     """Raise `ValueError` for what `make_trial` would fail at with this model after long work: an unknown encoder,
     targets that match no layer, a rank larger than they are, sliders that act in no step."""
     if setup.used_from: acting_steps(model, model.steps, replace(ASKED, acts_from=setup.used_from))
-    made = dict(rank=OURS.rank, targets=OURS.targets) | setup.options
-    check_rank(model, target_layers(model, made["targets"]), made["rank"])
-    encoder_for(setup.encoder, model)
+    options = _options(setup)
+    check_rank(model, target_layers(model, options["targets"]), options["rank"])
+    return encoder_for(setup.encoder, model)
 
-# %% ../nbs/49_trials.ipynb #cell-23
+# %% ../nbs/49_trials.ipynb #cell-24
 def make_trial(
     setup:Setup,
     seed:int=0,            # of everything: noise, training, random directions
@@ -269,8 +273,7 @@ def make_trial(
     Raises as `training.train` does, `ValueError` where sliders would act in no step, and `KeyboardInterrupt` when work
     was interrupted: it goes on from there another time."""
     model = load(setup.model, **setup.loading) if model is None else model
-    check_trial(setup, model)
-    encoder, folder = encoder_for(setup.encoder, model), folder and writable_folder(folder)
+    encoder, folder = check_trial(setup, model), folder and writable_folder(folder)
     def alone(name): return FileLock(folder/f"{name}.lock") if folder else nullcontext()
     with alone(f"samples-{seed}"):
         found = directions_of(model, encoder, setup, seed, folder, progress)
