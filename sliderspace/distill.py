@@ -7,7 +7,8 @@ __all__ = ['STUDENT_STEPS', 'TEACHER_STEPS', 'TEACHER_GUIDANCE', 'new_student_sc
            'matching_loss', 'Distillation', 'make_student', 'main']
 
 # %% ../nbs/47_distill.ipynb #cell-02
-import argparse, copy, json
+import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/47_distill.ipynb #cell-03
 from .schedules import signal_and_noise, x0_estimate
-from .parts import new_scheduler
-from .recipe import fit
+from .parts import betas, new_scheduler
+from .recipe import Build
 from .words import captions_of, token_ids
 
 # %% ../nbs/47_distill.ipynb #cell-04
@@ -28,7 +29,7 @@ STUDENT_STEPS, TEACHER_STEPS, TEACHER_GUIDANCE = 4, 8, 3.
 # %% ../nbs/47_distill.ipynb #cell-05
 def new_student_scheduler()->LCMScheduler:
     """The student's sampler on the teacher's schedule: jump to the estimate of x0, noise it anew."""
-    return LCMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", steps_offset=1,
+    return LCMScheduler(trained_betas=betas(), prediction_type="v_prediction", steps_offset=1,
                         clip_sample=False, set_alpha_to_one=True)
 
 # %% ../nbs/47_distill.ipynb #cell-07
@@ -140,41 +141,47 @@ class Distillation:
 
 # %% ../nbs/47_distill.ipynb #cell-15
 def make_student(
-    output:Path,     # the recipe's folder, with the finished teacher in `model/`; the student goes to `student/`
-    views:float=1.,  # scales the number of steps
+    build: Build,  # with the finished teacher in its folder's `model/`; the student goes to `student/`
+    pairs: int = 4096,  # drawings of the teacher that the student is held to
 ):
     """Distil the bundled model; interrupted, it goes on where it stopped.
 
     Raises `ValueError` for a folder without a finished teacher."""
-    if not (output/"model"/"model_index.json").exists():
-        raise ValueError(f"output={str(output)!r} holds no finished model: run sliderspace.recipe with it first")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = StableDiffusionPipeline.from_pretrained(output/"model", dtype=torch.float32).to(device)
-    people = json.loads(next((output/"data").glob("factors-0-*.json")).read_text())
+    teacher_folder = build.folder / "model"
+    if not (teacher_folder / "model_index.json").exists():
+        raise ValueError(f"folder={str(build.folder)!r} holds no finished model: run sliderspace.recipe with it first")
+    pipe = StableDiffusionPipeline.from_pretrained(teacher_folder, dtype=torch.float32).to(build.device)
     teacher = pipe.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-    text, gen = pipe.text_encoder.requires_grad_(False).eval(), torch.Generator(device).manual_seed(0)
-    def embed(captions): return text(token_ids(pipe.tokenizer, captions).to(device)).last_hidden_state.float()
-    index = torch.randint(len(people), (max(64, int(4096 * views)),), generator=gen, device=device)
-    captions = captions_of(people, index, gen)
+    text, gen = pipe.text_encoder.requires_grad_(False).eval(), torch.Generator(build.device).manual_seed(0)
+
+    def embed(captions):
+        return text(token_ids(pipe.tokenizer, captions).to(build.device)).last_hidden_state.float()
+
+    index = torch.randint(len(build.people), (pairs,), generator=gen, device=build.device)
+    captions = captions_of(build.people, index, gen)
     shape = (teacher.config.in_channels, *[teacher.config.sample_size] * 2)
-    with torch.autocast(device, torch.bfloat16): noise, drawn = teacher_pairs(teacher, embed, captions, shape, gen)
-    model = nn.ModuleDict({k: copy.deepcopy(teacher).requires_grad_(True) for k in ("student", "fake")})
-    loss = Distillation(model, teacher, embed, people, (noise, drawn, captions))
-    fit("student", model, loss, max(2, int(1500 * views)), output, lr=2e-4, ema=.99, bf16=True)
+    with torch.autocast(build.device, torch.bfloat16):
+        noise, drawn = teacher_pairs(teacher, embed, captions, shape, gen)
+    model = nn.ModuleDict({name: copy.deepcopy(teacher).requires_grad_(True) for name in ("student", "fake")})
+    loss = Distillation(model, teacher, embed, build.people, (noise, drawn, captions), **build.options(32))
+    build.fit("student", model, loss, 1500, lr=2e-4, ema=0.99, bf16=True)
     student = model.student.to(memory_format=torch.contiguous_format, dtype=torch.float16)
-    student.register_to_config(_name_or_path="portraits-fast") # else the folder that it was loaded from
-    student.save_pretrained(output/"student"/"unet")
-    new_student_scheduler().save_pretrained(output/"student"/"scheduler")
+    student.register_to_config(_name_or_path="portraits-fast")  # else the folder that it was loaded from
+    student.save_pretrained(build.folder / "student" / "unet")
+    new_student_scheduler().save_pretrained(build.folder / "student" / "scheduler")
 
 # %% ../nbs/47_distill.ipynb #cell-16
 def main():
     """The command `python -m sliderspace.distill`."""
-    p = argparse.ArgumentParser(description="Distil the bundled portraits model to four steps.")
-    p.add_argument("--output", type=Path, default=Path("portraits-build"))
-    p.add_argument("--views", type=float, default=1., help="scales the length of the training")
-    args = p.parse_args()
-    make_student(args.output, args.views)
+    parser = argparse.ArgumentParser(description="Distil the bundled portraits model to four steps.")
+    parser.add_argument("--output", type=Path, default=Path("portraits-build"))
+    parser.add_argument("--images", type=int, default=60_000, help="as the recipe was run with")
+    parser.add_argument("--steps", type=int, help="steps of the training, instead of 1,500")
+    parser.add_argument("--batch", type=int, help="images of a step; a GPU wants more than the default")
+    args = parser.parse_args()
+    make_student(Build(args.output, images=args.images, length=args.steps, batch=args.batch))
 
 # %% ../nbs/47_distill.ipynb #cell-17
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from sliderspace.distill import (
     student_x0, teacher_pairs,
 )
 from sliderspace.parts import new_scheduler
+from sliderspace.recipe import Build
 
 
 @pytest.fixture(scope="module")
@@ -113,4 +114,4 @@ def test_holding_is_zero_for_a_student_that_draws_the_pairs(distillation):
 
 def test_a_folder_without_a_teacher_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no finished model: run sliderspace.recipe"):
-        make_student(tmp_path)
+        make_student(Build(tmp_path))

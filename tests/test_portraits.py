@@ -8,72 +8,79 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from sliderspace.models import bundled
 from sliderspace.portraits import (
-    FACTORS, PROMPT, FactorClassifier, _art, _options, _style, caption, dataset, draw_factors, factor_ids, factors_of,
-    jitter, parse_caption, render,
+    FACTORS, NUMBERS, PROMPT, FactorClassifier, Placement, Portrait, _options, _style, caption, colours_of, dataset,
+    dataset_numbers, draw_factors, draw_placement, edit, edit_pairs, factor_ids, factors_of, jitter, numbers_of,
+    parse_caption, portrait, render, score_factors, score_numbers,
 )
+from sliderspace.worlds import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name
 
-each_style = pytest.mark.parametrize("style", FACTORS["style"])
+each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+STYLES = [(world, style) for world in WORLDS.values() for style in [*world.styles, *world.held_out]]
+each_style = pytest.mark.parametrize("world, style", STYLES, ids=lambda value: getattr(value, "name", value))
 
 
-def person(style, seed=0, **given):
-    return draw_factors(random.Random(seed), style=style, **given)
+def person(world, style, seed=0, **given):
+    return draw_factors(random.Random(seed), world, style=style, **given)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
 @each_style
-def test_every_style_draws(style):
-    people = [person(style, seed) for seed in range(3)]
-    images = [render(p, seed, size=32) for seed, p in enumerate(people)]
+def test_every_style_draws(world, style):
+    people = [person(world, style, seed) for seed in range(3)]
+    images = [render(p, seed, 32, world) for seed, p in enumerate(people)]
     assert all(image.size == (32, 32) and image.mode == "RGB" for image in images)
     assert all(np.asarray(image).std() > 10 for image in images)  # something is on them
     assert len({image.tobytes() for image in images}) == 3
-    assert render(people[0], 0, size=32).tobytes() == images[0].tobytes()
+    assert render(people[0], 0, 32, world).tobytes() == images[0].tobytes()
+    assert render(people[0], 0, world=world).size == (world.size, world.size)
 
 
 @each_style
-def test_the_background_is_the_one_that_was_asked_for(style):
+def test_the_background_is_the_one_that_was_asked_for(world, style):
     from PIL import ImageColor
 
-    from sliderspace.portraits import _BACKGROUND
+    for background, palette in world.palettes["background"].items():
+        factors = person(world, style, background=background)
+        colour = colours_of(factors, 1, world)["background"]
+        assert render(factors, 1, world=world).getpixel((0, 0)) == ImageColor.getrgb(colour)
+        assert palette.varies or colour == palette.colour
 
-    for background, colour in _BACKGROUND.items():
-        image = render(person(style, background=background), 1, size=64)
-        assert image.getpixel((0, 0)) == ImageColor.getrgb(colour)
 
-
-def edits(style):
+def edits(world, style):
     """(factors, the same with another value, the factor) for every factor of a style and each of its values."""
-    first = person(style)
-    for factor in factors_of(style)[1:]:
-        for value in FACTORS[factor]:
+    first = person(world, style)
+    for factor in factors_of(style, world)[1:]:
+        for value in world.factors[factor]:
             if value != first[factor]:
                 yield first, first | {factor: value}, factor
 
 
 @each_style
-def test_one_factor_changes_one_option(style):
+def test_one_factor_changes_options_of_its_own(world, style):
     options = {}
-    for before, after, factor in edits(style):
-        a, b = _options(before, 7), _options(after, 7)
+    for before, after, factor in edits(world, style):
+        a, b = _options(before, 7, world), _options(after, 7, world)
         changed = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
-        assert len(changed) == 1, (factor, changed)
+        assert len(changed) == 1 or (factor == "hair" and changed == {"hairColor", "facialHairColor"}), changed
         options.setdefault(factor, set()).update(changed)
-    assert len({frozenset(keys) for keys in options.values()}) == len(options) == len(factors_of(style)) - 1
+    assert len(options) == len(factors_of(style, world)) - 1
+    assert sum(map(len, options.values())) == len(set().union(*options.values()))  # no two factors share one
 
 
 @each_style
-def test_options_are_the_styles_own(style):
+def test_options_are_the_styles_own(world, style):
     # DiceBear takes names that it does not know without a word, and draws something else
     from dicebear import Avatar
 
     checked = set()
-    for pair in edits(style):
+    for pair in edits(world, style):
         for factors in pair[:2]:
-            options = _options(factors, 3)
-            drawn = Avatar(_style(_art(style)), options).to_json()["options"]
+            options = _options(factors, 3, world)
+            drawn = Avatar(_style(art_name(style), "beard" in factors), options).to_json()["options"]
             for key in options.keys() & drawn.keys():
                 if key.endswith(("Variant", "Color")) and drawn[key] is not None:
                     got = drawn[key] if isinstance(drawn[key], list) else [drawn[key]]
@@ -83,12 +90,89 @@ def test_options_are_the_styles_own(style):
 
 
 @each_style
-def test_an_edit_can_be_seen_and_leaves_the_rest(style):
-    for before, after, factor in edits(style):
-        seen = [ImageChops.difference(render(before, s, 64), render(after, s, 64)).getbbox() for s in range(3)]
+def test_an_edit_can_be_seen_and_leaves_the_rest(world, style):
+    for before, after, factor in edits(world, style):
+        pairs = [(render(before, s, 64, world), render(after, s, 64, world)) for s in range(3)]
+        seen = [ImageChops.difference(*pair).getbbox() for pair in pairs]
         assert all(seen), f"{factor}: {before[factor]} and {after[factor]} look alike"
         if factor == "mouth":  # at least a fifth of the picture has nothing to do with it
             assert all((b[2] - b[0]) * (b[3] - b[1]) < 0.8 * 64**2 for b in seen)
+
+
+@pytest.mark.parametrize("style", PORTRAITS_128.styles)
+def test_a_person_can_see_every_factor_of_the_large_world(style):
+    # on any skin, under any hair, with a beard or without: at least forty of the pixels change plainly
+    rng = random.Random(f"seen {style}")
+    for _ in range(12):
+        first = person(PORTRAITS_128, style, rng.random())
+        for factor in ("length", "hair", "skin", "glasses", "beard", "mouth"):
+            value = rng.choice([v for v in PORTRAITS_128.factors[factor] if v != first[factor]])
+            seed = rng.random()
+            pair = [render(p, seed, world=PORTRAITS_128) for p in (first, edit(first, PORTRAITS_128, **{factor: value}))]
+            difference = np.abs(np.subtract(*(np.asarray(image, int) for image in pair))).max(-1)
+            assert (difference > 24).sum() >= 40, (first, factor, value, seed)
+
+
+def test_every_style_of_the_large_world_draws_every_factor():
+    assert all(factors_of(style, PORTRAITS_128) == list(PORTRAITS_128.factors) for style in PORTRAITS_128.styles)
+    assert len(PORTRAITS_128.held_out) == 5 and not set(PORTRAITS_128.held_out) & set(PORTRAITS_128.styles)
+
+
+# --- colours and numbers ---------------------------------------------------------------------------------------------
+
+
+def test_colours_vary_around_their_names_by_the_seed_alone():
+    first = person(PORTRAITS_128, "micah style", hair="red hair", skin="tan skin")
+    colours = [colours_of(first, seed, PORTRAITS_128) for seed in range(50)]
+    assert all(len({c[factor] for c in colours}) > 30 for factor in ("hair", "skin", "background"))
+    assert colours_of(first, 3, PORTRAITS_128) == colours[3]
+    changed = [colours_of(edit(first, PORTRAITS_128, hair="blue hair"), s, PORTRAITS_128) for s in range(50)]
+    assert all(a["skin"] == b["skin"] and a["background"] == b["background"] for a, b in zip(colours, changed))
+    assert not {c["hair"] for c in colours} & {c["hair"] for c in changed}
+    assert colours_of(first, 1) == colours_of(first, 2)  # in the small world each name is one colour
+
+
+def test_skins_run_from_light_to_dark_without_overlap():
+    lightness = {}
+    for name in PORTRAITS_128.factors["skin"]:
+        people = [Portrait({"style": "micah style", "skin": name}, str(s), Placement(False, 1, 0, 0, 0)) for s in range(300)]
+        people = [Portrait(p.factors | {"background": "white background"}, p.seed, p.placement) for p in people]
+        lightness[name] = [numbers_of(p, PORTRAITS_128)["skin L*"] for p in people]
+    light, tan, dark = lightness.values()
+    assert min(light) > max(tan) and min(tan) > max(dark)
+    assert min(light) - max(tan) < 2 and min(tan) - max(dark) < 2  # and they all but meet
+
+
+def test_numbers_are_those_of_the_picture():
+    from PIL import ImageColor
+
+    from sliderspace.worlds import lab_of
+
+    one = portrait(5, 1, PORTRAITS_128)
+    numbers = numbers_of(one, PORTRAITS_128)
+    assert list(numbers) == NUMBERS
+    corner = one.image(world=PORTRAITS_128).getpixel((0, 0))
+    colour = colours_of(one.factors, one.seed, PORTRAITS_128)["background"]
+    assert corner == ImageColor.getrgb(colour)
+    assert [numbers[f"background {axis}"] for axis in ("L*", "a*", "b*")] == list(lab_of(colour))
+    placed = [numbers[name] for name in ("mirrored", "zoom", "shift x", "shift y", "tilt")]
+    assert placed == [one.placement.mirrored, one.placement.zoom, one.placement.shift_x, one.placement.shift_y, one.placement.tilt]
+
+
+def test_numbers_need_no_drawing_and_fit_the_data_set():
+    numbers = dataset_numbers(40, 2, PORTRAITS_128)
+    images, _ = dataset(3, 2, world=PORTRAITS_128)
+    for i, picture in enumerate(images):
+        one = portrait(2, i, PORTRAITS_128)
+        assert np.array_equal(picture, np.asarray(one.image(world=PORTRAITS_128)))
+        assert np.allclose(numbers[i], list(numbers_of(one, PORTRAITS_128).values()))
+    assert np.isfinite(numbers).all() and (numbers.std(0) > 0).all()
+
+
+def test_numbers_of_what_a_style_does_not_draw_are_unknown():
+    one = Portrait(person(PORTRAITS_64, "shadows style"), "0", draw_placement(random.Random(0)))
+    numbers = numbers_of(one)
+    assert np.isnan([numbers["skin L*"], numbers["hair b*"]]).all() and np.isfinite(numbers["background L*"])
 
 
 # --- factors and captions --------------------------------------------------------------------------------------------
@@ -99,10 +183,11 @@ def test_values_are_told_apart_by_their_words_alone():
     assert len(values) == len(set(values)) and not any("," in v for v in values)
 
 
-def test_factors_are_even():
+@each_world
+def test_factors_are_even(world):
     rng = random.Random(0)
-    people = [draw_factors(rng) for _ in range(4500)]
-    for factor, values in FACTORS.items():
+    people = [draw_factors(rng, world) for _ in range(4500)]
+    for factor, values in world.factors.items():
         often = Counter(p[factor] for p in people if factor in p)
         assert set(often) == set(values)
         expected = often.total() / len(values)
@@ -135,16 +220,27 @@ def test_unknown_and_absent_factors_are_refused(message):
 def test_unknown_styles_are_refused():
     with pytest.raises(ValueError, match="style must be one of .*, not 'lorelei'"):
         factors_of("lorelei")
+    with pytest.raises(ValueError, match="style='micah style': known factors and values"):
+        draw_factors(random.Random(0), style="micah style")  # of the other world
+
+
+def test_held_out_styles_are_drawn_when_asked_for_and_never_otherwise():
+    rng = random.Random(0)
+    assert {draw_factors(rng, PORTRAITS_128)["style"] for _ in range(300)} == set(PORTRAITS_128.styles)
+    shadow = person(PORTRAITS_128, "shadows style")
+    assert parse_caption(caption(shadow), PORTRAITS_128) == shadow
+    assert factor_ids([shadow], PORTRAITS_128)["style"].tolist() == [-1]
 
 
 @each_style
-def test_captions_are_read_back(style):
+def test_captions_are_read_back(world, style):
     for seed in range(20):
-        factors, rng = person(style, seed), random.Random(seed)
-        assert parse_caption(caption(factors)) == factors
+        factors, rng = person(world, style, seed), random.Random(seed)
+        assert parse_caption(caption(factors), world) == factors
         some = caption(factors, rng)
-        assert some.startswith(PROMPT) and parse_caption(some).items() <= factors.items()
-        assert caption(parse_caption(some)) == some
+        named = parse_caption(some, world)
+        assert some.startswith(PROMPT) and named.items() <= factors.items()
+        assert caption(named) == some
 
 
 def test_other_words_are_not_taken_for_factors():
@@ -152,24 +248,26 @@ def test_other_words_are_not_taken_for_factors():
     assert parse_caption("hat,  red hair ,no glasses") == {"hair": "red hair", "glasses": "no glasses"}
 
 
-def test_every_style_meets_the_bare_caption_equally_often():
+@each_world
+def test_every_style_meets_the_bare_caption_equally_often(world):
     # otherwise the plain prompt would mean the styles with few factors
     rng, count = random.Random(0), 500
-    for style in FACTORS["style"]:
-        bare = sum(caption(draw_factors(rng, style=style), rng) == PROMPT for _ in range(count))
+    for style in world.styles:
+        bare = sum(caption(draw_factors(rng, world, style=style), rng) == PROMPT for _ in range(count))
         assert abs(bare / count - 0.2) < 4 * (0.2 * 0.8 / count) ** 0.5, style
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_depends_on_its_index_and_seed_alone():
-    images, people = dataset(4, seed=3, size=24)
+@each_world
+def test_a_sample_depends_on_its_index_and_seed_alone(world):
+    images, people = dataset(4, seed=3, size=24, world=world)
     random.seed(1)
-    fewer, same = dataset(2, seed=3, size=24)
+    fewer, same = dataset(2, seed=3, size=24, world=world)
     assert images.shape == (4, 24, 24, 3) and images.dtype == np.uint8
     assert np.array_equal(images[:2], fewer) and people[:2] == same
-    others, _ = dataset(4, seed=4, size=24)
+    others, _ = dataset(4, seed=4, size=24, world=world)
     assert len({image.tobytes() for image in [*images, *others]}) == 8
 
 
@@ -191,11 +289,77 @@ def test_jitter_keeps_the_size_and_fills_with_the_background():
     assert abs(share / 0.25 - 1).max() < 0.25 and share.std() > 0
 
 
-def test_the_classifier_has_an_answer_for_every_factor():
-    people = [person(style) for style in FACTORS["style"]]
-    ids = factor_ids(people)
-    logits = FactorClassifier(width=4).eval()(torch.zeros(2, 3, 64, 64))
-    for factor, values in FACTORS.items():
+@each_world
+def test_placements_stay_within_the_worlds_bounds_and_reach_them(world):
+    placed = [draw_placement(random.Random(seed), world) for seed in range(400)]
+    for name, bound in (("shift_x", world.shift), ("shift_y", world.shift), ("tilt", world.tilt)):
+        values = np.array([getattr(p, name) for p in placed])
+        assert abs(values).max() <= bound and abs(values).max() >= 0.98 * bound and abs(values.mean()) <= 0.1 * bound
+    zooms = np.array([p.zoom for p in placed])
+    assert abs(zooms - 1).max() <= world.zoom + 1e-12 and 150 < sum(p.mirrored for p in placed) < 250
+
+
+def test_what_a_shift_uncovers_continues_the_drawing():
+    image = Image.new("RGB", (40, 40), "teal")
+    image.paste("white", (10, 20, 30, 40))  # shoulders that end at the lower edge
+    down = Placement(False, 1.0, 0.0, 0.05, 0.0)
+    assert down.apply(image, extend=False).getpixel((20, 39)) == image.getpixel((0, 0))
+    assert down.apply(image, extend=True).getpixel((20, 39)) == (255, 255, 255)
+    still = Placement(False, 1.0, 0.0, 0.0, 0.0)
+    assert all(still.apply(image, extend).tobytes() == image.tobytes() for extend in (False, True))
+
+
+def test_mirrored_zoomed_shifted_tilted_as_the_numbers_say():
+    image = Image.new("RGB", (100, 100), "teal")
+    image.paste("white", (60, 40, 80, 50))  # right of the middle, a little above it
+
+    def middle(placement):
+        rows, columns = np.nonzero(np.asarray(placement.apply(image, True))[..., 0] > 128)
+        return columns.mean() + 0.5, rows.mean() + 0.5, len(rows)
+
+    x, y, size = middle(Placement(False, 1.0, 0.0, 0.0, 0.0))
+    assert (x, y, size) == (70, 45, 200)
+    assert middle(Placement(True, 1.0, 0.0, 0.0, 0.0))[:2] == (30, 45)
+    assert middle(Placement(False, 1.0, 0.1, -0.1, 0.0))[:2] == pytest.approx((60, 55), abs=0.1)
+    assert middle(Placement(False, 2.0, 0.0, 0.0, 0.0))[2] == pytest.approx(50, rel=0.15)
+    tilted = middle(Placement(False, 1.0, 0.0, 0.0, 90.0))  # the window turns, so the portrait does the other way
+    assert tilted[:2] in (pytest.approx((45, 30), abs=1), pytest.approx((55, 70), abs=1))
+
+
+# --- classifier ------------------------------------------------------------------------------------------------------
+
+
+@each_world
+def test_the_classifier_has_an_answer_for_every_factor(world):
+    people = [person(world, style) for style in world.styles]
+    ids = factor_ids(people, world)
+    logits = FactorClassifier(4, world).eval()(torch.zeros(2, 3, world.size, world.size))
+    for factor, values in world.factors.items():
         assert logits[factor].shape == (2, len(values))
         assert ids[factor].tolist() == [values.index(p[factor]) if factor in p else -1 for p in people]
-    assert ids["glasses"].min() == -1 and ids["style"].tolist() == list(range(len(FACTORS["style"])))
+    assert ids["style"].tolist() == list(range(len(world.styles)))
+    assert (ids["glasses"].min() == -1) == (world is PORTRAITS_64)  # not every style of the small one has them
+
+
+def test_numbers_are_read_beside_the_factors():
+    network = FactorClassifier(4, PORTRAITS_128).eval()
+    x = torch.rand(2, 3, 128, 128) * 2 - 1
+    logits, numbers = network.read(x)
+    assert numbers.shape == (2, len(NUMBERS))
+    assert all(torch.equal(logits[factor], plain) for factor, plain in network(x).items())
+
+
+def test_the_bundled_classifier_names_factors_and_knows_no_numbers():
+    images, people = dataset(20, seed=77)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    seen, ids = score_factors(x), factor_ids(people)
+    assert all((seen[f].argmax(1) == ids[f])[ids[f] >= 0].float().mean() > 0.9 for f in FACTORS if f != "mouth")
+    with pytest.raises(ValueError, match="a model of portraits-64, whose numbers nothing was trained to read"):
+        score_numbers(x, bundled())
+
+
+def test_edit_pairs_of_either_world_differ_in_one_factor():
+    for world in WORLDS.values():
+        before, after, people = edit_pairs(3, "glasses", "glasses", size=32, world=world)
+        assert before.shape == after.shape == (3, 32, 32, 3) and all(p["glasses"] == "glasses" for p in people)
+        assert all((a != b).any() for a, b in zip(before, after))
