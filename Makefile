@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo readme test lab notebooks portraits clean
+.PHONY: help demo readme test lab notebooks portraits portraits-onward clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[^\t].*:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[^\t].*:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Read before anything is installed, so that an old Python says so in words and not in a traceback of pip's.
 define CHECK_PYTHON
@@ -47,9 +47,16 @@ notebooks: .venv/.done ## export the notebooks to sliderspace/, run them all and
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/run_notebooks.py
 
-portraits: .venv/.done ## make the bundled model again, from nothing, in portraits-build/
+portraits: .venv/.done ## make the next bundled model, from nothing, in portraits-build/
 	$(BIN)/python -m sliderspace.recipe --output portraits-build
 	$(BIN)/python -m sliderspace.distill --output portraits-build
+
+# The state lies outside this folder; the model that it has come to is written into STATE/model when it is stopped.
+PORTRAITS ?= sliderspace/assets/portraits-next
+STATE ?= $(HOME)/.cache/sliderspace/portraits-onward
+portraits-onward: export OMP_NUM_THREADS ?= 1
+portraits-onward: .venv/.done ## train the next bundled model on, behind everything else, until stopped
+	nice -n 19 $(BIN)/python -m sliderspace.recipe --output $(STATE) --init $(PORTRAITS) --onward
 
 clean: ## remove what the targets made, but for .venv and portraits-build, which took long
 	rm -rf demo tests/output build dist _docs _proc *.egg-info .pytest_cache .ruff_cache

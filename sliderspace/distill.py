@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/47_distill.ipynb #cell-03
 from .schedules import signal_and_noise, x0_estimate
-from .parts import betas, new_scheduler
+from .parts import betas, new_scheduler, stretched_place
 from .recipe import Build
 from .words import captions_of, token_ids
 
@@ -104,13 +104,17 @@ class Distillation:
         sampler.set_timesteps(STUDENT_STEPS, device=self.empty.device)
         self.timesteps = sampler.timesteps
 
+    def _timesteps(self, places):
+        "Timesteps at places of the cosine schedule, in [0, 1), as the teacher was trained."
+        return (stretched_place(places) * self.scheduler.config.num_train_timesteps).long()
+
     def _noised(self, x0, t, gen):
         noise = torch.randn(x0.shape, generator=gen, device=x0.device)
         return self.scheduler.add_noise(x0, noise, t), self.scheduler.get_velocity(x0, noise, t)
 
     def matching(self, x0:Tensor, words:Tensor, gen:torch.Generator)->Tensor:
         """`matching_loss` of drawings, at random timesteps."""
-        t = (20 + 960 * torch.rand(len(x0), generator=gen, device=x0.device)).long()
+        t = self._timesteps(0.02 + 0.96 * torch.rand(len(x0), generator=gen, device=x0.device))
         x, shares = self._noised(x0.detach(), t, gen)[0], signal_and_noise(self.scheduler, t)
         with torch.no_grad():
             real = _guided(self.teacher, x, t, words, self.empty)
@@ -134,7 +138,7 @@ class Distillation:
         learns, depth = rand(1).item() < self.share, int(rand(1) * STUDENT_STEPS)
         start = torch.randn(self.batch, *shape, generator=gen, device=device)
         with torch.set_grad_enabled(learns): x0 = student_x0(self.model.student, words, start, depth, gen)
-        t = ((torch.arange(self.batch, device=device) + rand(self.batch)) / self.batch * 1000).long()
+        t = self._timesteps((torch.arange(self.batch, device=device) + rand(self.batch)) / self.batch)
         x, v = self._noised(x0.detach(), t, gen)
         loss = F.mse_loss(self.model.fake(x, t, words).sample.float(), v)
         return loss + self.matching(x0, words, gen) + self.hold * self.holding(depth, gen) if learns else loss

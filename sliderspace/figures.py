@@ -68,7 +68,9 @@ def entropy(
 
 
 class FrechetTo:
-    """The Frechet distance to a set of images in EfficientNet-Lite0 features (Heusel et al. 2017), which has no part in training.
+    """The Frechet distance to a set of images in EfficientNet-Lite0 features (Heusel et al. 2017).
+
+    That network has no part in any training.
 
     Raises `ImportError` without `pip install "sliderspace[portraits]"`."""
 

@@ -70,7 +70,10 @@ def balanced(
     y: Tensor,  # the picture, a leaf
 ) -> Tensor:  # gradient at the picture, like `y`
     """Add up gradients of several losses, each scaled to its share of the first one's length."""
-    gradients = {name: torch.autograd.grad(loss, y, retain_graph=True)[0].float() for name, loss in losses.items()}
+    gradients = {
+        name: torch.autograd.grad(loss, y, retain_graph=True)[0].float()
+        for name, loss in losses.items()
+    }
     length = next(iter(gradients.values())).norm()
     return sum(shares[n] * length / g.norm().clamp(min=1e-12) * g for n, g in gradients.items())
 
@@ -88,8 +91,16 @@ class SharpDecoder:
         adversarial: float = 0.4,  # length of that gradient, as a share of the pixels'
         features: float = 0.6,  # likewise
     ):
-        self.vae, self.discriminator, self.images, self.latents = vae, discriminator, images, latents
-        self.batch, self.shares = batch, dict(pixels=1.0, features=features, adversarial=adversarial)
+        self.vae, self.discriminator, self.images, self.latents = (
+            vae,
+            discriminator,
+            images,
+            latents,
+        )
+        self.batch, self.shares = (
+            batch,
+            dict(pixels=1.0, features=features, adversarial=adversarial),
+        )
 
     def fooling(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """What the decoder learns from, as losses of its pictures; the discriminator stays as it is."""
@@ -110,7 +121,9 @@ class SharpDecoder:
         gradient = balanced(losses, self.shares, leaf)
         real, fake = self.discriminator(x)[0], self.discriminator(leaf.detach())[0]
         telling = F.relu(1 - real).mean() + F.relu(1 + fake).mean()  # the hinge loss
-        values = {name: loss.detach() for name, loss in losses.items()} | {"discriminator": telling.detach()}
+        values = {name: loss.detach() for name, loss in losses.items()} | {
+            "discriminator": telling.detach()
+        }
         return (y * gradient).sum() + telling, values
 
 # %% ../nbs/46_losses.ipynb #cell-12
@@ -122,13 +135,15 @@ def denoiser_loss(
     gen: torch.Generator,
     batch: int = 64,
 ) -> Tensor:
-    """Squared error of the predicted v, at timesteps that are uniform on the cosine schedule and stratified over a batch.
+    """Squared error of the predicted v, at timesteps that are uniform on the cosine schedule and stratified.
 
     A tenth of captions is empty, for guidance (Ho and Salimans 2022)."""
     x, index = pick(latents, batch, gen)
     x = x.float()
     noise = torch.randn(x.shape, generator=gen, device=x.device)
-    strata = torch.arange(batch, device=x.device) + torch.rand(batch, generator=gen, device=x.device)
+    strata = torch.arange(batch, device=x.device) + torch.rand(
+        batch, generator=gen, device=x.device
+    )
     t = (stretched_place(strata / batch) * scheduler.config.num_train_timesteps).long()
     prompt_embeds = model.text(captions.draw(index, gen, empty=0.1)).last_hidden_state
     v = model.unet(scheduler.add_noise(x, noise, t), t, prompt_embeds).sample
@@ -138,7 +153,9 @@ def denoiser_loss(
 def spoil(
     x: Tensor,  # images in [-1, 1], `(n, 3, h, w)`
     gen: torch.Generator,
-) -> tuple[Tensor, tuple[int, int]]:  # images, and by how many pixels they were shifted to the right and down
+) -> tuple[
+    Tensor, tuple[int, int]
+]:  # images, and by how many pixels they were shifted to the right and down
     """Shift all images alike by up to 5 % and, on half of them each, add noise and blur."""
 
     def rand(*shape):
@@ -154,7 +171,10 @@ def spoil(
     def amount():
         return rand(len(x), 1, 1, 1) * (rand(len(x), 1, 1, 1) < 0.5)
 
-    x = x.lerp(soft, amount()) + torch.randn(x.shape, generator=gen, device=x.device) * 0.2 * amount()
+    x = (
+        x.lerp(soft, amount())
+        + torch.randn(x.shape, generator=gen, device=x.device) * 0.2 * amount()
+    )
     return x, (right, down)
 
 # %% ../nbs/46_losses.ipynb #cell-15
@@ -181,14 +201,19 @@ def classifier_loss(
     gen: torch.Generator,
     batch: int = 128,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross-entropy over the factors that each image has, and squared error of the numbers in units of their spread."""
+    """Mean cross-entropy over an image's factors, and squared error of its numbers in units of their spread."""
     x, index = pick(images, batch, gen)
     x, (right, down) = spoil(floats(x), gen)
     logits, read = model.read(x)
-    named = sum(F.cross_entropy(o.float(), ids[f].to(x.device)[index], ignore_index=-1) for f, o in logits.items())
+    named = sum(
+        F.cross_entropy(o.float(), ids[f].to(x.device)[index], ignore_index=-1)
+        for f, o in logits.items()
+    )
     truth = numbers.to(x.device)[index].clone()
     for name, pixels in (("shift x", right), ("shift y", down)):
-        truth[:, NUMBERS.index(name)] -= pixels / x.shape[-1]  # a window that moves to the left shows the portrait to the right
+        truth[:, NUMBERS.index(name)] -= (
+            pixels / x.shape[-1]
+        )  # a window that moves to the left shows the portrait to the right
     truth = (truth - model.number_mean) / model.number_std
     known = truth.isfinite()
     squares = F.mse_loss(read.float()[known], truth[known])

@@ -46,14 +46,18 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128)):
         super().__init__()
         ins = (3, *channels)
-        downs = [spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in zip(ins, channels)]
+        downs = [
+            spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in zip(ins, channels)
+        ]
         self.downs = nn.ModuleList(downs)
         self.answer = spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1))
 
     def forward(
         self,
         x: Tensor,  # images in [-1, 1], `(n, 3, h, w)`
-    ) -> tuple[Tensor, list[Tensor]]:  # logits, above 0 for real, `(n, 1, h / 8, w / 8)`; features of each level
+    ) -> tuple[
+        Tensor, list[Tensor]
+    ]:  # logits, above 0 for real, `(n, 1, h / 8, w / 8)`; features of each level
         features = []
         for down in self.downs:
             x = leaky_relu(down(x), 0.2)
@@ -75,7 +79,9 @@ def new_denoiser(tokenizer) -> nn.ModuleDict:
         attention_head_dim=(5, 3),  # diffusers means the number of heads: each has 32 channels
         norm_num_groups=16,
     )
-    return nn.ModuleDict(dict(unet=unet.to(memory_format=torch.channels_last), text=new_text(tokenizer)))
+    return nn.ModuleDict(
+        dict(unet=unet.to(memory_format=torch.channels_last), text=new_text(tokenizer))
+    )
 
 # %% ../nbs/45_parts.ipynb #cell-09
 STRETCH = 2.5
@@ -131,7 +137,9 @@ def clip_config(tokenizer) -> dict:
     vision = dict(image_size=64, layers=[1, 1, 1, 1], width=24)
     return dict(
         model_cfg=dict(embed_dim=128, vision_cfg=vision, text_cfg=text),
-        preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash"),
+        preprocess_cfg=dict(
+            mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash"
+        ),
     )
 
 
@@ -140,5 +148,7 @@ def new_clip(tokenizer) -> nn.Module:
     import open_clip
 
     config = clip_config(tokenizer)["model_cfg"]
-    config["text_cfg"].pop("hf_tokenizer_name")  # which open_clip's loader reads, and its class does not know
+    config["text_cfg"].pop(
+        "hf_tokenizer_name"
+    )  # which open_clip's loader reads, and its class does not know
     return open_clip.CLIP(**config)

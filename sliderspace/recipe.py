@@ -5,12 +5,16 @@
 # %% auto #0
 __all__ = ['WORLD', 'TRAINING', 'HELD_OUT', 'PARTS', 'STAGES', 'make_renders', 'Build', 'classifier_stage', 'clip_stage',
            'autoencoder_stage', 'encode_all', 'decoder_stage', 'words_stage', 'draw', 'newest_denoiser',
-           'denoiser_stage', 'export_model', 'make_portraits', 'main']
+           'denoiser_stage', 'export_model', 'make_portraits', 'train_onward', 'main']
 
 # %% ../nbs/46_recipe.ipynb #cell-02
 import argparse
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,18 +25,49 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 # %% ../nbs/46_recipe.ipynb #cell-03
 from .worlds import PORTRAITS_128, write_world
-from .portraits import NUMBERS, PROMPT, FactorClassifier, caption, dataset_numbers, factor_ids, portrait
-from .words import Captions, adopt_words, make_tokenizer, new_words, start_text, token_ids, words_loss
-from .parts import PatchDiscriminator, clip_config, new_clip, new_denoiser, new_scheduler, new_vae
+from sliderspace.portraits import (
+    NUMBERS,
+    PROMPT,
+    FactorClassifier,
+    caption,
+    dataset_numbers,
+    factor_ids,
+    portrait,
+)
+from sliderspace.words import (
+    Captions,
+    adopt_words,
+    make_tokenizer,
+    new_words,
+    start_text,
+    token_ids,
+    words_loss,
+)
+from sliderspace.parts import (
+    PatchDiscriminator,
+    clip_config,
+    new_clip,
+    new_denoiser,
+    new_scheduler,
+    new_vae,
+)
 from .figures import FrechetTo, accuracies, entropy, psnr, sheet
 from .fitting import fit, half_precision, write_whole
-from .losses import SharpDecoder, classifier_loss, clip_loss, denoiser_loss, floats, vae_loss
+from sliderspace.losses import (
+    SharpDecoder,
+    classifier_loss,
+    clip_loss,
+    denoiser_loss,
+    floats,
+    vae_loss,
+)
 
 # %% ../nbs/46_recipe.ipynb #cell-05
 WORLD = PORTRAITS_128
@@ -42,8 +77,23 @@ TRAINING, HELD_OUT = 0, 1  # seeds of the data sets
 def _draw_part(job):
     "Draw some of a data set's portraits: uint8 `(count, 3, size, size)`."
     seed, first, count = job
-    pictures = [np.asarray(portrait(seed, i, WORLD).image(world=WORLD)) for i in range(first, first + count)]
+    pictures = [
+        np.asarray(portrait(seed, i, WORLD).image(world=WORLD)) for i in range(first, first + count)
+    ]
     return np.stack(pictures).transpose(0, 3, 1, 2)
+
+
+def _draw_renders(path, count, seed, part):
+    "Draw a data set into its file."
+    jobs = [(seed, first, min(part, count - first)) for first in range(0, count, part)]
+    aside = path.with_name(path.name + ".new")
+    images = np.lib.format.open_memmap(aside, "w+", np.uint8, (count, 3, WORLD.size, WORLD.size))
+    with ProcessPoolExecutor() if len(jobs) > 1 else nullcontext() as pool:
+        parts = pool.map(_draw_part, jobs) if pool else map(_draw_part, jobs)
+        for (_, first, size), drawn in zip(tqdm(jobs, desc=f"renders, seed {seed}"), parts):
+            images[first : first + size] = drawn
+    images.flush()
+    aside.rename(path)
 
 # %% ../nbs/46_recipe.ipynb #cell-07
 def make_renders(
@@ -55,18 +105,12 @@ def make_renders(
     """Draw a data set in parallel over the CPU's cores, or find it in its file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"renders-{seed}-{count}.npy"
-    if not path.exists():
-        shape = (count, 3, WORLD.size, WORLD.size)
-        jobs = [(seed, first, min(part, count - first)) for first in range(0, count, part)]
-        aside = path.with_name(path.name + ".new")
-        images = np.lib.format.open_memmap(aside, "w+", np.uint8, shape)
-        with ProcessPoolExecutor() if len(jobs) > 1 else nullcontext() as pool:
-            parts = pool.map(_draw_part, jobs) if pool else map(_draw_part, jobs)
-            for (_, first, size), drawn in zip(tqdm(jobs, desc=f"renders, seed {seed}"), parts):
-                images[first : first + size] = drawn
-        images.flush()
-        aside.rename(path)
-    return torch.from_numpy(np.load(path, mmap_mode="r+"))  # never written to: torch wants to be able to
+    with FileLock(f"{path}.lock"):  # one process draws, others wait for it
+        if not path.exists():
+            _draw_renders(path, count, seed, part)
+    return torch.from_numpy(
+        np.load(path, mmap_mode="r+")
+    )  # never written to: torch wants to be able to
 
 # %% ../nbs/46_recipe.ipynb #cell-09
 PARTS = ["vae", "unet", "text_encoder", "clip", "classifier"]  # folders of a model
@@ -89,11 +133,15 @@ class Build:
         if self.onward and self.init is None:
             raise ValueError("onward=True goes on from a finished model: give its folder as init")
         if self.init is not None and not any((self.init / part).is_dir() for part in PARTS):
-            raise ValueError(f"init={str(self.init)!r} is no folder of a model: it has none of {PARTS}")
+            raise ValueError(
+                f"init={str(self.init)!r} is no folder of a model: it has none of {PARTS}"
+            )
         settings = dict(images=self.images, onward=self.onward)
         made = self.folder / "recipe.json"
         if made.exists() and (before := json.loads(made.read_text())) != settings:
-            raise ValueError(f"folder={str(self.folder)!r} was begun with {before}, not {settings}: name another one")
+            raise ValueError(
+                f"folder={str(self.folder)!r} was begun with {before}, not {settings}: name another one"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(made, lambda name: Path(name).write_text(json.dumps(settings)))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -163,7 +211,9 @@ class Build:
         if "average" not in saved:
             return saved["module"]
         prefix = "module."
-        return {k.removeprefix(prefix): v for k, v in saved["average"].items() if k.startswith(prefix)}
+        return {
+            k.removeprefix(prefix): v for k, v in saved["average"].items() if k.startswith(prefix)
+        }
 
     def new_vae(self) -> AutoencoderKL:
         """Make an autoencoder with the weights to start from, if there are any."""
@@ -179,13 +229,17 @@ class Build:
         vae = self.new_vae()
         trained = self.weights("autoencoder")
         if trained is None and self.given("vae") is None:
-            raise ValueError(f"folder={str(self.folder)!r} has no autoencoder yet: run the stage autoencoder first")
+            raise ValueError(
+                f"folder={str(self.folder)!r} has no autoencoder yet: run the stage autoencoder first"
+            )
         if trained is not None:
             vae.load_state_dict(trained)
             vae.register_to_config(scaling_factor=AutoencoderKL().config.scaling_factor)
         if newest_decoder and (decoder := self.weights("decoder")) is not None:
             networks = nn.ModuleDict(dict(decoder=vae.decoder, post_quant_conv=vae.post_quant_conv))
-            networks.load_state_dict({k: v for k, v in decoder.items() if not k.startswith("discriminator.")})
+            networks.load_state_dict(
+                {k: v for k, v in decoder.items() if not k.startswith("discriminator.")}
+            )
         return vae.requires_grad_(False).eval()
 
     @cached_property
@@ -223,7 +277,9 @@ def classifier_stage(build: Build):
     def watch(network, step):
         images, people = build.held_out
         found = accuracies(network, images.to(build.device), people, WORLD)
-        read = torch.cat([network.read(x.to(build.device) * 2 - 1)[1].float().cpu() for x in images.split(100)])
+        read = torch.cat(
+            [network.read(x.to(build.device) * 2 - 1)[1].float().cpu() for x in images.split(100)]
+        )
         truth = torch.from_numpy(dataset_numbers(len(images), HELD_OUT, WORLD))
         mean, std = network.number_mean.cpu(), network.number_std.cpu()
         errors = ((read * std + mean - truth) / truth.std(0)).pow(2).mean(0)
@@ -269,14 +325,18 @@ def _rebuilt(vae, images, device):
 def _save_sheet(build, name, step, images):
     folder = build.folder / "sheets"
     folder.mkdir(exist_ok=True)
-    write_whole(folder / f"{name}-{step:07d}.png", lambda path: sheet(images).save(path, format="png"))
+    write_whole(
+        folder / f"{name}-{step:07d}.png", lambda path: sheet(images).save(path, format="png")
+    )
 
 
 def _watch_vae(build, vae, name, step):
     "Figures of an autoencoder on held-out renders, and a sheet of them beside what it makes of them."
     images, people = build.held_out
     rebuilt = _rebuilt(vae, images, build.device)
-    _save_sheet(build, name, step, torch.cat([images[:12], rebuilt[:12], images[12:24], rebuilt[12:24]]))
+    _save_sheet(
+        build, name, step, torch.cat([images[:12], rebuilt[:12], images[12:24], rebuilt[12:24]])
+    )
     found = {"psnr": psnr(rebuilt, images), "frechet": build.frechet(rebuilt)}
     if build.classifier is not None:
         found |= accuracies(build.classifier, rebuilt.to(build.device), people, WORLD)
@@ -295,7 +355,17 @@ def autoencoder_stage(build: Build):
 
     rates = dict(lr=2e-3, muon=6e-3) if build.given("vae") is None else dict(lr=1e-3, muon=3e-3)
     networks = (vae.encoder, vae.decoder) if build.compiled else ()
-    build.fit("autoencoder", vae, loss, 12_000, bf16=True, ema=0.998, watch=watch, compiled=networks, **rates)
+    build.fit(
+        "autoencoder",
+        vae,
+        loss,
+        12_000,
+        bf16=True,
+        ema=0.998,
+        watch=watch,
+        compiled=networks,
+        **rates,
+    )
 
 
 @torch.no_grad()
@@ -305,7 +375,8 @@ def encode_all(
 ) -> Tensor:  # float16 `(n, 32, 8, 8)`, of unit variance
     """Encode all training images, or find their latents in a file that the same encoder wrote."""
     weights = (*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values())
-    digest = sha256(b"".join(w.cpu().float().numpy().tobytes() for w in weights)).hexdigest()
+    # of the weights as they are stored, so that a finished model's latents are those of its training
+    digest = sha256(b"".join(w.cpu().half().numpy().tobytes() for w in weights)).hexdigest()
     path, about = build.folder / "data" / "latents.npy", build.folder / "data" / "latents.json"
     if not about.exists() or json.loads(about.read_text())["encoder"] != digest:
         parts = []
@@ -313,10 +384,17 @@ def encode_all(
             parts.append(vae.encode(floats(x.to(build.device))).latent_dist.mean.float().cpu())
         z = torch.cat(parts)
         scaling = vae.config.scaling_factor
-        if scaling == AutoencoderKL().config.scaling_factor:  # diffusers' own, which means nothing here
+        if (
+            scaling == AutoencoderKL().config.scaling_factor
+        ):  # diffusers' own, which means nothing here
             scaling = round(1 / z.std().item(), 4)
         write_whole(path, lambda name: np.save(open(name, "wb"), (z * scaling).half().numpy()))
-        write_whole(about, lambda name: Path(name).write_text(json.dumps({"encoder": digest, "scaling_factor": scaling})))
+        write_whole(
+            about,
+            lambda name: Path(name).write_text(
+                json.dumps({"encoder": digest, "scaling_factor": scaling})
+            ),
+        )
     vae.register_to_config(scaling_factor=json.loads(about.read_text())["scaling_factor"])
     return torch.from_numpy(np.load(path)).to(build.device)
 
@@ -325,7 +403,9 @@ def decoder_stage(build: Build):
     """Train the decoder on alone, against a discriminator; the encoder is frozen."""
     vae = build.vae(newest_decoder=False)
     latents = encode_all(build, vae)
-    decoder = nn.ModuleDict(dict(decoder=vae.decoder, post_quant_conv=vae.post_quant_conv)).requires_grad_(True)
+    decoder = nn.ModuleDict(
+        dict(decoder=vae.decoder, post_quant_conv=vae.post_quant_conv)
+    ).requires_grad_(True)
     networks = nn.ModuleDict(dict(**decoder, discriminator=PatchDiscriminator().to(build.device)))
     loss = SharpDecoder(vae, networks.discriminator, build.renders, latents, **build.options(16))
 
@@ -333,7 +413,17 @@ def decoder_stage(build: Build):
         return _watch_vae(build, vae, "decoder", step)
 
     compiled = (vae.decoder,) if build.compiled else ()
-    build.fit("decoder", networks, loss, 20_000, lr=5e-4, ema=0.999, bf16=True, watch=watch, compiled=compiled)
+    build.fit(
+        "decoder",
+        networks,
+        loss,
+        20_000,
+        lr=5e-4,
+        ema=0.999,
+        bf16=True,
+        watch=watch,
+        compiled=compiled,
+    )
 
 # %% ../nbs/46_recipe.ipynb #cell-16
 def words_stage(build: Build) -> nn.ModuleDict:
@@ -363,7 +453,9 @@ def _adopt_text(text, build):
     tokenizer = CLIPTokenizer.from_pretrained(build.init / "tokenizer")
     words, mine = known.get_input_embeddings().weight.detach(), text.get_input_embeddings()
     own = mine.weight.detach().clone()
-    state = {name: value for name, value in known.state_dict().items() if "token_embedding" not in name}
+    state = {
+        name: value for name, value in known.state_dict().items() if "token_embedding" not in name
+    }
     text.load_state_dict(state, strict=False)
     with torch.no_grad():
         mine.weight.copy_(own)
@@ -389,7 +481,9 @@ def draw(
     empty, images = model.text(token_ids(tokenizer, [""]).to(device)).last_hidden_state, []
     for first in range(0, len(prompts), batch):
         x = noise[first : first + batch].to(device)
-        embeds = model.text(token_ids(tokenizer, prompts[first : first + batch]).to(device)).last_hidden_state
+        embeds = model.text(
+            token_ids(tokenizer, prompts[first : first + batch]).to(device)
+        ).last_hidden_state
         scheduler.set_timesteps(steps, device=device)
         for t in scheduler.timesteps:
             v = model.unet(x, t, embeds).sample
@@ -397,7 +491,9 @@ def draw(
                 base = model.unet(x, t, empty.expand_as(embeds)).sample
                 v = base + guidance * (v - base)
             x = scheduler.step(v, t, x, return_dict=False)[0]
-        images.append((vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).float().cpu())
+        images.append(
+            (vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).float().cpu()
+        )
     return torch.cat(images)
 
 
@@ -407,7 +503,9 @@ def _watch_denoiser(build, model, step):
     encode_all(build, vae)  # sets the scaling factor
     images, people = build.held_out
     bare = draw(model, vae, build.tokenizer, [PROMPT] * len(images), seed=3)
-    asked = draw(model, vae, build.tokenizer, [caption(one) for one in people], seed=4, guidance=3.0)
+    asked = draw(
+        model, vae, build.tokenizer, [caption(one) for one in people], seed=4, guidance=3.0
+    )
     _save_sheet(build, "denoiser", step, torch.cat([images[:24], bare[:24], asked[:24]]))
     found = {"frechet": build.frechet(bare)}
     if build.classifier is not None:
@@ -428,7 +526,9 @@ def newest_denoiser(build: Build) -> nn.ModuleDict:
         given = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32)
         model.unet.load_state_dict(given.state_dict())
     if (words := build.weights("words")) is not None:
-        model.text.load_state_dict({k.removeprefix("text."): v for k, v in words.items() if k.startswith("text.")})
+        model.text.load_state_dict(
+            {k.removeprefix("text."): v for k, v in words.items() if k.startswith("text.")}
+        )
     elif build.given("text_encoder"):
         _adopt_text(model.text, build)
     return model
@@ -448,7 +548,17 @@ def denoiser_stage(build: Build):
 
     compiled = (model.unet,) if build.compiled else ()
     rates = dict(lr=1e-3, muon=4e-3) if build.given("unet") is None else dict(lr=5e-4, muon=2e-3)
-    build.fit("denoiser", model, loss, 20_000, bf16=True, ema=0.999, watch=watch, compiled=compiled, **rates)
+    build.fit(
+        "denoiser",
+        model,
+        loss,
+        20_000,
+        bf16=True,
+        ema=0.999,
+        watch=watch,
+        compiled=compiled,
+        **rates,
+    )
 
 # %% ../nbs/46_recipe.ipynb #cell-18
 def export_model(
@@ -462,7 +572,9 @@ def export_model(
     encode_all(build, vae)  # sets the scaling factor
     for part in (vae, denoiser):
         part.to("cpu", memory_format=torch.contiguous_format, dtype=torch.float16)
-    tokenizer = make_tokenizer(build.folder / "tokenizer", world=WORLD)  # one that was used remembers how it padded
+    tokenizer = make_tokenizer(
+        build.folder / "tokenizer", world=WORLD
+    )  # one that was used remembers how it padded
     aside = folder.with_name(folder.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
     pipe = StableDiffusionPipeline(
@@ -476,7 +588,9 @@ def export_model(
         requires_safety_checker=False,
     )
     pipe.save_pretrained(aside)
-    denoiser.text.float().save_pretrained(aside / "text_encoder")  # transformers loads fp16 as fp16, diffusers as fp32
+    denoiser.text.float().save_pretrained(
+        aside / "text_encoder"
+    )  # transformers loads fp16 as fp16, diffusers as fp32
     write_world(aside, WORLD)
     (aside / "classifier").mkdir()
     save_file(half_precision(build.classifier), aside / "classifier" / "model.safetensors")
@@ -484,7 +598,9 @@ def export_model(
     clip.load_state_dict(weights or load_file(build.given("clip") / "open_clip_model.safetensors"))
     tokenizer.save_pretrained(aside / "clip")
     save_file(half_precision(clip), aside / "clip" / "open_clip_model.safetensors")
-    (aside / "clip" / "open_clip_config.json").write_text(json.dumps(clip_config(tokenizer), indent=2))
+    (aside / "clip" / "open_clip_config.json").write_text(
+        json.dumps(clip_config(tokenizer), indent=2)
+    )
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", aside)
     shutil.rmtree(folder, ignore_errors=True)
@@ -516,30 +632,85 @@ def make_portraits(
     for stage in stages:
         torch.manual_seed(0)
         STAGES[stage](build)
-    if build.weights("denoiser") is not None:
+    if not build.onward and build.weights("denoiser") is not None:
         export_model(build, folder / "model")
+
+
+def train_onward(
+    folder: Path,  # checkpoints, logs and sheets go here; the model that they have come to into its `model/`
+    init: Path,  # a finished model
+    **settings,  # of `Build`
+):
+    """Train decoder and denoiser on beside each other, a process each, until the program is stopped; then export.
+
+    Started again, it goes on from its checkpoints."""
+    build = Build(folder, init=init, onward=True, **settings)
+    encode_all(build, build.vae())  # which both want
+    command = [sys.executable, "-m", "sliderspace.recipe", *sys.argv[1:], "--stages"]
+    trainings = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be stopped is to be interrupted
+    try:
+        for stage in ("decoder", "denoiser"):
+            log = (folder / f"{stage}.log").open("a")
+            trainings.append(subprocess.Popen([*command, stage], stdout=log, stderr=log))
+        print(
+            f"training in {folder}: logs, curves and sheets of samples are there; Ctrl-C ends it and writes the model"
+        )
+        while all(training.poll() is None for training in trainings):
+            time.sleep(1)
+        print(f"a training ended by itself: {folder}/decoder.log and denoiser.log say why")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for training in trainings:
+            training.terminate()
+            training.wait()
+        export_model(Build(folder, init=init, onward=True, **settings), folder / "model")
 
 
 def main():
     """The command `python -m sliderspace.recipe`."""
     parser = argparse.ArgumentParser(description="Make the bundled portraits model.")
     parser.add_argument("--output", type=Path, default=Path("portraits-build"))
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    parser.add_argument("--steps", type=int, help="steps of each stage, instead of as many as it wants")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="default: all")
+    parser.add_argument(
+        "--steps", type=int, help="steps of each stage, instead of as many as it wants"
+    )
     parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--batch", type=int, help="images of a step; a GPU wants more than the default")
+    parser.add_argument(
+        "--batch", type=int, help="images of a step; a GPU wants more than the default"
+    )
+    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--init", type=Path, help="folder of a finished model to start from")
-    parser.add_argument("--onward", action="store_true", help="train without an end, from --init")
-    parser.add_argument("--compile", action="store_true", help="compile the networks; where that fails they run as they are")
-    parser.add_argument("--export", type=Path, help="only write the model that the folder has come to")
+    parser.add_argument(
+        "--onward",
+        action="store_true",
+        help="train decoder and denoiser of --init on, without an end",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks; where that fails they run as they are",
+    )
+    parser.add_argument(
+        "--export", type=Path, help="only write the model that the folder has come to"
+    )
     args = parser.parse_args()
     settings = dict(
-        images=args.images, length=args.steps, init=args.init, onward=args.onward, compiled=args.compile, batch=args.batch
+        images=args.images,
+        init=args.init,
+        compiled=args.compile,
+        batch=args.batch,
+        every=args.every,
     )
     if args.export:
-        export_model(Build(args.output, **settings), args.export)
-        return
-    make_portraits(args.output, args.stages, **settings)
+        export_model(Build(args.output, onward=args.onward, **settings), args.export)
+    elif args.onward and not args.stages:
+        train_onward(args.output, **settings)
+    else:
+        make_portraits(
+            args.output, args.stages or STAGES, onward=args.onward, length=args.steps, **settings
+        )
 
 # %% ../nbs/46_recipe.ipynb #cell-20
 #| eval: false

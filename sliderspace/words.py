@@ -41,21 +41,29 @@ def make_tokenizer(
             tokens.append(pieces[0])
     merges = list(dict.fromkeys(merges))
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(tokens)}  # the end has the largest id: pooling looks for it
+    vocab = {
+        token: i for i, token in enumerate(tokens)
+    }  # the end has the largest id: pooling looks for it
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n"
+    )
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
+    )
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 # %% ../nbs/44_words.ipynb #cell-06
-def token_ids(tokenizer, texts:list[str])->Tensor:
+def token_ids(tokenizer, texts: list[str]) -> Tensor:
     """Token ids, `(n, length)`, padded and cut to the tokenizer's length."""
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 # %% ../nbs/44_words.ipynb #cell-07
-def captions_of(people:list[dict], index:Tensor, gen:torch.Generator, empty:float=0.)->list[str]:
+def captions_of(
+    people: list[dict], index: Tensor, gen: torch.Generator, empty: float = 0.0
+) -> list[str]:
     """Random captions of a batch's people, a share of them empty."""
     rng = random.Random(torch.randint(2**60, (1,), generator=gen, device=gen.device).item())
     return ["" if rng.random() < empty else caption(people[i], rng) for i in index.tolist()]
@@ -78,12 +86,19 @@ class Captions:
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         self.texts = list(numbers)
         self.ids = token_ids(tokenizer, self.texts).to(device)  # (unique captions, length)
-        self.which = torch.tensor([numbers[text] for text in texts], device=device).view(copies, len(people))
+        self.which = torch.tensor([numbers[text] for text in texts], device=device).view(
+            copies, len(people)
+        )
         self.empty = token_ids(tokenizer, [""]).to(device)
         self.factors = world.factors
         named = [parse_caption(text, world) for text in self.texts]
-        rows = [[v.index(one[f]) if f in one else len(v) for f, v in self.factors.items()] for one in named]
-        self.named = torch.tensor(rows, device=device)  # value of each factor, the number of values where it is unnamed
+        rows = [
+            [v.index(one[f]) if f in one else len(v) for f, v in self.factors.items()]
+            for one in named
+        ]
+        self.named = torch.tensor(
+            rows, device=device
+        )  # value of each factor, the number of values where it is unnamed
 
     def numbers(self, index: Tensor, gen: torch.Generator) -> Tensor:
         """Draw a caption for each of these people: its row in `ids` and `named`."""
@@ -102,27 +117,49 @@ class Captions:
         return torch.where(bare, self.empty, ids)
 
 # %% ../nbs/44_words.ipynb #cell-11
-def new_text(tokenizer)->nn.Module:
+def new_text(tokenizer) -> nn.Module:
     """An untrained `CLIPTextModel` of 2 layers and 128 channels."""
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length,
-        hidden_size=128, intermediate_size=512, hidden_act="gelu", num_hidden_layers=2, num_attention_heads=4,
-        projection_dim=128,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            hidden_size=128,
+            intermediate_size=512,
+            hidden_act="gelu",
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 # %% ../nbs/44_words.ipynb #cell-12
 @torch.no_grad()
-def start_text(text:nn.Module, clip:nn.Module):
+def start_text(text: nn.Module, clip: nn.Module):
     """Start a `CLIPTextModel` from an open_clip text tower of the same shape, which knows the words already."""
-    pairs = {text.embeddings.token_embedding: clip.token_embedding, text.final_layer_norm: clip.ln_final}
+    pairs = {
+        text.embeddings.token_embedding: clip.token_embedding,
+        text.final_layer_norm: clip.ln_final,
+    }
     for mine, theirs in zip(text.encoder.layers, clip.transformer.resblocks):
-        pairs |= {mine.layer_norm1: theirs.ln_1, mine.layer_norm2: theirs.ln_2, mine.mlp.fc1: theirs.mlp.c_fc,
-                  mine.mlp.fc2: theirs.mlp.c_proj, mine.self_attn.out_proj: theirs.attn.out_proj}
-        for i, part in enumerate((mine.self_attn.q_proj, mine.self_attn.k_proj, mine.self_attn.v_proj)):
+        pairs |= {
+            mine.layer_norm1: theirs.ln_1,
+            mine.layer_norm2: theirs.ln_2,
+            mine.mlp.fc1: theirs.mlp.c_fc,
+            mine.mlp.fc2: theirs.mlp.c_proj,
+            mine.self_attn.out_proj: theirs.attn.out_proj,
+        }
+        for i, part in enumerate(
+            (mine.self_attn.q_proj, mine.self_attn.k_proj, mine.self_attn.v_proj)
+        ):
             part.weight.copy_(theirs.attn.in_proj_weight.chunk(3)[i])
             part.bias.copy_(theirs.attn.in_proj_bias.chunk(3)[i])
-    for mine, theirs in pairs.items(): mine.load_state_dict(theirs.state_dict())
+    for mine, theirs in pairs.items():
+        mine.load_state_dict(theirs.state_dict())
     text.embeddings.position_embedding.weight.copy_(clip.positional_embedding)
 
 # %% ../nbs/44_words.ipynb #cell-14

@@ -93,7 +93,9 @@ class Along:
         for (start, first), (end, second) in zip(self.path, self.path[1:]):
             if position <= end:
                 share = (position - start) / (end - start)
-                return hex_of((1 - share) * a + share * b for a, b in zip(rgb_of(first), rgb_of(second)))
+                return hex_of(
+                    (1 - share) * a + share * b for a, b in zip(rgb_of(first), rgb_of(second))
+                )
         return self.path[-1][1]
 
 # %% ../nbs/42_worlds.ipynb #cell-08
@@ -111,52 +113,126 @@ _PART_NAMES = {  # style -> how its options call glasses and beards, where they 
 SMALL_ART = {  # of `portraits-64`
     "lorelei": dict(
         length=("hairVariant", _variants(2, 4, 20, 39), _variants(15, 23, 35, 14)),
-        hair="hairColor", skin="skinColor", glasses=_variants(2, 3), beard=_variants(1, 2),
+        hair="hairColor",
+        skin="skinColor",
+        glasses=_variants(2, 3),
+        beard=_variants(1, 2),
         mouth=("mouthVariant", ["happy05", "happy12", "happy16"], ["sad01", "sad05", "sad08"]),
-        fixed=dict(scale=1.2, translateY=2, headVariant=_variants(1), eyesVariant=_variants(4, 10, 16),
-                   eyebrowsVariant=_variants(3, 8), noseVariant=_variants(1, 4),
-                   earringsProbability=0, frecklesProbability=0, hairAccessoriesProbability=0)),
+        fixed=dict(
+            scale=1.2,
+            translateY=2,
+            headVariant=_variants(1),
+            eyesVariant=_variants(4, 10, 16),
+            eyebrowsVariant=_variants(3, 8),
+            noseVariant=_variants(1, 4),
+            earringsProbability=0,
+            frecklesProbability=0,
+            hairAccessoriesProbability=0,
+        ),
+    ),
     "notionists": dict(
         length=("hairVariant", _variants(49, 5, 50, 60), _variants(39, 58, 36, 23)),
-        glasses=_variants(1, 8), beard=_variants(1, 2),
+        glasses=_variants(1, 8),
+        beard=_variants(1, 2),
         mouth=("mouthVariant", _variants(3, 10, 25), _variants(1, 15, 24)),
-        fixed=dict(clothesVariant=_variants(17, 1, 6), eyesVariant=_variants(1, 3), eyebrowsVariant=_variants(3, 7),
-                   noseVariant=_variants(1, 5),
-                   gestureProbability=0, clothesGraphicProbability=0, scale=1.8, translateY=22)),
+        fixed=dict(
+            clothesVariant=_variants(17, 1, 6),
+            eyesVariant=_variants(1, 3),
+            eyebrowsVariant=_variants(3, 7),
+            noseVariant=_variants(1, 5),
+            gestureProbability=0,
+            clothesGraphicProbability=0,
+            scale=1.8,
+            translateY=22,
+        ),
+    ),
     "open-peeps": dict(
         length=("headVariant", ["short4", "grayShort"], ["mediumBangs2", "bangs", "grayMedium"]),
-        hair="headContrastColor", skin="skinColor",
-        glasses=["glasses", "glasses2", "sunglasses"], beard=["full", "full2", "full4"],
-        mouth=("expressionVariant", ["smileBig", "smileTeethGap", "explaining"], ["solemn", "veryAngry", "tired"]),
-        fixed=dict(scale=1.3, translateY=8, maskProbability=0, clothingColor=["#8fa7df", "#ffcf77", "#e78276"])),
+        hair="headContrastColor",
+        skin="skinColor",
+        glasses=["glasses", "glasses2", "sunglasses"],
+        beard=["full", "full2", "full4"],
+        mouth=(
+            "expressionVariant",
+            ["smileBig", "smileTeethGap", "explaining"],
+            ["solemn", "veryAngry", "tired"],
+        ),
+        fixed=dict(
+            scale=1.3,
+            translateY=8,
+            maskProbability=0,
+            clothingColor=["#8fa7df", "#ffcf77", "#e78276"],
+        ),
+    ),
     "pixel-art": dict(
         length=("hairVariant", ["short01", "short09", "short17"], ["long02", "long10", "long21"]),
-        hair="hairColor", skin="skinColor", glasses=["dark01", "dark03", "dark06"],
+        hair="hairColor",
+        skin="skinColor",
+        glasses=["dark01", "dark03", "dark06"],
         mouth=("mouthVariant", ["happy09", "happy12"], ["sad01", "sad06"]),
-        fixed=dict(clothesVariant=_variants(3, 12, 16), eyesVariant=_variants(2, 7, 11),
-                   hatProbability=0, accessoriesProbability=0,
-                   clothingColor=["#428bca", "#44c585", "#d11141", "#ffd969"], mouthColor=["#c2281d"],
-                   glassesColor=["#323232", "#a04b5d"])),
+        fixed=dict(
+            clothesVariant=_variants(3, 12, 16),
+            eyesVariant=_variants(2, 7, 11),
+            hatProbability=0,
+            accessoriesProbability=0,
+            clothingColor=["#428bca", "#44c585", "#d11141", "#ffd969"],
+            mouthColor=["#c2281d"],
+            glassesColor=["#323232", "#a04b5d"],
+        ),
+    ),
     "voxel-art": dict(
-        length=("topVariant", ["short", "curly", "bowl"], ["bob", "longStraight", "shoulderLength"]),
-        hair="hairColor", skin="skinColor", glasses=["square", "round", "shades"], beard=["full"],
+        length=(
+            "topVariant",
+            ["short", "curly", "bowl"],
+            ["bob", "longStraight", "shoulderLength"],
+        ),
+        hair="hairColor",
+        skin="skinColor",
+        glasses=["square", "round", "shades"],
+        beard=["full"],
         mouth=("mouthVariant", ["bigSmile", "laugh", "grin"], ["frown", "flat"]),
-        fixed=dict(outfitVariant=["plain", "hoodie", "suit"], eyesVariant=["open", "soft"], eyebrowsVariant=["flat"],
-                   noseVariant=["block"],
-                   cheeksProbability=0, topProbability=100, animationVariant=["none"], scale=1.3, translateY=12)),
+        fixed=dict(
+            outfitVariant=["plain", "hoodie", "suit"],
+            eyesVariant=["open", "soft"],
+            eyebrowsVariant=["flat"],
+            noseVariant=["block"],
+            cheeksProbability=0,
+            topProbability=100,
+            animationVariant=["none"],
+            scale=1.3,
+            translateY=12,
+        ),
+    ),
     "cutouts": dict(
         length=("hairVariant", ["fringe", "crest", "sidePart"], ["long"]),
-        hair="paperHairColor", skin="paperFaceColor",
+        hair="paperHairColor",
+        skin="paperFaceColor",
         mouth=("mouthVariant", ["smile", "tornSmile", "grin"], ["wavy", "zigzag"]),
-        fixed=dict(hairProbability=100, browsProbability=0, cheeksProbability=0, headVariant=["blob", "block", "wide"],
-                   eyesVariant=["pair", "ringDot", "circleSquare"], noseVariant=["tornTriangle", "strip"], scale=1.15)),
+        fixed=dict(
+            hairProbability=100,
+            browsProbability=0,
+            cheeksProbability=0,
+            headVariant=["blob", "block", "wide"],
+            eyesVariant=["pair", "ringDot", "circleSquare"],
+            noseVariant=["tornTriangle", "strip"],
+            scale=1.15,
+        ),
+    ),
     "shadows": dict(
         length=("topsVariant", ["flat", "quiff", "tuft"], ["puffs", "afro", "braid"]),
-        fixed=dict(topsProbability=100, inkColor=["#3b3b42", "#7b373f", "#33477f", "#345945"], scale=1.1)),
-    "cameo": dict(hair="shadeColor", skin="bodyColor", fixed=dict(mouthVariant=["smile", "beam"], knotProbability=50)),
+        fixed=dict(
+            topsProbability=100, inkColor=["#3b3b42", "#7b373f", "#33477f", "#345945"], scale=1.1
+        ),
+    ),
+    "cameo": dict(
+        hair="shadeColor",
+        skin="bodyColor",
+        fixed=dict(mouthVariant=["smile", "beam"], knotProbability=50),
+    ),
     "line-face": dict(
         mouth=("mouthVariant", ["smile", "pleased"], ["frown", "line"]),
-        fixed=dict(inkColor=["#181818"], noseVariant=["hook", "long", "bow"], scale=1.2)),
+        fixed=dict(inkColor=["#181818"], noseVariant=["hook", "long", "bow"], scale=1.2),
+    ),
 }
 
 # %% ../nbs/42_worlds.ipynb #cell-10
@@ -187,7 +263,12 @@ LARGE_ART = {  # of `portraits-128`: mouths, glasses and beards that can be told
         glasses=["glasses3", "glasses5", "sunglasses"],
         beard=["full", "full4"],
         mouth=("expressionVariant", ["smileBig", "smileTeethGap"], ["solemn", "veryAngry"]),
-        fixed=dict(scale=1.3, translateY=8, maskProbability=0, clothingColor=["#8fa7df", "#ffcf77", "#e78276"]),
+        fixed=dict(
+            scale=1.3,
+            translateY=8,
+            maskProbability=0,
+            clothingColor=["#8fa7df", "#ffcf77", "#e78276"],
+        ),
     ),
     "pixel-art": dict(
         length=("hairVariant", ["short01", "short09", "short17"], ["long02", "long10", "long21"]),
@@ -209,12 +290,20 @@ LARGE_ART = {  # of `portraits-128`: mouths, glasses and beards that can be told
         ),
     ),
     "voxel-art": dict(
-        length=("topVariant", ["short", "curly", "bowl"], ["bob", "longStraight", "shoulderLength"]),
+        length=(
+            "topVariant",
+            ["short", "curly", "bowl"],
+            ["bob", "longStraight", "shoulderLength"],
+        ),
         hair="hairColor",
         skin="skinColor",
         glasses=["square", "round", "shades"],
         beard=["full"],
-        mouth=("mouthVariant", ["bigSmile", "laugh"], ["frown"]),  # a dark line is lost on a black beard
+        mouth=(
+            "mouthVariant",
+            ["bigSmile", "laugh"],
+            ["frown"],
+        ),  # a dark line is lost on a black beard
         fixed=dict(
             outfitVariant=["plain", "hoodie", "suit"],
             eyesVariant=["open", "soft"],
@@ -249,7 +338,11 @@ LARGE_ART = {  # of `portraits-128`: mouths, glasses and beards that can be told
         ),
     ),
     "personas": dict(
-        length=("hairVariant", ["fade", "shortCombover", "curlyHighTop"], ["long", "extraLong", "bobCut"]),
+        length=(
+            "hairVariant",
+            ["fade", "shortCombover", "curlyHighTop"],
+            ["long", "extraLong", "bobCut"],
+        ),
         hair=("hairColor", "facialHairColor"),
         skin="skinColor",
         glasses=("eyesVariant", ["open"], ["glasses", "sunglasses"]),
@@ -273,7 +366,11 @@ _NAMES = {  # factor -> its values, in the order in which captions name them
     "mouth": ("smiling", "frowning"),
 }
 FACTOR_ORDER = ("style", "length", "hair", "skin", "glasses", "beard", "mouth", "background")
-COLOURED = ("skin", "hair", "background")  # factors that are colours; a portrait's place around each is drawn in this order
+COLOURED = (
+    "skin",
+    "hair",
+    "background",
+)  # factors that are colours; a portrait's place around each is drawn in this order
 
 # %% ../nbs/42_worlds.ipynb #cell-13
 @dataclass(frozen=True, eq=False)
@@ -283,12 +380,16 @@ class World:
     name: str
     size: int  # pixels a side
     styles: tuple[str, ...]  # whose portraits make up the world
-    art: dict = field(repr=False)  # options of every style that can be drawn, those included that are held out
+    art: dict = field(
+        repr=False
+    )  # options of every style that can be drawn, those included that are held out
     palettes: dict = field(repr=False)  # factor of `COLOURED` -> name -> `Around` or `Along`
     shift: float  # of a portrait, up to this share of its side, either way
     zoom: float  # by up to this share, either way
     tilt: float  # by up to so many degrees, either way
-    extend: bool  # what a shift uncovers continues the drawing's edge; else it has the corner's colour
+    extend: (
+        bool  # what a shift uncovers continues the drawing's edge; else it has the corner's colour
+    )
 
     @property
     def factors(self) -> dict[str, list[str]]:
@@ -299,7 +400,9 @@ class World:
     @property
     def continuous(self) -> bool:
         """Whether colours vary around their names, so that there are numbers to be known beside the factors."""
-        return any(palette.varies for palettes in self.palettes.values() for palette in palettes.values())
+        return any(
+            palette.varies for palettes in self.palettes.values() for palette in palettes.values()
+        )
 
     @property
     def held_out(self) -> list[str]:
@@ -314,7 +417,11 @@ class World:
 
         Raises `ValueError` for a style that cannot be drawn."""
         options = self.options_of(style)
-        return [factor for factor in FACTOR_ORDER if factor in ("style", "background") or factor in options]
+        return [
+            factor
+            for factor in FACTOR_ORDER
+            if factor in ("style", "background") or factor in options
+        ]
 
     def options_of(self, style: str) -> dict:
         """Give the table of a style: how its options spell our factors.
@@ -375,7 +482,13 @@ PORTRAITS_64 = World(
 
 # %% ../nbs/42_worlds.ipynb #cell-15
 # From light to dark: the three names divide the path from -.24 to 1.24 evenly among themselves, and meet.
-_SKIN_PATH = ((-0.3, "#fbe6d4"), (0.0, "#f8d9bf"), (0.5, "#d49a6a"), (1.0, "#7a4a2b"), (1.25, "#5a341d"))
+_SKIN_PATH = (
+    (-0.3, "#fbe6d4"),
+    (0.0, "#f8d9bf"),
+    (0.5, "#d49a6a"),
+    (1.0, "#7a4a2b"),
+    (1.25, "#5a341d"),
+)
 
 
 def _skin(middle):
@@ -398,7 +511,9 @@ PORTRAITS_128 = World(
     palettes={
         "hair": {
             "black hair": _hair("#2b2420", lightness=0.07),
-            "brown hair": _hair("#9c6230"),  # between tan and dark skin, so that a beard shows on either
+            "brown hair": _hair(
+                "#9c6230"
+            ),  # between tan and dark skin, so that a beard shows on either
             "blond hair": _hair("#ecc65c"),
             "red hair": _hair("#cf4429"),
             "blue hair": _hair("#3f6fd8"),
@@ -440,7 +555,9 @@ def world_of(
     Raises `ValueError` for a folder that names none, or one that is not known here."""
     path = Path(folder) / _WORLD_FILE
     if not path.exists():
-        raise ValueError(f"folder={str(folder)!r} has no {_WORLD_FILE}, which names the world of a model of portraits")
+        raise ValueError(
+            f"folder={str(folder)!r} has no {_WORLD_FILE}, which names the world of a model of portraits"
+        )
     name = json.loads(path.read_text("utf-8")).get("world")
     if name not in WORLDS:
         raise ValueError(f"{path} names the world {name!r}: known ones are {list(WORLDS)}")

@@ -227,3 +227,19 @@ def test_a_log_drops_rows_that_a_killed_run_had_ahead(tmp_path):
     again.add(step=6, loss=1.0, more=2.0)
     rows = list(csv.DictReader((tmp_path / "log.csv").open(newline="")))
     assert [row["step"] for row in rows] == ["2", "4", "6"] and rows[-1] == {"step": "6", "loss": "1", "more": "2"}
+
+
+def test_two_processes_do_not_train_one_part(tmp_path):
+    folder = tmp_path / "part"
+    script = CHILD.format(tests=os.path.dirname(__file__), folder=str(folder))
+    child = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        while not (folder / "part.state").exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        module = network()
+        with pytest.raises(RuntimeError, match="another process trains 'part' in"):
+            fit("part", module, loss_on(module), 60, folder, lr=1e-2, muon=1e-2, ema=0.9)
+    finally:
+        child.kill()
+        child.wait()

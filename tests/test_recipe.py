@@ -1,21 +1,26 @@
 """The recipe at its smallest size: every stage, stopped and resumed, from nothing and from given weights."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
 from sliderspace import fitting, recipe
 from sliderspace.losses import SharpDecoder, balanced, classifier_loss, floats, pick, spoil, vae_loss
 from sliderspace.parts import LATENT_CHANNELS, PatchDiscriminator, cosine_place, new_scheduler, new_vae, stretched_place
 from sliderspace.portraits import NUMBERS, PROMPT, FactorClassifier, Placement, caption, portrait, render
-from sliderspace.recipe import STAGES, Build, encode_all, export_model, make_portraits, make_renders
+from sliderspace.recipe import STAGES, Build, encode_all, make_portraits, make_renders
 from sliderspace.words import Captions, adopt_words, make_tokenizer, token_ids
 from sliderspace.worlds import PORTRAITS_128, world_of
 
+ROOT = Path(__file__).parents[1]
 SMALLEST = dict(images=6, length=2, batch=2, every=1)
 
 
@@ -112,24 +117,23 @@ def test_training_goes_on_from_given_weights(made, tmp_path, monkeypatch):
     assert content(tmp_path / "model") != content(made / "model")
 
 
-def test_training_onward_has_no_end_and_its_average_can_be_exported(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "_watch_denoiser", lambda *args: {})
-    update = fitting.Run.update
-
-    def stopping(run, loss):
-        if run.step == 3:
-            raise KeyboardInterrupt
-        update(run, loss)
-
-    monkeypatch.setattr(fitting.Run, "update", stopping)
-    settings = dict(images=6, batch=2, every=1, init=made / "model", onward=True)
-    with pytest.raises(KeyboardInterrupt):
-        make_portraits(tmp_path / "onward", ["denoiser"], **settings)
-    export_model(Build(tmp_path / "onward", **settings), tmp_path / "model")
+def test_training_onward_has_no_end_and_writes_its_average_when_it_is_stopped(made, tmp_path):
+    command = [sys.executable, "-m", "sliderspace.recipe", "--output", str(tmp_path), "--init", str(made / "model")]
+    command += ["--images", "6", "--batch", "2", "--onward", "--every", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as onward:
+        while not all((tmp_path / f"{stage}.state").exists() for stage in ("decoder", "denoiser")):
+            assert onward.poll() is None, "it ended by itself"
+            time.sleep(0.1)
+        onward.terminate()
+    assert onward.returncode == 0
     new, old = content(tmp_path / "model"), content(made / "model")
     assert new.keys() == old.keys()
     changed = {name for name in new if new[name] != old[name]}
-    assert {name.split("/")[0] for name in changed} == {"unet", "text_encoder"}  # the rest is as it was given
+    assert {name.split("/")[0] for name in changed} == {"unet", "text_encoder", "vae"}  # the rest is as it was given
+    ours, given = (AutoencoderKL.from_pretrained(folder / "model" / "vae") for folder in (tmp_path, made))
+    assert all(torch.equal(a, b) for a, b in zip(ours.encoder.parameters(), given.encoder.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(ours.decoder.parameters(), given.decoder.parameters()))
+    assert ours.config.scaling_factor == given.config.scaling_factor
 
 
 def test_bad_settings_are_refused_before_anything_is_made(made, tmp_path):
