@@ -1,7 +1,8 @@
 """Measure the bundled model on held-out renders and captions, and write its model card.
 
-    python benchmarks/portraits.py            print the tables
-    python benchmarks/portraits.py --card     write them into the model's README.md too
+    python benchmarks/portraits.py                  print the tables
+    python benchmarks/portraits.py --card           write them into the model's README.md too
+    python benchmarks/portraits.py --model folder   another model of portraits, which names its world
 
 Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Five minutes on two cores.
 """
@@ -11,6 +12,7 @@ import json
 import random
 import time
 from collections import Counter
+from pathlib import Path
 
 import open_clip
 import torch
@@ -18,8 +20,11 @@ import torch
 from sliderspace.encoders import encoder, open_clip_encoder
 from sliderspace.loading import load
 from sliderspace.models import bundled
-from sliderspace.portraits import FACTORS, PROMPT, caption, dataset, draw_factors, factor_ids, score_factors
+from sliderspace.portraits import (
+    NUMBERS, PROMPT, caption, dataset, dataset_numbers, draw_factors, factor_ids, score_factors, score_numbers,
+)
 from sliderspace.sampling import pictures, sample, start_noise
+from sliderspace.worlds import PORTRAITS_64, world_of
 
 GUIDANCE, STEPS = 3.0, 10
 
@@ -45,15 +50,15 @@ def measured(path, make, kept=False):
     return json.loads(path.read_text())
 
 
-def drawn(count, seed):
-    "Renders in [0, 1], `(n, 3, 64, 64)`, and their factors; no training part has these benchmarks' seeds."
-    arrays, people = dataset(count, seed)
+def drawn(count, seed, world=PORTRAITS_64):
+    "Renders in [0, 1], `(n, 3, size, size)`, and their factors; no training part has these benchmarks' seeds."
+    arrays, people = dataset(count, seed, world=world)
     return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255, people
 
 
-def held_out(count):
+def held_out(count, world=PORTRAITS_64):
     "People drawn anew, to ask for by their captions."
-    return [draw_factors(random.Random(f"held out {i}")) for i in range(count)]
+    return [draw_factors(random.Random(f"held out {i}"), world) for i in range(count)]
 
 
 def timed(call, repeats=5):
@@ -68,19 +73,31 @@ def timed(call, repeats=5):
 
 
 @torch.no_grad()
-def autoencoder(model, images):
-    "PSNR in dB of renders through the autoencoder: mean over images, and its spread."
+def through_autoencoder(model, images):
+    "Images, encoded and decoded, in [0, 1]."
     x = images * 2 - 1
     z = torch.cat([model.pipe.vae.encode(b).latent_dist.mean for b in x.split(50)]) * model.pipe.vae.config.scaling_factor
-    y = torch.cat([model.decode(b) for b in z.split(50)])
-    psnr = -10 * (y - images).pow(2).mean((1, 2, 3)).log10()
+    return torch.cat([model.decode(b) for b in z.split(50)])
+
+
+def decibels(images, truth):
+    "PSNR in dB: mean over images, and its spread."
+    psnr = -10 * (images - truth).pow(2).mean((1, 2, 3)).log10()
     return f"{psnr.mean():.1f} dB (standard deviation {psnr.std():.1f} over {len(psnr)} images)"
 
 
-def accuracies(images, people):
+def accuracies(images, people, folder=None):
     "Share of images in which the classifier finds each factor's value, over those that have the factor."
-    found = score_factors(images)
-    return {f: (found[f].argmax(1) == ids)[ids >= 0].float().mean().item() for f, ids in factor_ids(people).items()}
+    found = score_factors(images, folder)
+    known = factor_ids(people, world_of(folder or bundled()))
+    return {f: (found[f].argmax(1) == ids)[ids >= 0].float().mean().item() for f, ids in known.items()}
+
+
+def explained(images, seed, folder):
+    "R2 of each number that the classifier reads from the renders of a seed."
+    truth = torch.from_numpy(dataset_numbers(len(images), seed, world_of(folder)))
+    errors = (score_numbers(images, folder) - truth).pow(2).mean(0)
+    return dict(zip(NUMBERS, (1 - errors / truth.var(0, correction=0)).tolist()))
 
 
 class Seen(torch.nn.Module):
@@ -95,16 +112,17 @@ class Seen(torch.nn.Module):
         return self.encoder(x)
 
 
-def networks():
+def networks(folder=None):
     "What Frechet distances are measured in: the model's own encoder, and one that had no part in training."
-    return {"portraits-clip": Seen("portraits-clip", 128), "EfficientNet-Lite0": Seen("efficientnet-lite0", 448)}
+    own = Seen(str((folder or bundled()) / "clip"), 128)
+    return {"portraits-clip": own, "EfficientNet-Lite0": Seen("efficientnet-lite0", 448)}
 
 
 def frechet_to(network, renders):
     "The Frechet distance to a set of images in a network's features (Heusel et al. 2017), as a function of others."
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=(3, 64, 64),
+    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=tuple(renders.shape[1:]),
                                         reset_real_features=False)
 
     def add(images, real):
@@ -129,9 +147,9 @@ def captioned(model, people, steps=STEPS, guidance=GUIDANCE, seed=11):
 
 
 @torch.no_grad()
-def retrieval(images, people):
+def retrieval(images, people, folder):
     "Share of held-out renders whose own caption is the nearest of all, or among the five nearest."
-    folder = str(bundled() / "clip")
+    folder = str(folder / "clip")
     clip = open_clip.create_model(f"local-dir:{folder}").eval()
     words = open_clip.get_tokenizer(f"local-dir:{folder}")([caption(p) for p in people])
     image = torch.nn.functional.normalize(open_clip_encoder(folder)(images), dim=-1)
@@ -145,17 +163,26 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--images", type=int, default=400, help="renders, and captions to sample from")
     p.add_argument("--card", action="store_true", help="write the figures into the model card")
+    p.add_argument("--model", type=Path, default=bundled(), help="folder of a model of portraits")
     args = p.parse_args()
-    model = load("portraits")
-    (renders, people), asked = drawn(args.images, 987_654), held_out(args.images)
+    folder, world = args.model, world_of(args.model)
+    model = load("portraits") if folder == bundled() else load(str(folder), steps=8, guidance=1.0)
+    renders, people = drawn(args.images, 987_654, world)
+    asked = held_out(args.images, world)
     made = captioned(model, asked)
-    own, followed = accuracies(renders, people), accuracies(made, asked)
+    own, followed = accuracies(renders, people, folder), accuracies(made, asked, folder)
     bare = pictures(model, PROMPT, args.images, seed=12)
-    styles = Counter(FACTORS["style"][i] for i in score_factors(bare)["style"].argmax(1).tolist())
-    others = drawn(args.images, 123_456)[0]
-    distances = {name: list(map(frechet_to(network, renders), (made, others))) for name, network in networks().items()}
-
-    mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in FACTORS["style"])
+    seen = score_factors(bare, folder)["style"].argmax(1).tolist()
+    styles = Counter(world.factors["style"][i] for i in seen)
+    others = drawn(args.images, 123_456, world)[0]
+    rebuilt = through_autoencoder(model, renders)
+    compared = {"captions": made, "bare prompt": bare, "bare prompt, 30 steps":
+                pictures(model, PROMPT, args.images, seed=12, steps=30), "autoencoder alone": rebuilt, "renders": others}
+    distances = {}
+    for name, network in networks(folder).items():
+        distance = frechet_to(network, renders)
+        distances[name] = [f"{distance(images):,.3g}" for images in compared.values()]
+    mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in world.styles)
 
     noise = start_noise(model, 0, range(32))
     with torch.no_grad():
@@ -164,24 +191,30 @@ def main():
         guided = timed(lambda: model.predict(noise, 500, PROMPT, GUIDANCE)) / 32
         decode = timed(lambda: model.decode(noise)) / 32
 
-    factors = table(["factor", "values", "classifier on held-out renders", "images sampled from such captions"],
-                    [[f, len(FACTORS[f]), f"{own[f]:.1%}", f"{followed[f]:.1%}"] for f in FACTORS])
+    through = accuracies(rebuilt, people, folder)
+    factors = table(["factor", "values", "classifier on held-out renders", "after the autoencoder",
+                     "images sampled from such captions"],
+                    [[f, len(v), f"{own[f]:.1%}", f"{through[f]:.1%}", f"{followed[f]:.1%}"]
+                     for f, v in world.factors.items()])
     measures = table(["measure", "figure"], [
-        ["autoencoder, held-out renders", autoencoder(model, renders)],
-        ["image-to-text retrieval of portraits-clip", retrieval(renders, people)],
+        ["autoencoder, held-out renders", decibels(rebuilt, renders)],
+        ["image-to-text retrieval of portraits-clip", retrieval(renders, people, folder)],
         ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
         ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
         ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
-        *([f"Frechet distance in {name} features, {args.images} images", f"{d:.3g} (two sets of renders: {floor:.3g})"]
-          for name, (d, floor) in distances.items()),
         ["styles of the bare prompt", mixture]])
+    frechet = table(["Frechet distance to renders", *compared], [[n, *row] for n, row in distances.items()])
     figures = (f"{args.images} renders and {args.images} captions drawn anew (most of their combinations of factors "
-               f"occur in training, these renders do not); sampling with {STEPS} steps "
-               f"and guidance {GUIDANCE:g}; times on {torch.get_num_threads()} threads of a CPU.\n\n"
-               f"{factors}\n\n{measures}\n")
+               f"occur in training, these renders do not); captions are sampled with {STEPS} steps "
+               f"and guidance {GUIDANCE:g}, the bare prompt with {model.steps} and none; times on "
+               f"{torch.get_num_threads()} threads of a CPU.\n\n{factors}\n\n{measures}\n\n{frechet}\n")
+    if world.continuous:
+        read = explained(renders, 987_654, folder)
+        rows = [[name, f"{value:.3f}"] for name, value in read.items()]
+        figures += "\n" + table(["number", "R2 on held-out renders"], rows) + "\n"
     print(figures)
     if args.card:
-        write_figures(bundled() / "README.md", figures)
+        write_figures(folder / "README.md", figures)
 
 
 if __name__ == "__main__":

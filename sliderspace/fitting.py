@@ -11,7 +11,7 @@ import math
 import os
 import time
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -264,6 +264,19 @@ def _norms_in_float32(module: nn.Module, dtype: torch.dtype):
             hook.remove()
 
 # %% ../nbs/46_fitting.ipynb #cell-13
+@contextmanager
+def _precision(module: nn.Module, device: torch.device, bf16: bool):
+    "Run a loss in bfloat16, where that is wanted, in the way that is fast on the device."
+    with ExitStack() as settings:
+        settings.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+        if device.type == "cpu":
+            # the fused attention of bfloat16 spends 40 % of a step in its backward
+            settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if bf16:
+                settings.enter_context(_norms_in_float32(module, torch.bfloat16))
+        yield
+
+# %% ../nbs/46_fitting.ipynb #cell-14
 def _first(loss_of, gen, compiled):
     "The first loss; where compiling fails, the networks go on as they are."
     begin = gen.get_state()
@@ -279,7 +292,7 @@ def _first(loss_of, gen, compiled):
         gen.set_state(begin)
         return loss_of(gen)
 
-# %% ../nbs/46_fitting.ipynb #cell-14
+# %% ../nbs/46_fitting.ipynb #cell-15
 @contextmanager
 def _alone(folder, name):
     "Keep other processes from training the same part."
@@ -319,13 +332,7 @@ def _train(run, loss_of, every, log_every, bf16, compiled, watch, watch_every):
             watched = run.seconds
             look()
         gen = torch.Generator(device).manual_seed(zlib.crc32(f"{name} {run.step}".encode()))
-        # on a CPU the fused attention of bfloat16 spends 40 % of a step in its backward
-        norms = _norms_in_float32(module, torch.bfloat16) if bf16 else nullcontext()
-        with (
-            norms,
-            sdpa_kernel(SDPBackend.MATH),
-            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        ):
+        with _precision(module, device, bf16):
             found = _first(loss_of, gen, compiled) if run.step == first else loss_of(gen)
         loss, values = found if isinstance(found, tuple) else (found, {"loss": found.detach()})
         run.update(loss)
@@ -350,7 +357,7 @@ def _train(run, loss_of, every, log_every, bf16, compiled, watch, watch_every):
         look()
     run.finish()
 
-# %% ../nbs/46_fitting.ipynb #cell-15
+# %% ../nbs/46_fitting.ipynb #cell-16
 def fit(
     name: str,  # of the part and of its files
     module: nn.Module,  # what is trained, in place; ends as its moving average when `ema` is set

@@ -567,7 +567,7 @@ def export_model(
 ):
     """Write an ordinary diffusers folder, with portraits-clip and classifier beside the pipeline; weights in 16 bits.
 
-    Parts that are still in training give their averaged weights, parts that were not trained those they started from."""
+    Parts still in training give their averaged weights, parts that were not trained those they started from."""
     vae, denoiser = build.vae(), newest_denoiser(build)
     encode_all(build, vae)  # sets the scaling factor
     for part in (vae, denoiser):
