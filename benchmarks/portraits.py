@@ -1,7 +1,7 @@
 """Measure the bundled model on held-out renders and captions, and write its model card.
 
     python benchmarks/portraits.py                  print the tables
-    python benchmarks/portraits.py --card           write them into the model's README.md too
+    python benchmarks/portraits.py --card           write them into the model's README.md, and samples.png beside it
     python benchmarks/portraits.py --model folder   another model of portraits, which names its world
 
 Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet distances. Five minutes on two cores.
@@ -18,6 +18,7 @@ import open_clip
 import torch
 
 from sliderspace.encoders import encoder, open_clip_encoder
+from sliderspace.figures import sheet
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import (
@@ -215,6 +216,7 @@ def main():
     print(figures)
     if args.card:
         write_figures(folder / "README.md", figures)
+        sheet(torch.cat([renders[:24], bare[:24], made[:24]])).save(folder / "samples.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sliderspace.portraits import (
     dataset_numbers, draw_factors, draw_placement, edit, edit_pairs, factor_ids, factors_of, jitter, numbers_of,
     parse_caption, portrait, render, score_factors, score_numbers,
 )
-from sliderspace.worlds import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name
+from sliderspace.worlds import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name, world_of
 
 each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 STYLES = [(world, style) for world in WORLDS.values() for style in [*world.styles, *world.held_out]]
@@ -363,3 +363,31 @@ def test_edit_pairs_of_either_world_differ_in_one_factor():
         before, after, people = edit_pairs(3, "glasses", "glasses", size=32, world=world)
         assert before.shape == after.shape == (3, 32, 32, 3) and all(p["glasses"] == "glasses" for p in people)
         assert all((a != b).any() for a, b in zip(before, after))
+
+
+# --- the next model --------------------------------------------------------------------------------------------------
+
+
+def test_the_next_model_reads_its_world():
+    folder = bundled("portraits-next")
+    assert world_of(folder) is PORTRAITS_128
+    images, people = dataset(48, seed=78, world=PORTRAITS_128)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    seen, ids = score_factors(x, folder), factor_ids(people, PORTRAITS_128)
+    assert all((seen[f].argmax(1) == ids[f]).float().mean() > 0.9 for f in ids)
+    truth = torch.from_numpy(dataset_numbers(48, 78, PORTRAITS_128))
+    explained = 1 - (score_numbers(x, folder) - truth).pow(2).mean(0) / truth.var(0, correction=0)
+    assert explained.min() > 0.6 and explained.mean() > 0.9
+
+
+def test_the_next_model_draws_what_captions_name():
+    from sliderspace import load
+    from sliderspace.sampling import pictures
+
+    folder = bundled("portraits-next")
+    model = load(str(folder), steps=8, guidance=3.0, device="cpu")
+    people = [person(PORTRAITS_128, style, seed=5) for style in PORTRAITS_128.styles]
+    images = pictures(model, [caption(one) for one in people], len(people), seed=1)
+    assert images.shape == (6, 3, 128, 128)
+    seen = score_factors(images, folder)["style"].argmax(1)
+    assert (seen == torch.arange(6)).sum() >= 5
