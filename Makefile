@@ -52,7 +52,7 @@ portraits: .venv/.done ## make the next bundled model, from nothing, in portrait
 	$(BIN)/python -m sliderspace.distill --output portraits-build
 
 # The state lies outside this folder; the model that it has come to is written into STATE/model when it is stopped.
-PORTRAITS ?= sliderspace/assets/portraits-next
+PORTRAITS ?= portraits-next
 STATE ?= $(HOME)/.cache/sliderspace/portraits-onward
 portraits-onward: export OMP_NUM_THREADS ?= 1
 portraits-onward: .venv/.done ## train the next bundled model on, behind everything else, until stopped

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,7 +370,7 @@ def test_edit_pairs_of_either_world_differ_in_one_factor():
 
 
 def test_the_next_model_reads_its_world():
-    folder = bundled("portraits-next")
+    folder = Path(__file__).parents[1] / "portraits-next"
     assert world_of(folder) is PORTRAITS_128
     images, people = dataset(48, seed=78, world=PORTRAITS_128)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
@@ -384,7 +385,7 @@ def test_the_next_model_draws_what_captions_name():
     from sliderspace import load
     from sliderspace.sampling import pictures
 
-    folder = bundled("portraits-next")
+    folder = Path(__file__).parents[1] / "portraits-next"
     model = load(str(folder), steps=8, guidance=3.0, device="cpu")
     people = [person(PORTRAITS_128, style, seed=5) for style in PORTRAITS_128.styles]
     images = pictures(model, [caption(one) for one in people], len(people), seed=1)
