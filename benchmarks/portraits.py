@@ -18,11 +18,11 @@ import open_clip
 import torch
 
 from sliderspace.encoders import encoder, open_clip_encoder
-from sliderspace.figures import sheet
+from sliderspace.figures import FrechetTo, accuracies, psnr, sheet
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import (
-    NUMBERS, PROMPT, caption, dataset, dataset_numbers, draw_factors, factor_ids, score_factors, score_numbers,
+    NUMBERS, PROMPT, caption, dataset, dataset_numbers, draw_factors, score_factors, score_numbers,
 )
 from sliderspace.sampling import pictures, sample, start_noise
 from sliderspace.worlds import PORTRAITS_64, world_of
@@ -81,17 +81,9 @@ def through_autoencoder(model, images):
     return torch.cat([model.decode(b) for b in z.split(50)])
 
 
-def decibels(images, truth):
-    "PSNR in dB: mean over images, and its spread."
-    psnr = -10 * (images - truth).pow(2).mean((1, 2, 3)).log10()
-    return f"{psnr.mean():.1f} dB (standard deviation {psnr.std():.1f} over {len(psnr)} images)"
-
-
-def accuracies(images, people, folder=None):
+def followed(images, people, folder=None):
     "Share of images in which the classifier finds each factor's value, over those that have the factor."
-    found = score_factors(images, folder)
-    known = factor_ids(people, world_of(folder or bundled()))
-    return {f: (found[f].argmax(1) == ids)[ids >= 0].float().mean().item() for f, ids in known.items()}
+    return accuracies(score_factors(images, folder), people, world_of(folder or bundled()))
 
 
 def explained(images, seed, folder):
@@ -101,42 +93,10 @@ def explained(images, seed, folder):
     return dict(zip(NUMBERS, (1 - errors / truth.var(0, correction=0)).tolist()))
 
 
-class Seen(torch.nn.Module):
-    "Features of images in [0, 1], `(n, d)`, as torchmetrics wants them."
-
-    def __init__(self, name, width):
-        super().__init__()
-        self.encoder, self.num_features = encoder(name), width
-
-    @torch.no_grad()
-    def forward(self, x):
-        return self.encoder(x)
-
-
 def networks(folder=None):
     "What Frechet distances are measured in: the model's own encoder, and one that had no part in training."
-    own = Seen(str((folder or bundled()) / "clip"), 128)
-    return {"portraits-clip": own, "EfficientNet-Lite0": Seen("efficientnet-lite0", 448)}
-
-
-def frechet_to(network, renders):
-    "The Frechet distance to a set of images in a network's features (Heusel et al. 2017), as a function of others."
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    distance = FrechetInceptionDistance(feature=network, normalize=True, input_img_size=tuple(renders.shape[1:]),
-                                        reset_real_features=False)
-
-    def add(images, real):
-        for batch in images.split(50):
-            distance.update(batch, real=real)
-
-    def of(images):
-        distance.reset()
-        add(images, False)
-        return distance.compute().item()
-
-    add(renders, True)
-    return of
+    return {"portraits-clip": encoder(str((folder or bundled()) / "clip")),
+            "EfficientNet-Lite0": encoder("efficientnet-lite0")}
 
 
 @torch.no_grad()
@@ -171,7 +131,7 @@ def main():
     renders, people = drawn(args.images, 987_654, world)
     asked = held_out(args.images, world)
     made = captioned(model, asked)
-    own, followed = accuracies(renders, people, folder), accuracies(made, asked, folder)
+    own, asked_for = followed(renders, people, folder), followed(made, asked, folder)
     bare = pictures(model, PROMPT, args.images, seed=12)
     seen = score_factors(bare, folder)["style"].argmax(1).tolist()
     styles = Counter(world.factors["style"][i] for i in seen)
@@ -181,7 +141,7 @@ def main():
                 pictures(model, PROMPT, args.images, seed=12, steps=30), "autoencoder alone": rebuilt, "renders": others}
     distances = {}
     for name, network in networks(folder).items():
-        distance = frechet_to(network, renders)
+        distance = FrechetTo(renders, network)
         distances[name] = [f"{distance(images):,.3g}" for images in compared.values()]
     mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in world.styles)
 
@@ -192,13 +152,15 @@ def main():
         guided = timed(lambda: model.predict(noise, 500, PROMPT, GUIDANCE)) / 32
         decode = timed(lambda: model.decode(noise)) / 32
 
-    through = accuracies(rebuilt, people, folder)
+    through = followed(rebuilt, people, folder)
+    decibels = psnr(rebuilt, renders)
     factors = table(["factor", "values", "classifier on held-out renders", "after the autoencoder",
                      "images sampled from such captions"],
-                    [[f, len(v), f"{own[f]:.1%}", f"{through[f]:.1%}", f"{followed[f]:.1%}"]
+                    [[f, len(v), f"{own[f]:.1%}", f"{through[f]:.1%}", f"{asked_for[f]:.1%}"]
                      for f, v in world.factors.items()])
     measures = table(["measure", "figure"], [
-        ["autoencoder, held-out renders", decibels(rebuilt, renders)],
+        ["autoencoder, held-out renders", f"{decibels.mean():.1f} dB (standard deviation {decibels.std():.1f} "
+         f"over {len(decibels)} images)"],
         ["image-to-text retrieval of portraits-clip", retrieval(renders, people, folder)],
         ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
         ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],

@@ -7,11 +7,11 @@ Needs `pip install "sliderspace[portraits]"` for the renders and the Frechet dis
 """
 
 import argparse
-import math
 
 import torch
-from portraits import accuracies, captioned, drawn, frechet_to, held_out, networks, table, timed, write_figures
+from portraits import captioned, drawn, followed, held_out, networks, table, timed, write_figures
 
+from sliderspace.figures import FrechetTo, entropy
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import FACTORS, PROMPT, score_factors
@@ -26,8 +26,7 @@ def diversity(clip, images):
 
 def entropies(images):
     "Entropy in bits of what the classifier sees in a set of images, for each factor."
-    shares = {f: p.argmax(1).bincount(minlength=p.shape[1]) / len(p) for f, p in score_factors(images).items()}
-    return {f: torch.special.entr(p).sum().item() / math.log(2) for f, p in shares.items()}
+    return {f: entropy(seen) for f, seen in score_factors(images).items()}
 
 
 def main():
@@ -38,7 +37,7 @@ def main():
     teacher, student = load("portraits"), load("portraits-fast")
     renders, asked = drawn(args.images, 987_654)[0], held_out(args.images)
     seen = networks()
-    distances = [frechet_to(network, renders) for network in seen.values()]
+    distances = [FrechetTo(renders, network) for network in seen.values()]
     ways = {"renders": None, "teacher, 8 steps, no guidance": (teacher, 8, 1.0),
             "teacher, 10 steps, guidance 3": (teacher, 10, 3.0), "student, 4 steps": (student, 4, 1.0)}
     rows, follows = [], {}
@@ -49,14 +48,14 @@ def main():
             model, steps, guidance = way
             bare = pictures(model, PROMPT, args.images, seed=12, steps=steps, guidance=guidance)
             named = captioned(model, asked, steps, guidance)
-            follows[name] = accuracies(named, asked)
+            follows[name] = followed(named, asked)
         bits = entropies(bare)
         rows.append([name, diversity(seen["portraits-clip"], bare), *(f"{bits[f]:.2f}" for f in FACTORS),
                      *(f"{distance(x):.3g}" for distance in distances for x in (bare, named))])
     head = ["images", "distance of pairs", *(f"{f}, bits" for f in FACTORS),
             *(f"{n}, {x}" for n in seen for x in ("bare prompt", "captions"))]
     spread = table(head, rows)
-    followed = table(["images", *FACTORS], [[name, *(f"{a[f]:.1%}" for f in FACTORS)] for name, a in follows.items()])
+    found = table(["images", *FACTORS], [[name, *(f"{a[f]:.1%}" for f in FACTORS)] for name, a in follows.items()])
     noise = start_noise(student, 0, range(32))
     with torch.no_grad():
         def draw(x): return student.decode(sample(student, PROMPT, x))
@@ -65,7 +64,7 @@ def main():
                f"of images in portraits-clip features of unit length (± standard deviation), the entropy of what the "
                f"classifier sees for each factor, and the Frechet distance to held-out renders in two networks' "
                f"features, of the bare prompt and of captions that name every factor.\n\n{spread}\n\n"
-               f"How often the classifier finds what a full caption names:\n\n{followed}\n\n"
+               f"How often the classifier finds what a full caption names:\n\n{found}\n\n"
                f"An image, four steps and decoding: {one * 1e3:.0f} ms alone, {many * 1e3:.0f} ms in a batch of 32, "
                f"on {torch.get_num_threads()} threads of a CPU.\n")
     print(figures)

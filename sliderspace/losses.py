@@ -91,16 +91,9 @@ class SharpDecoder:
         adversarial: float = 0.4,  # length of that gradient, as a share of the pixels'
         features: float = 0.6,  # likewise
     ):
-        self.vae, self.discriminator, self.images, self.latents = (
-            vae,
-            discriminator,
-            images,
-            latents,
-        )
-        self.batch, self.shares = (
-            batch,
-            dict(pixels=1.0, features=features, adversarial=adversarial),
-        )
+        self.vae, self.discriminator = vae, discriminator
+        self.images, self.latents, self.batch = images, latents, batch
+        self.shares = dict(pixels=1.0, features=features, adversarial=adversarial)
 
     def fooling(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """What the decoder learns from, as losses of its pictures; the discriminator stays as it is."""
@@ -153,10 +146,10 @@ def denoiser_loss(
 def spoil(
     x: Tensor,  # images in [-1, 1], `(n, 3, h, w)`
     gen: torch.Generator,
-) -> tuple[
-    Tensor, tuple[int, int]
-]:  # images, and by how many pixels they were shifted to the right and down
-    """Shift all images alike by up to 5 % and, on half of them each, add noise and blur."""
+) -> tuple[Tensor, tuple[int, int]]:
+    """Shift all images alike by up to 5 % and, on half of them each, add noise and blur.
+
+    Give the images, and by how many pixels they were shifted to the right and down."""
 
     def rand(*shape):
         return torch.rand(*shape, generator=gen, device=x.device)
@@ -211,9 +204,8 @@ def classifier_loss(
     )
     truth = numbers.to(x.device)[index].clone()
     for name, pixels in (("shift x", right), ("shift y", down)):
-        truth[:, NUMBERS.index(name)] -= (
-            pixels / x.shape[-1]
-        )  # a window that moves to the left shows the portrait to the right
+        # a window that moves to the left shows the portrait further to the right
+        truth[:, NUMBERS.index(name)] -= pixels / x.shape[-1]
     truth = (truth - model.number_mean) / model.number_std
     known = truth.isfinite()
     squares = F.mse_loss(read.float()[known], truth[known])

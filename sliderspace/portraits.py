@@ -26,15 +26,8 @@ from torch.nn.functional import interpolate
 
 # %% ../nbs/43_portraits.ipynb #cell-03
 from .models import bundled
-from sliderspace.worlds import (
-    COLOURED,
-    FACTOR_ORDER,
-    PORTRAITS_64,
-    World,
-    art_name,
-    lab_of,
-    world_of,
-)
+from .worlds import COLOURED, FACTOR_ORDER, PORTRAITS_64, World
+from .worlds import art_name, lab_of, world_of
 
 # %% ../nbs/43_portraits.ipynb #cell-05
 PROMPT = "portrait of a person"
@@ -196,10 +189,8 @@ class Placement:
             image = Image.fromarray(
                 np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), "edge")
             )
-        cosine, sine = (
-            self.zoom * math.cos(math.radians(self.tilt)),
-            self.zoom * math.sin(math.radians(self.tilt)),
-        )
+        tilt = math.radians(self.tilt)
+        cosine, sine = self.zoom * math.cos(tilt), self.zoom * math.sin(tilt)
         middle = side / 2
         offset_x = middle * (1 - cosine) - sine * middle + self.shift_x * side + margin
         offset_y = middle * (1 - cosine) + sine * middle + self.shift_y * side + margin
@@ -238,9 +229,8 @@ def edit(
     **changes: str,  # such as `glasses="glasses"`
 ) -> dict[str, str]:  # another person
     """Give the same person with other values of some factors; raises `ValueError` for what the style does not draw."""
-    return draw_factors(
-        random.Random(0), world, **(person | changes)
-    )  # all are given: nothing is drawn
+    given = person | changes  # all of them: nothing is left to chance
+    return draw_factors(random.Random(0), world, **given)
 
 # %% ../nbs/43_portraits.ipynb #cell-27
 @dataclass(frozen=True)
@@ -298,14 +288,13 @@ def numbers_of(
         for axis, value in zip(("L*", "a*", "b*"), lab_of(colour)):
             numbers[f"{factor} {axis}"] = value
     placement = one.placement
-    placed = (
-        float(placement.mirrored),
-        placement.zoom,
-        placement.shift_x,
-        placement.shift_y,
-        placement.tilt,
-    )
-    return numbers | dict(zip(("mirrored", "zoom", "shift x", "shift y", "tilt"), placed))
+    return numbers | {
+        "mirrored": float(placement.mirrored),
+        "zoom": placement.zoom,
+        "shift x": placement.shift_x,
+        "shift y": placement.shift_y,
+        "tilt": placement.tilt,
+    }
 
 
 def dataset_numbers(
@@ -325,10 +314,10 @@ def edit_pairs(
     seed: int = 0,
     size: int | None = None,  # pixels a side; None: the world's
     world: World = PORTRAITS_64,
-) -> tuple[
-    np.ndarray, np.ndarray, list[dict]
-]:  # before and after, uint8 `(count, size, size, 3)`; factors after
+) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Draw pairs, jittered alike, that differ in one factor alone: another value before, `value` after.
+
+    Give the pictures before and after, uint8 `(count, size, size, 3)`, and the factors after.
 
     Raises `ValueError` for an unknown factor or value, and for style."""
     if factor == "style":
@@ -382,10 +371,8 @@ class FactorClassifier(nn.Module):
     def read(
         self,
         x: Tensor,  # images in [-1, 1], `(n, 3, size, size)`
-    ) -> tuple[
-        dict[str, Tensor], Tensor
-    ]:  # logits of each factor, and `NUMBERS` in units of their spread, `(n, 14)`
-        """Read named factors and numbers at once."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Read logits of each factor, and `NUMBERS` in units of their spread, `(n, 14)`, at once."""
         x = self.trunk(x)
         return {factor: head(x) for factor, head in self.heads.items()}, self.numbers(x)
 
@@ -411,9 +398,8 @@ def factor_ids(
 def _classifier(folder):
     world = world_of(folder)
     model = FactorClassifier(world=world).eval()
-    model.load_state_dict(
-        load_file(folder / "classifier" / "model.safetensors")
-    )  # fp16 is copied into float32
+    weights = load_file(folder / "classifier" / "model.safetensors")
+    model.load_state_dict(weights)  # fp16 is copied into float32
     return model, world
 
 # %% ../nbs/43_portraits.ipynb #cell-38
@@ -425,8 +411,7 @@ def _resized(images, world):
 @torch.no_grad()
 def score_factors(
     images: Tensor,  # in [0, 1], `(n, 3, h, w)`
-    folder: Path
-    | None = None,  # of the model of portraits whose classifier looks; None: the bundled one
+    folder: Path | None = None,  # of the model whose classifier looks; None: the bundled one
 ) -> dict[str, Tensor]:  # factor -> probability of each of its values, `(n, values)`, on the CPU
     """Give what a model's classifier sees. Its accuracy on renders is in the model's card.
 

@@ -236,85 +236,36 @@ SMALL_ART = {  # of `portraits-64`
 }
 
 # %% ../nbs/42_worlds.ipynb #cell-10
+def _like(art, fixed, **changes):
+    "The options of a style of `portraits-64`, with some of them changed."
+    small = SMALL_ART[art]
+    return small | changes | {"fixed": small["fixed"] | fixed}
+
+
 LARGE_ART = {  # of `portraits-128`: mouths, glasses and beards that can be told apart at this size
-    "lorelei": dict(
-        length=("hairVariant", _variants(2, 4, 20, 39), _variants(15, 23, 35, 14)),
-        hair="hairColor",
-        skin="skinColor",
-        glasses=_variants(2, 3),
-        beard=_variants(1, 2),
+    "lorelei": _like(
+        "lorelei",
+        dict(scale=1.3, translateY=3),
         mouth=("mouthVariant", ["happy05", "happy16", "happy06"], ["sad05", "sad01"]),
-        fixed=dict(
-            scale=1.3,
-            translateY=3,
-            headVariant=_variants(1),
-            eyesVariant=_variants(4, 10, 16),
-            eyebrowsVariant=_variants(3, 8),
-            noseVariant=_variants(1, 4),
-            earringsProbability=0,
-            frecklesProbability=0,
-            hairAccessoriesProbability=0,
-        ),
     ),
-    "open-peeps": dict(
-        length=("headVariant", ["short4", "grayShort"], ["mediumBangs2", "bangs", "grayMedium"]),
-        hair="headContrastColor",
-        skin="skinColor",
+    "open-peeps": _like(
+        "open-peeps",
+        {},
         glasses=["glasses3", "glasses5", "sunglasses"],
         beard=["full", "full4"],
         mouth=("expressionVariant", ["smileBig", "smileTeethGap"], ["solemn", "veryAngry"]),
-        fixed=dict(
-            scale=1.3,
-            translateY=8,
-            maskProbability=0,
-            clothingColor=["#8fa7df", "#ffcf77", "#e78276"],
-        ),
     ),
-    "pixel-art": dict(
-        length=("hairVariant", ["short01", "short09", "short17"], ["long02", "long10", "long21"]),
-        hair="hairColor",
-        skin="skinColor",
-        glasses=["dark01", "dark03", "dark06"],
+    "pixel-art": _like(
+        "pixel-art",
+        dict(scale=1.15, translateY=4),
         beard=_variants(1, 5, 8),
         mouth=("mouthVariant", ["happy09", "happy12", "happy06"], ["sad01"]),
-        fixed=dict(
-            clothesVariant=_variants(3, 12, 16),
-            eyesVariant=_variants(2, 7, 11),
-            hatProbability=0,
-            accessoriesProbability=0,
-            clothingColor=["#428bca", "#44c585", "#d11141", "#ffd969"],
-            mouthColor=["#c2281d"],
-            glassesColor=["#323232", "#a04b5d"],
-            scale=1.15,
-            translateY=4,
-        ),
     ),
-    "voxel-art": dict(
-        length=(
-            "topVariant",
-            ["short", "curly", "bowl"],
-            ["bob", "longStraight", "shoulderLength"],
-        ),
-        hair="hairColor",
-        skin="skinColor",
-        glasses=["square", "round", "shades"],
-        beard=["full"],
-        mouth=(
-            "mouthVariant",
-            ["bigSmile", "laugh"],
-            ["frown"],
-        ),  # a dark line is lost on a black beard
-        fixed=dict(
-            outfitVariant=["plain", "hoodie", "suit"],
-            eyesVariant=["open", "soft"],
-            eyebrowsVariant=["flat"],
-            noseVariant=["small"],
-            cheeksProbability=0,
-            topProbability=100,
-            animationVariant=["none"],
-            scale=1.5,
-            translateY=14,
-        ),
+    "voxel-art": _like(
+        "voxel-art",
+        dict(noseVariant=["small"], scale=1.5, translateY=14),
+        # a dark line would be lost on a black beard: smiles show teeth or a tongue
+        mouth=("mouthVariant", ["bigSmile", "laugh"], ["frown"]),
     ),
     "micah": dict(
         length=("hairVariant", ["dannyPhantom", "fonze"], ["full", "pixie"]),
@@ -366,11 +317,8 @@ _NAMES = {  # factor -> its values, in the order in which captions name them
     "mouth": ("smiling", "frowning"),
 }
 FACTOR_ORDER = ("style", "length", "hair", "skin", "glasses", "beard", "mouth", "background")
-COLOURED = (
-    "skin",
-    "hair",
-    "background",
-)  # factors that are colours; a portrait's place around each is drawn in this order
+# Factors that are colours; a portrait's place around each is drawn in this order.
+COLOURED = ("skin", "hair", "background")
 
 # %% ../nbs/42_worlds.ipynb #cell-13
 @dataclass(frozen=True, eq=False)
@@ -380,16 +328,12 @@ class World:
     name: str
     size: int  # pixels a side
     styles: tuple[str, ...]  # whose portraits make up the world
-    art: dict = field(
-        repr=False
-    )  # options of every style that can be drawn, those included that are held out
+    art: dict = field(repr=False)  # options of every style that can be drawn, held out ones too
     palettes: dict = field(repr=False)  # factor of `COLOURED` -> name -> `Around` or `Along`
     shift: float  # of a portrait, up to this share of its side, either way
     zoom: float  # by up to this share, either way
     tilt: float  # by up to so many degrees, either way
-    extend: (
-        bool  # what a shift uncovers continues the drawing's edge; else it has the corner's colour
-    )
+    extend: bool  # what a shift uncovers continues the drawing; else it has the corner's colour
 
     @property
     def factors(self) -> dict[str, list[str]]:
