@@ -22,7 +22,7 @@ LATENT_CHANNELS, LATENT_SIDE = 32, 8
 
 def new_vae() -> AutoencoderKL:
     """Make an untrained autoencoder: 128 pixels to 32 channels of 8 x 8 latents."""
-    channels = (8, 24, 48, 96, 128)
+    channels = (8, 16, 32, 96, 192)
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,

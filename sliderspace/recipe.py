@@ -90,17 +90,25 @@ def make_renders(
 PARTS = ["vae", "unet", "text_encoder", "clip", "classifier"]  # folders of a model
 
 
+def _of_stage(given: int | dict[str, int] | None, stage: str, own: int) -> int:
+    "A number that is given for all stages, for some of them, or not at all."
+    if isinstance(given, dict):
+        return given.get(stage, own)
+    return given or own
+
+
 @dataclass
 class Build:
     """A training of the bundled model: its folder, its settings, and what its stages share."""
 
     folder: Path  # of data, checkpoints, logs and sheets
     images: int = 60_000  # renders to train on
-    length: int | None = None  # steps of each stage; None: as many as it wants by itself
+    length: int | dict[str, int] | None = None  # steps of each stage; what is not named: as many as it wants
     init: Path | None = None  # a finished model to start from
     onward: bool = False  # go on training from `init` without an end
     compiled: bool = False  # compile networks
-    batch: int | None = None  # images of a step; None: as many as each stage takes on two CPU cores
+    batch: int | dict[str, int] | None = None  # images of a step; None: as many as suit two CPU cores
+    figures: bool = True  # measure and show the model on the way
     every: int = 250  # steps between checkpoints
 
     def __post_init__(self):
@@ -119,6 +127,10 @@ class Build:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(made, json.dumps(settings).encode())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
+            torch.set_float32_matmul_precision("high")
+        # whether steps are CUDA graphs, which a compiled network's cannot be
+        self.captured = self.device == "cuda" and not self.compiled
 
     def fit(
         self,
@@ -129,12 +141,14 @@ class Build:
         **options,  # of `fit`
     ):
         """Train a part: for so many steps, or as many as were asked for, or without an end."""
-        count = None if self.onward else self.length or steps
+        count = None if self.onward else _of_stage(self.length, stage, steps)
+        if not self.figures:
+            options.pop("watch", None)
         fit(stage, module, loss_of, count, self.folder, every=self.every, **options)
 
-    def batch_of(self, own: int) -> int:
+    def batch_of(self, stage: str, own: int) -> int:
         """Give how many images a step has: as many as were asked for, or the stage's own."""
-        return min(self.batch or own, self.images)
+        return min(_of_stage(self.batch, stage, own), self.images)
 
     # --- data
 
@@ -191,12 +205,11 @@ class Build:
 
     def new_vae(self) -> AutoencoderKL:
         """Make an autoencoder with the weights to start from, if there are any."""
-        vae = new_vae()
         if folder := self.given("vae"):
-            given = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
-            vae.load_state_dict(given.state_dict())
-            vae.register_to_config(scaling_factor=given.config.scaling_factor)
-        return vae.to(self.device)
+            vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
+        else:
+            vae = new_vae()
+        return vae.to(self.device, memory_format=torch.channels_last)
 
     def vae(self, newest_decoder: bool = True) -> AutoencoderKL:
         """Make the autoencoder whose encoder is final, with the newest decoder or with that which came with it."""
@@ -254,7 +267,7 @@ def classifier_stage(build: Build):
     if folder := build.given("classifier"):
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
     classifier.to(build.device, memory_format=torch.channels_last)
-    ids, batch = factor_ids(build.people, WORLD), build.batch_of(128)
+    ids, batch = factor_ids(build.people, WORLD), build.batch_of("classifier", 128)
 
     def loss(gen):
         return classifier_loss(classifier, build.renders, ids, numbers, gen, batch)
@@ -279,7 +292,7 @@ def clip_stage(build: Build):
     if folder := build.given("clip"):
         _adopt_clip(clip, build.tokenizer, folder)
     clip.to(build.device)
-    batch = build.batch_of(192)
+    batch = build.batch_of("clip", 192)
 
     def loss(gen):
         return clip_loss(clip, build.renders, build.captions, gen, batch)
@@ -330,7 +343,7 @@ def _watch_vae(build, vae, name, step):
 # %% ../nbs/46_recipe.ipynb #cell-14
 def autoencoder_stage(build: Build):
     """Train encoder and decoder together."""
-    vae, batch = build.new_vae(), build.batch_of(16)
+    vae, batch = build.new_vae(), build.batch_of("autoencoder", 16)
 
     def loss(gen):
         return vae_loss(vae, build.renders, gen, batch)
@@ -349,6 +362,7 @@ def autoencoder_stage(build: Build):
         ema=0.998,
         watch=watch,
         compiled=networks,
+        captured=build.captured,
         **rates,
     )
 
@@ -387,7 +401,7 @@ def decoder_stage(build: Build):
         dict(decoder=vae.decoder, post_quant_conv=vae.post_quant_conv)
     ).requires_grad_(True)
     networks = nn.ModuleDict(dict(**decoder, discriminator=PatchDiscriminator().to(build.device)))
-    loss = SharpDecoder(vae, networks.discriminator, build.renders, latents, build.batch_of(16))
+    loss = SharpDecoder(vae, networks.discriminator, build.renders, latents, build.batch_of("decoder", 16))
 
     def watch(_, step):
         return _watch_vae(build, vae, "decoder", step)
@@ -403,6 +417,7 @@ def decoder_stage(build: Build):
         bf16=True,
         watch=watch,
         compiled=compiled,
+        captured=build.captured,
     )
 
 # %% ../nbs/46_recipe.ipynb #cell-16
@@ -416,7 +431,7 @@ def words_stage(build: Build) -> nn.ModuleDict:
         clip.load_state_dict(build.weights("clip"))
         start_text(model.text, clip)
     model.to(build.device)
-    batch = build.batch_of(128)
+    batch = build.batch_of("words", 128)
 
     def loss(gen):
         return words_loss(model, build.captions, build.tokenizer, gen, batch)
@@ -520,7 +535,7 @@ def denoiser_stage(build: Build):
     model = newest_denoiser(build)
     model.to(build.device)
     latents = encode_all(build, build.vae())
-    scheduler, batch = new_scheduler(), build.batch_of(64)
+    scheduler, batch = new_scheduler(), build.batch_of("denoiser", 64)
 
     def loss(gen):
         return denoiser_loss(model, latents, build.captions, scheduler, gen, batch)
@@ -539,6 +554,7 @@ def denoiser_stage(build: Build):
         ema=0.999,
         watch=watch,
         compiled=compiled,
+        captured=build.captured,
         **rates,
     )
 
@@ -628,8 +644,9 @@ def train_onward(
         "--onward",
     ]
     command += ["--images", build.images, "--every", build.every]
-    command += ["--batch", build.batch] if build.batch else []
+    command += ["--batch", *_words(build.batch)] if build.batch else []
     command += ["--compile"] if build.compiled else []
+    command += [] if build.figures else ["--no-figures"]
     trainings = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be stopped is to be interrupted
     try:
@@ -652,17 +669,46 @@ def train_onward(
         export_model(Build(folder, init=init, onward=True, **settings), folder / "model")
 
 
+def _numbers(words: list[str] | None) -> int | dict[str, int] | None:
+    "What a command says about all stages (`64`) or some of them (`decoder=64 denoiser=512`)."
+    if not words:
+        return None
+    if len(words) == 1 and words[0].isdigit():
+        return int(words[0])
+    pairs = [word.partition("=")[::2] for word in words]
+    for stage, number in pairs:
+        if stage not in STAGES or not number.isdigit() or int(number) < 1:
+            raise ValueError(
+                f"{stage}={number}: give one number for all stages, or stage=number with a stage of {list(STAGES)}"
+            )
+    return {stage: int(number) for stage, number in pairs}
+
+
+def _words(numbers: int | dict[str, int]) -> list[str]:
+    "The same as a command says it."
+    if isinstance(numbers, dict):
+        return [f"{stage}={number}" for stage, number in numbers.items()]
+    return [str(numbers)]
+
+
 def main():
     """The command `python -m sliderspace.recipe`."""
     parser = argparse.ArgumentParser(description="Make the bundled portraits model.")
     parser.add_argument("--output", type=Path, default=Path("portraits-build"))
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="default: all")
     parser.add_argument(
-        "--steps", type=int, help="steps of each stage, instead of as many as it wants"
+        "--steps",
+        nargs="+",
+        help="steps of each stage (1000), or of some (decoder=1000), instead of as many as it wants",
     )
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument(
-        "--batch", type=int, help="images of a step; a GPU wants more than the default"
+        "--batch",
+        nargs="+",
+        help="images of a step (64), or of some stages' steps (denoiser=512); a GPU wants more than the default",
+    )
+    parser.add_argument(
+        "--no-figures", action="store_true", help="no figures and sheets of samples on the way"
     )
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--init", type=Path, help="folder of a finished model to start from")
@@ -680,12 +726,17 @@ def main():
         "--export", type=Path, help="only write the model that the folder has come to"
     )
     args = parser.parse_args()
+    try:
+        steps, batch = _numbers(args.steps), _numbers(args.batch)
+    except ValueError as error:
+        parser.error(str(error))
     settings = dict(
         images=args.images,
         init=args.init,
         compiled=args.compile,
-        batch=args.batch,
+        batch=batch,
         every=args.every,
+        figures=not args.no_figures,
     )
     if args.export:
         export_model(Build(args.output, onward=args.onward, **settings), args.export)
@@ -693,7 +744,7 @@ def main():
         train_onward(args.output, **settings)
     else:
         make_portraits(
-            args.output, args.stages or STAGES, onward=args.onward, length=args.steps, **settings
+            args.output, args.stages or STAGES, onward=args.onward, length=steps, **settings
         )
 
 # %% ../nbs/46_recipe.ipynb #cell-20
