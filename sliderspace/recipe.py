@@ -109,6 +109,7 @@ class Build:
     compiled: bool = False  # compile networks
     batch: int | dict[str, int] | None = None  # images of a step; None: as many as suit two CPU cores
     figures: bool = True  # measure and show the model on the way
+    rate: float = 1.0  # share of each stage's own learning rates; a finished model wants less of them
     every: int = 250  # steps between checkpoints
 
     def __post_init__(self):
@@ -144,6 +145,8 @@ class Build:
         count = None if self.onward else _of_stage(self.length, stage, steps)
         if not self.figures:
             options.pop("watch", None)
+        for name in {"lr", "muon"} & options.keys():
+            options[name] *= self.rate
         fit(stage, module, loss_of, count, self.folder, every=self.every, **options)
 
     def batch_of(self, stage: str, own: int) -> int:
@@ -647,6 +650,7 @@ def train_onward(
     command += ["--batch", *_words(build.batch)] if build.batch else []
     command += ["--compile"] if build.compiled else []
     command += [] if build.figures else ["--no-figures"]
+    command += ["--rate", build.rate]
     trainings = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be stopped is to be interrupted
     try:
@@ -710,6 +714,9 @@ def main():
     parser.add_argument(
         "--no-figures", action="store_true", help="no figures and sheets of samples on the way"
     )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="share of the learning rates; a finished model wants .2 of them"
+    )
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--init", type=Path, help="folder of a finished model to start from")
     parser.add_argument(
@@ -737,6 +744,7 @@ def main():
         batch=batch,
         every=args.every,
         figures=not args.no_figures,
+        rate=args.rate,
     )
     if args.export:
         export_model(Build(args.output, onward=args.onward, **settings), args.export)
