@@ -18,7 +18,7 @@ import open_clip
 import torch
 
 from sliderspace.encoders import encoder, open_clip_encoder
-from sliderspace.figures import FrechetTo, accuracies, psnr, sheet
+from sliderspace.model_metrics import FrechetTo, accuracies, psnr, sheet
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import (

@@ -11,7 +11,7 @@ import argparse
 import torch
 from portraits import captioned, drawn, followed, held_out, networks, table, timed, write_figures
 
-from sliderspace.figures import FrechetTo, entropy
+from sliderspace.model_metrics import FrechetTo, entropy
 from sliderspace.loading import load
 from sliderspace.models import bundled
 from sliderspace.portraits import FACTORS, PROMPT, score_factors

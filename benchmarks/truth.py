@@ -18,7 +18,7 @@ from sliderspace.encoders import encoder as encoder_of
 from sliderspace.encoders import features
 from sliderspace.files import writable_folder, write_bytes
 from sliderspace.measures import sweep
-from sliderspace.plots import png
+from sliderspace.figures import png
 from sliderspace.truth import plot_truth, random_sliders, score_sliders
 
 

@@ -19,8 +19,9 @@ from .directions import Directions
 from .measures import sweep
 from .mixes import score_mixes, sparse_mixes, within
 from .models import Model
-from .plots import html_table
-from .sampling import check_prompt, latent_features
+from .figures import html_table
+from .encoders import latent_features
+from .sampling import check_prompt
 from .sliders import SliderSpace
 from .store import check_encoder
 from .ways import Comparison, Way, compare_ways, plain, with_mixes

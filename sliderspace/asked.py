@@ -17,7 +17,8 @@ from .directions import Directions
 from .encoders import encoder as find_encoder
 from .measures import STRENGTHS, Report, _scored, _views, check_strengths, sweep
 from .models import Model
-from .sampling import check_prompt, decoded, final_latents, in_turn, latent_features
+from .encoders import latent_features
+from .sampling import check_prompt, decoded, final_latents, in_turn
 from .sliders import SliderSpace, detach
 from .starts import make_pool
 from .store import check_encoder

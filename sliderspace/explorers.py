@@ -16,7 +16,7 @@ from .controls import close_all
 from .directions import Directions, coordinates
 from .maps import Map, explore, plot_map
 from .models import Model
-from .plots import grid, png
+from .figures import grid, png
 from .sampling import decoded
 from .sources import fitted
 from .widgets import Board

@@ -6,7 +6,7 @@
 __all__ = ['label_by_eyes', 'claude', 'openai_eyes', 'local_eyes']
 
 # %% ../nbs/30_eyes.ipynb #cell-02
-import io, json, random, re, unicodedata
+import json, random, re, unicodedata
 from base64 import b64encode
 from collections.abc import Callable
 
@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 # %% ../nbs/30_eyes.ipynb #cell-03
+from .figures import data_uri, png
 from .labels import Ends, Label, Labels
 from .models import Model
 from .sampling import decoded
@@ -131,13 +132,6 @@ def label_by_eyes(
         rows.append(Label(name, *answers[best], share, share >= least))
     return Labels(rows, getattr(ask, "name", getattr(ask, "__name__", "eyes")))
 
-# %% ../nbs/30_eyes.ipynb #cell-12
-def _data(image):
-    "A PIL image as PNG in base64."
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return b64encode(out.getvalue()).decode()
-
 # %% ../nbs/30_eyes.ipynb #cell-13
 def _named(ask, name):
     ask.name = name
@@ -154,7 +148,7 @@ def claude(
     except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
     client = client or anthropic.Anthropic()
     def ask(images, text):
-        shown = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": _data(x)}}
+        shown = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64encode(png(x)).decode()}}
                  for x in images]
         answer = client.messages.create(model=model, max_tokens=tokens, messages=[
             {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
@@ -177,7 +171,7 @@ def openai_eyes(
     limit = "max_completion_tokens" if own else "max_tokens" # OpenAI's own models know another word for it
     if not client: client = openai.OpenAI(base_url=base_url, api_key=key or (None if own else "none"))
     def ask(images, text):
-        shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_data(x)}"}} for x in images]
+        shown = [{"type": "image_url", "image_url": {"url": data_uri(png(x))}} for x in images]
         answer = client.chat.completions.create(model=model, **{limit: tokens}, messages=[
             {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
         said = answer.choices[0].message

@@ -23,7 +23,8 @@ from .mixes import sparse_mixes
 from .models import BUNDLED
 from .portraits import FACTORS, dataset
 from .regression import ASKED, acting_steps
-from .sampling import decoded, final_latents, latent_features
+from .encoders import latent_features
+from .sampling import decoded, final_latents
 from .sets import name_of
 from .sliders import SliderSpace
 from .sources import PHRASES

@@ -16,7 +16,8 @@ from torch import Tensor
 from .encoders import encoder as find_encoder
 from .measures import Report
 from .models import Model
-from .sampling import check_prompt, latent_features
+from .encoders import latent_features
+from .sampling import check_prompt
 from .sliders import SliderSpace
 from .sources import PHRASES
 

@@ -6,7 +6,6 @@
 __all__ = ['Map', 'make_map', 'plot_map', 'plot_images', 'save_map', 'explore', 'selected']
 
 # %% ../nbs/32_maps.ipynb #cell-02
-from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from .directions import Directions
 from .files import write_bytes
 from .models import Model
-from .plots import _figure, png
+from .figures import data_uri, new_figure, png
 from .sampling import decoded
 
 # %% ../nbs/32_maps.ipynb #cell-04
@@ -86,7 +85,7 @@ def plot_map(
     paths:int=0,           # of a map of all steps: samples whose way from noise to image is drawn
 ):                         # a matplotlib `Figure`
     """Maps of the same points, each with its trustworthiness above it, coloured alike."""
-    fig = _figure(5.5 * len(maps), 4.5)
+    fig = new_figure(5.5 * len(maps), 4.5)
     for ax, m in zip(fig.subplots(1, len(maps), squeeze=False)[0], maps):
         _scatter(ax, m.points.numpy(), None if colours is None else list(colours), 40 if len(m.points) < 400 else 9)
         for i in m.samples.unique()[:paths].tolist():
@@ -110,7 +109,7 @@ def plot_images(
     nearest = {}
     for i in away.argsort().tolist(): nearest.setdefault(tuple(cell[i].tolist()), i)
     images = decoded(model, found.samples.latents[made.samples[list(nearest.values())]])
-    fig = _figure(8, 8)
+    fig = new_figure(8, 8)
     ax = fig.subplots()
     for (x, y), image in zip(nearest, images): ax.imshow(image.permute(1, 2, 0), extent=(x, x + .96, y, y + .96))
     ax.set(xlim=(0, count), ylim=(0, count), xticks=[], yticks=[], aspect="equal",
@@ -125,7 +124,7 @@ def _uris(model, found, samples, edge=128):
     def uri(image):
         picture = to_pil_image(image)
         if max(picture.size) > edge: picture.thumbnail((edge, edge))
-        return "data:image/png;base64," + b64encode(png(picture)).decode()
+        return data_uri(png(picture))
     unique, back = samples.unique(return_inverse=True)
     made = [uri(image) for part in unique.split(64) for image in decoded(model, found.samples.latents[part])]
     return [made[i] for i in back.tolist()]

@@ -19,7 +19,7 @@ from .encoders import encoder as find_encoder, pixels, unit_rows
 from .memory import in_parts
 from .mixes import mixed
 from .models import Model
-from .sampling import latent_features
+from .encoders import latent_features
 from .sliders import SliderSpace
 from .store import check_encoder
 

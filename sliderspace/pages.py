@@ -7,7 +7,6 @@ __all__ = ['COLUMNS', 'MORE_COLUMNS', 'write_folder', 'write_gallery']
 
 # %% ../nbs/38_pages.ipynb #cell-02
 import csv, io
-from base64 import b64encode
 from html import escape
 from math import trunc
 from pathlib import Path
@@ -21,7 +20,8 @@ from .files import writable_folder, write_bytes
 from .measures import Report
 from .models import Model
 from .players import check_play, drawn, large, nearest_zero, page, play, player_of, scrub, sheet
-from .plots import html_table, plot_ends, plot_report, plot_sliders, plot_spectrum, png, strip
+from .figures import data_uri, html_table, png
+from .plots import plot_ends, plot_report, plot_sliders, plot_spectrum, strip
 from .sliders import SliderSpace
 
 # %% ../nbs/38_pages.ipynb #cell-04
@@ -58,7 +58,7 @@ figure .control span{display:none}.days .frame:nth-child(2n){margin-right:1.5rem
 
 # %% ../nbs/38_pages.ipynb #cell-08
 def _image(data:bytes, alt:str, kind:str="")->str:
-    return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{b64encode(data).decode()}">'
+    return f'<img class="{kind}" alt="{escape(alt)}" src="{data_uri(data)}">'
 
 # %% ../nbs/38_pages.ipynb #cell-10
 def _mixes(space, count=7, most=3):

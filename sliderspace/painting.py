@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 
 # %% ../nbs/33_painting.ipynb #cell-03
 from .models import Model
-from .plots import grid, png
+from .figures import grid, png
 from .sampling import decoded, sample, start_noise
 from .sliders import SliderSpace
 

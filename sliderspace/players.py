@@ -6,7 +6,6 @@
 __all__ = ['Player', 'play', 'player_of']
 
 # %% ../nbs/37_players.ipynb #cell-02
-from base64 import b64encode
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -27,7 +26,7 @@ from .files import writable_folder, write_bytes
 from .measures import Report
 from .mixes import draw_mixes
 from .models import Model, bundled
-from .plots import grid, png
+from .figures import data_uri, grid, png
 from .sampling import check_prompt, check_steps, decoded
 from .sliders import SliderSpace
 
@@ -75,7 +74,7 @@ def sheet(images:Tensor, across:int, alt:str)->str:
     photo = large((h, w))
     if photo: picture.save(out, "JPEG", quality=90, subsampling=0) # blocks of 8 pixels: sizes are multiples of it
     else: picture.save(out, "PNG")
-    data = f"data:image/{'jpeg' if photo else 'png'};base64,{b64encode(out.getvalue()).decode()}"
+    data = data_uri(out.getvalue(), "jpeg" if photo else "png")
     return f'<img class="sheet{" large" * photo}" alt="{escape(alt)}" src="{data}">'
 
 # %% ../nbs/37_players.ipynb #cell-13

@@ -38,7 +38,7 @@ from .words import Captions, adopt_words, make_tokenizer, new_words, start_text
 from .words import words_loss
 from .parts import PatchDiscriminator, clip_config, new_clip, new_denoiser
 from .parts import new_scheduler, new_vae
-from .figures import FrechetTo, accuracies, entropy, psnr, sheet
+from .model_metrics import FrechetTo, accuracies, entropy, psnr, sheet
 from .files import write_bytes
 from .fitting import fit, half_precision, write_whole
 from .losses import SharpDecoder, classifier_loss, clip_loss, denoiser_loss, floats

@@ -15,7 +15,7 @@ import numpy as np
 
 # %% ../nbs/42_results.ipynb #cell-03
 from .files import write_bytes
-from .plots import _figure, html_table
+from .figures import html_table, new_figure
 from .sets import Interval
 
 # %% ../nbs/42_results.ipynb #cell-04
@@ -150,7 +150,7 @@ def plot_results(
 ):                   # a matplotlib `Figure`
     """Every way's figures: a point for each seed, a bar for their mean; a dotted line is the mean without sliders,
     where the table has it. Raises `KeyError` for an unknown figure."""
-    fig = _figure(1.5 + 2.6 * len(names), 1 + .32 * len(results.ways))
+    fig = new_figure(1.5 + 2.6 * len(names), 1 + .32 * len(results.ways))
     panels = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, names):
         for y, way in enumerate(results.ways):

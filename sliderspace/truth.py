@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .directions import Directions
 from .measures import sweep
 from .models import Model
-from .plots import _figure
+from .figures import new_figure
 from .portraits import FACTORS, PROMPT, factors_of, score_factors
 from .sliders import SliderSpace
 
@@ -208,7 +208,7 @@ def random_sliders(
 # %% ../nbs/48_truth.ipynb #cell-14
 def _heat(values, labels, meaning):
     "Numbers from 0 to 1 by label and factor, as a matplotlib `Figure`."
-    fig = _figure(7, 1.2 + .3 * len(labels))
+    fig = new_figure(7, 1.2 + .3 * len(labels))
     ax = fig.subplots()
     shown = ax.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(values.tolist()):

@@ -16,7 +16,7 @@ from IPython.display import display
 # %% ../nbs/53_watching.ipynb #cell-03
 from .memory import in_parts
 from .models import Model
-from .plots import _figure, grid, png
+from .figures import grid, new_figure, png
 from .sampling import decoded, sample, start_noise
 from .updates import Updates
 
@@ -55,7 +55,7 @@ class Watch(ipywidgets.VBox):
         rows = torch.cat([features for _, features, *_ in made]).flatten(0, 1)
         variance = torch.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0))).flip(0).clamp(min=0)
         shares = (100 * variance / variance.sum().clamp(min=1e-12))[:24].tolist()
-        figure = _figure(5, 3)
+        figure = new_figure(5, 3)
         ax = figure.subplots()
         ax.bar(range(1, len(shares) + 1), shares, color="#0072B2")
         ax.set(xlabel="direction", ylabel="% of the variance", title=f"{sum(len(m[1]) for m in made)} samples so far")
@@ -64,7 +64,7 @@ class Watch(ipywidgets.VBox):
     def _newest(self, made): return decoded(self.model, made[-1][0][:12])[None]
 
     def _curve(self, updates):
-        figure = _figure(5, 3)
+        figure = new_figure(5, 3)
         ax = figure.subplots()
         ax.plot(range(updates.done - len(self.reached) + 1, updates.done + 1), self.reached, color="#0072B2", lw=1)
         ax.set(xlabel="update", ylabel=updates.reached, title="mean over the sliders, on training noise")

@@ -22,7 +22,7 @@ from .files import card_key, read_tensors, writable_folder, write_tensors
 from .memory import in_parts
 from .mixes import mixed
 from .models import Model
-from .plots import _figure, html_table
+from .figures import html_table, new_figure
 from .sampling import check_prompt, check_steps, decoded, in_turn, sample, start_noise
 from .sets import Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, name_of
 from .sets import precision_recall, text_alignment, vendi_score
@@ -287,7 +287,7 @@ def plot_ways(
     y:str,  # of another one
 ):          # a matplotlib `Figure`
     """Ways as points, with their intervals. Raises `KeyError` for a figure that there is not."""
-    fig = _figure(7, 5)
+    fig = new_figure(7, 5)
     ax = fig.subplots()
     for i, (way, row) in enumerate(comparison.rows.items()):
         at = [getattr(row[n], "value", row[n]) for n in (x, y)]

@@ -10,7 +10,7 @@ from tiny import PROMPT, random_directions
 from sliderspace.directions import find_directions
 from sliderspace.encoders import pixels
 from sliderspace.maps import explore, make_map, plot_images, plot_map, save_map, selected
-from sliderspace.plots import png
+from sliderspace.figures import png
 from sliderspace.store import Run, Samples
 
 

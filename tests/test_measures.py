@@ -18,7 +18,8 @@ from sliderspace import measures
 from sliderspace.encoders import features, latents
 from sliderspace.measures import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
 from sliderspace.pages import COLUMNS, write_folder
-from sliderspace.plots import grid, plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, png, strip
+from sliderspace.figures import grid, png
+from sliderspace.plots import plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, strip
 from sliderspace.sampling import sample, start_noise
 from sliderspace.sliders import SliderSpace
 

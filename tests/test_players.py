@@ -23,7 +23,8 @@ from sliderspace.encoders import latents
 from sliderspace.measures import Report, sweep
 from sliderspace.pages import _mixes, write_gallery
 from sliderspace.players import Player, play, player_of
-from sliderspace.plots import grid, strip
+from sliderspace.figures import grid
+from sliderspace.plots import strip
 from sliderspace.sampling import pictures
 
 HOSTILE = ["<script>alert(1)</script>", '</script>"&\'<img src=x onerror=alert(2)>']

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from sliderspace.directions import coordinates, find_directions
 from sliderspace.encoders import pixels
-from sliderspace.plots import plot_ramps, plot_rank, plot_steps, png
+from sliderspace.figures import png
+from sliderspace.plots import plot_ramps, plot_rank, plot_steps
 from sliderspace.rank import how_many, null_spectra, overlap, split_overlaps
 from sliderspace.store import Run, Samples
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from sliderspace.encoders import features, latents, pixels
 from sliderspace.models import Model
-from sliderspace.sampling import latent_features, pictures, sample, start_noise
+from sliderspace.encoders import latent_features
+from sliderspace.sampling import pictures, sample, start_noise
 from sliderspace.store import collect
 
 SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler]

@@ -15,7 +15,7 @@ from sliderspace import load, ways
 from sliderspace.applications import mixing_ways, returned, rivals
 from sliderspace.encoders import Encoder, encoder, latents, pixels
 from sliderspace.mixes import sparse_mixes
-from sliderspace.plots import png
+from sliderspace.figures import png
 from sliderspace.sampling import pictures, sample, start_noise
 from sliderspace.sets import (
     Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, precision_recall, text_alignment, vendi_score,
