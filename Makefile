@@ -48,15 +48,15 @@ notebooks: .venv/.done ## export the notebooks to sliderspace/, run them all and
 	$(BIN)/python tools/run_notebooks.py
 
 portraits: .venv/.done ## make the next bundled model, from nothing, in portraits-build/
-	$(BIN)/python -m sliderspace.recipe --output portraits-build
-	$(BIN)/python -m sliderspace.distill --output portraits-build
+	$(BIN)/python -m sliderspace.portraits.recipe --output portraits-build
+	$(BIN)/python -m sliderspace.portraits.distill --output portraits-build
 
 # The state lies outside this folder; the model that it has come to is written into STATE/model when it is stopped.
 PORTRAITS ?= portraits-next
 STATE ?= $(HOME)/.cache/sliderspace/portraits-onward
 portraits-onward: export OMP_NUM_THREADS ?= 1
 portraits-onward: .venv/.done ## train the next bundled model on, behind everything else, until stopped
-	nice -n 19 $(BIN)/python -m sliderspace.recipe --output $(STATE) --init $(PORTRAITS) --onward
+	nice -n 19 $(BIN)/python -m sliderspace.portraits.recipe --output $(STATE) --init $(PORTRAITS) --onward
 
 clean: ## remove what the targets made, but for .venv and portraits-build, which took long
 	rm -rf demo tests/output build dist _docs _proc *.egg-info .pytest_cache .ruff_cache

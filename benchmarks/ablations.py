@@ -7,7 +7,7 @@ from pathlib import Path
 
 from portraits import table, write_figures
 
-from sliderspace.results import Results
+from sliderspace.experiments.results import Results
 
 ROOT = Path(__file__).parents[1]
 SHOWN = {  # study -> figures

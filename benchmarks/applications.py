@@ -19,18 +19,18 @@ from training import spread
 from truth import as_strong
 
 from sliderspace import Directions, SliderSpace, discover, load, measure, train
-from sliderspace.applications import decompose, mixing_ways, returned, rivals, transfer
-from sliderspace.asked import measure_asked
-from sliderspace.concepts import Concept, train_concepts
-from sliderspace.encoders import encoder
-from sliderspace.hspace import h_directions, sweep_h
-from sliderspace.labels import Ends, ends_of, label_by_words, null_ends
-from sliderspace.measures import sweep
-from sliderspace.mixes import sparse_mixes
-from sliderspace.portraits import FACTORS, PROMPT, caption, draw_factors
-from sliderspace.sampling import final_latents
-from sliderspace.truth import random_sliders, score_edits
-from sliderspace.ways import Comparison, compare_ways, figures, reference_features, reworded, with_mixes
+from sliderspace.experiments.applications import decompose, mixing_ways, returned, rivals, transfer
+from sliderspace.evaluation.search import measure_asked
+from sliderspace.training.from_text import Concept, train_concepts
+from sliderspace.features.encoders import encoder
+from sliderspace.directions.hspace import h_directions, sweep_h
+from sliderspace.evaluation.labels import Ends, ends_of, label_by_words, null_ends
+from sliderspace.evaluation.report import sweep
+from sliderspace.sliders.mixing import sparse_mixes
+from sliderspace.portraits.dataset import FACTORS, PROMPT, caption, draw_factors
+from sliderspace.sampling.generate import final_latents
+from sliderspace.portraits.ground_truth import random_sliders, score_edits
+from sliderspace.evaluation.comparison import Comparison, compare_ways, figures, reference_features, reworded, with_mixes
 
 CLIP, LITE = "portraits-clip", "EfficientNet-Lite0"
 STYLES = FACTORS["style"]

@@ -12,10 +12,11 @@ from pathlib import Path
 from inference import random_space
 from portraits import table, write_figures
 
-from sliderspace import load, painting
-from sliderspace.portraits import PROMPT
-from sliderspace.sampling import pictures
-from sliderspace.widgets import board
+from sliderspace.viz import renderer as painting
+from sliderspace import load
+from sliderspace.portraits.dataset import PROMPT
+from sliderspace.sampling.generate import pictures
+from sliderspace.viz.board_widget import board
 
 
 def seconds(do):

@@ -16,12 +16,12 @@ from portraits import measured, table, write_figures
 from training import spread
 
 from sliderspace import load
-from sliderspace.asked import measure_asked
-from sliderspace.concepts import Concept, train_concepts
-from sliderspace.editing import prompt_to_prompt
-from sliderspace.portraits import FACTORS, PROMPT
-from sliderspace.sampling import sample, start_noise
-from sliderspace.truth import score_edits, score_sliders
+from sliderspace.evaluation.search import measure_asked
+from sliderspace.training.from_text import Concept, train_concepts
+from sliderspace.sampling.inversion import prompt_to_prompt
+from sliderspace.portraits.dataset import FACTORS, PROMPT
+from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.portraits.ground_truth import score_edits, score_sliders
 
 ASKED = {"glasses": ("glasses", "no glasses"), "beard": ("beard", "no beard"),
          "hair": ("blond hair", "black hair"), "skin": ("dark skin", "light skin")}

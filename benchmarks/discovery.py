@@ -37,7 +37,7 @@ def run(samples):
     import torch
 
     from sliderspace import discover, load
-    from sliderspace.encoders import Encoder, encoder
+    from sliderspace.features.encoders import Encoder, encoder
 
     torch.set_num_threads(2)
     model, spent = load("portraits", steps=4), {}

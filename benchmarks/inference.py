@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from portraits import table, write_figures
 
-from sliderspace.adapters import target_layers
-from sliderspace.loading import load
-from sliderspace.portraits import PROMPT
-from sliderspace.sampling import start_noise
-from sliderspace.sliders import SliderSpace, detach
-from sliderspace.starts import usual_start
+from sliderspace.sliders.adapter import target_layers
+from sliderspace.models.loading import load
+from sliderspace.portraits.dataset import PROMPT
+from sliderspace.sampling.generate import start_noise
+from sliderspace.sliders.space import SliderSpace, detach
+from sliderspace.training.initialization import usual_start
 
 SLIDERS, BATCH, ON = 64, 8, {3: 1.0, 20: -0.5, 50: 0.7}
 

@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FluxTransformer2DModel, UNet2DConditionModel
 from portraits import table, write_figures
 
-from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.models import Model
+from sliderspace.sliders.adapter import GatedAdapter, target_layers
+from sliderspace.models.pipeline import Model
 
 GIB = 2**30
 SLIDERS, RANK = 64, 1

@@ -17,15 +17,15 @@ from pathlib import Path
 import open_clip
 import torch
 
-from sliderspace.encoders import encoder, open_clip_encoder
-from sliderspace.model_metrics import FrechetTo, accuracies, psnr, sheet
-from sliderspace.loading import load
-from sliderspace.models import bundled
-from sliderspace.portraits import (
+from sliderspace.features.encoders import encoder, open_clip_encoder
+from sliderspace.portraits.model_metrics import FrechetTo, accuracies, psnr, sheet
+from sliderspace.models.loading import load
+from sliderspace.models.pipeline import bundled
+from sliderspace.portraits.dataset import (
     NUMBERS, PROMPT, caption, dataset, dataset_numbers, draw_factors, score_factors, score_numbers,
 )
-from sliderspace.sampling import pictures, sample, start_noise
-from sliderspace.worlds import PORTRAITS_64, world_of
+from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.portraits.world import PORTRAITS_64, world_of
 
 GUIDANCE, STEPS = 3.0, 10
 

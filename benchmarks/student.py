@@ -11,11 +11,11 @@ import argparse
 import torch
 from portraits import captioned, drawn, followed, held_out, networks, table, timed, write_figures
 
-from sliderspace.model_metrics import FrechetTo, entropy
-from sliderspace.loading import load
-from sliderspace.models import bundled
-from sliderspace.portraits import FACTORS, PROMPT, score_factors
-from sliderspace.sampling import pictures, sample, start_noise
+from sliderspace.portraits.model_metrics import FrechetTo, entropy
+from sliderspace.models.loading import load
+from sliderspace.models.pipeline import bundled
+from sliderspace.portraits.dataset import FACTORS, PROMPT, score_factors
+from sliderspace.sampling.generate import pictures, sample, start_noise
 
 
 def diversity(clip, images):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from portraits import table, write_figures
 
-from sliderspace.alignment import OURS, PUBLISHED
+from sliderspace.training.alignment import OURS, PUBLISHED
 
 WAYS = {
     "recipe": PUBLISHED,
@@ -74,8 +74,8 @@ class Watch:
         """Held-out figures of the sliders as they are now, at the effect that strength 1 is to have."""
         import torch
 
-        from sliderspace.alignment import held_out_cosines
-        from sliderspace.training import calibrate, final_effects
+        from sliderspace.training.alignment import held_out_cosines
+        from sliderspace.training.from_directions import calibrate, final_effects
 
         adapter, run, own = steps.adapter, self.found.samples.run, (steps.model, steps.encoder, steps.adapter)
         before = [p.detach().clone() for pair in adapter.parameters().values() for p in pair]
@@ -97,9 +97,9 @@ class Watch:
         """What the sliders do to known factors."""
         import torch
 
-        from sliderspace.portraits import PROMPT
-        from sliderspace.sampling import sample, start_noise
-        from sliderspace.truth import score_edits
+        from sliderspace.portraits.dataset import PROMPT
+        from sliderspace.sampling.generate import sample, start_noise
+        from sliderspace.portraits.ground_truth import score_edits
 
         run, strengths = self.found.samples.run, (-1.0, 0.0, 1.0)
         noise = start_noise(steps.model, run.seed, list(range(run.samples + 30, run.samples + 38)))
@@ -119,9 +119,9 @@ def run(way, seed, samples, sliders, folder):
     import torch
 
     from sliderspace import discover, load
-    from sliderspace.portraits import PROMPT
-    from sliderspace.starts import make_pool
-    from sliderspace.training import choose_directions, train
+    from sliderspace.portraits.dataset import PROMPT
+    from sliderspace.training.initialization import make_pool
+    from sliderspace.training.from_directions import choose_directions, train
 
     torch.set_num_threads(2)
     model = load("portraits", steps=4)

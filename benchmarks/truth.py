@@ -14,12 +14,12 @@ import torch
 from portraits import table
 
 from sliderspace import SliderSpace, load
-from sliderspace.encoders import encoder as encoder_of
-from sliderspace.encoders import features
+from sliderspace.features.encoders import encoder as encoder_of
+from sliderspace.features.encoders import features
 from sliderspace.files import writable_folder, write_bytes
-from sliderspace.measures import sweep
+from sliderspace.evaluation.report import sweep
 from sliderspace.figures import png
-from sliderspace.truth import plot_truth, random_sliders, score_sliders
+from sliderspace.portraits.ground_truth import plot_truth, random_sliders, score_sliders
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def tiny_of(tiny_folder):
 @pytest.fixture
 def tiny(tiny_of):
     """The tiny model with epsilon prediction; sliders left on it are taken off."""
-    from sliderspace.sliders import detach
+    from sliderspace.sliders.space import detach
 
     yield tiny_of("epsilon")
     detach(tiny_of("epsilon"))

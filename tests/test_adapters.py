@@ -7,8 +7,8 @@ from peft.tuners.lora import LoraLayer
 from tiny import PROMPT, random_space, random_weights
 from torch.testing import assert_close
 
-from sliderspace.adapters import TARGETS, GatedAdapter, target_layers
-from sliderspace.sampling import sample, start_noise
+from sliderspace.sliders.adapter import TARGETS, GatedAdapter, target_layers
+from sliderspace.sampling.generate import sample, start_noise
 
 CLOSE = dict(rtol=2e-6, atol=2e-6)
 MIX = torch.tensor([1.0, 0, -1.5])
@@ -147,7 +147,7 @@ def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypa
             return work(*args)
         return call
 
-    monkeypatch.setattr("sliderspace.adapters.F.linear", watched(linear, 1))
+    monkeypatch.setattr("sliderspace.sliders.adapter.F.linear", watched(linear, 1))
     monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", watched(conv, 2))
     assert torch.equal(predict(tiny), some) and widths == {1}
     adapter.set(MIX)

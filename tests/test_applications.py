@@ -5,12 +5,12 @@ import torch
 from tiny import PROMPT, never, quiet, random_directions, random_space
 from torch.testing import assert_close
 
-from sliderspace.applications import decompose, mixing_ways, rivals, transfer
-from sliderspace.encoders import Encoder, pixels, unit_rows
-from sliderspace.measures import sweep
-from sliderspace.mixes import mixed, sparse_mixes
-from sliderspace.sampling import decoded, pictures
-from sliderspace.ways import compare_ways
+from sliderspace.experiments.applications import decompose, mixing_ways, rivals, transfer
+from sliderspace.features.encoders import Encoder, pixels, unit_rows
+from sliderspace.evaluation.report import sweep
+from sliderspace.sliders.mixing import mixed, sparse_mixes
+from sliderspace.sampling.generate import decoded, pictures
+from sliderspace.evaluation.comparison import compare_ways
 
 DIRECTED = {"sliders": [{"direction": d} for d in (0, 2, 5)], "steps": 3, "guidance": 2.0}
 
@@ -52,7 +52,7 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
         made.append(mixes)
         return torch.zeros(len(mixes), *model.latent_shape)
 
-    monkeypatch.setattr("sliderspace.ways.mixed", keep)
+    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", keep)
     for way in mixing_ways(tiny, space, found, count=2, strength=1.5):
         way.draw([PROMPT], list(range(400)), 0)
     for mixes in made:
@@ -61,7 +61,7 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
 
 def test_chances_follow_singular_values(tiny, space, found, monkeypatch):
     made = []
-    monkeypatch.setattr("sliderspace.ways.mixed", lambda m, s, mixes, *a, **k: made.append(mixes) or torch.zeros(len(mixes), *m.latent_shape))
+    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", lambda m, s, mixes, *a, **k: made.append(mixes) or torch.zeros(len(mixes), *m.latent_shape))
     way = next(w for w in mixing_ways(tiny, space, found, count=1) if w.name == "by singular value")
     way.draw([PROMPT], list(range(3000)), 0)
     chance = found.singular_values[[0, 2, 5]]
@@ -123,8 +123,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_input_is_refused_before_any_image(tiny, space, found, monkeypatch, what):
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
-    monkeypatch.setattr("sliderspace.ways.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
+    monkeypatch.setattr("sliderspace.evaluation.comparison.sample", never)
     call, message = REFUSED[what]
     with pytest.raises(ValueError, match=message):
         call(tiny, space, found)

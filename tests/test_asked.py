@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from tiny import PROMPT, never, quiet, random_directions, random_space
 from torch.testing import assert_close
 
-from sliderspace import asked
-from sliderspace.asked import compare, measure_asked, pairs_of, search
-from sliderspace.encoders import latents, pixels, unit_rows
-from sliderspace.measures import Report
-from sliderspace.sampling import final_latents, sample, start_noise
-from sliderspace.sliders import SliderSpace
+from sliderspace.evaluation import search as asked
+from sliderspace.evaluation.search import compare, measure_asked, pairs_of, search
+from sliderspace.features.encoders import latents, pixels, unit_rows
+from sliderspace.evaluation.report import Report
+from sliderspace.sampling.generate import final_latents, sample, start_noise
+from sliderspace.sliders.space import SliderSpace
 
 SWEEP = dict(samples=4, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=pixels(8), progress=quiet)
 
@@ -106,7 +106,7 @@ def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
 ])
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, message):
     monkeypatch.setattr(asked, "final_latents", never)
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match=message):
         measure_asked(tiny, random_space(tiny, ["one"]), **SWEEP | options)
 

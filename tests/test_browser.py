@@ -20,8 +20,8 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from tiny import random_directions
 
-from sliderspace.encoders import pixels
-from sliderspace.maps import make_map, save_map
+from sliderspace.features.encoders import pixels
+from sliderspace.viz.maps import make_map, save_map
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"

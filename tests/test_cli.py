@@ -16,9 +16,9 @@ from tiny import never
 import sliderspace
 from sliderspace import cli
 from sliderspace.cli import main
-from sliderspace.directions import Directions
-from sliderspace.loading import load
-from sliderspace.sliders import SliderSpace
+from sliderspace.directions.discovery import Directions
+from sliderspace.models.loading import load
+from sliderspace.sliders.space import SliderSpace
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,7 +146,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_sampling(complaint, monkeypatch, message):
-    monkeypatch.setattr("sliderspace.directions.collect", never)
+    monkeypatch.setattr("sliderspace.directions.discovery.collect", never)
     assert message in complaint(*BAD[message])
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import regression
-from sliderspace.adapters import target_layers
-from sliderspace.concepts import Concept, Words, read_concepts, train_concepts
-from sliderspace.editing import invert, prompt_to_prompt, replay
-from sliderspace.pairs import Shown, read_pairs, train_images, train_pairs
-from sliderspace.regression import Regression
-from sliderspace.sampling import sample, start_noise
-from sliderspace.schedules import prediction_of, x0_estimate
-from sliderspace.starts import new_adapter
+from sliderspace.training import prediction_matching as regression
+from sliderspace.sliders.adapter import target_layers
+from sliderspace.training.from_text import Concept, Words, read_concepts, train_concepts
+from sliderspace.sampling.inversion import invert, prompt_to_prompt, replay
+from sliderspace.training.from_images import Shown, read_pairs, train_images, train_pairs
+from sliderspace.training.prediction_matching import Regression
+from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.models.schedulers import prediction_of, x0_estimate
+from sliderspace.training.initialization import new_adapter
 
 BEARD = Concept(PROMPT, f"{PROMPT}, beard", f"{PROMPT}, no beard", ("smiling", "frowning"), 2.0)
 GLASSES = Concept(PROMPT, f"{PROMPT}, glasses", f"{PROMPT}, no glasses", label="glasses")
@@ -306,7 +306,7 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tiny_of, tiny_fold
 import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
 from sliderspace import load
-from sliderspace.regression import RegressionUpdates
+from sliderspace.training.prediction_matching import RegressionUpdates
 from test_concepts import BEARD, GLASSES, QUICK, train_concepts
 parts, made = RegressionUpdates._parts, []
 def dying(self, *args):

@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace.directions import Directions, Moments, discover, find_directions, principal_directions
-from sliderspace.encoders import pixels
-from sliderspace.store import Run, Samples
+from sliderspace.directions.discovery import Directions, Moments, discover, find_directions, principal_directions
+from sliderspace.features.encoders import pixels
+from sliderspace.features.collect import Run, Samples
 
 
 def moments_of(rows):

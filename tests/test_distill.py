@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import PROMPT, pipeline_of, tiny_parts
 
-from sliderspace.distill import (
+from sliderspace.portraits.distill import (
     STUDENT_STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, Distillation, make_student, matching_loss, new_student_scheduler,
     student_x0, teacher_pairs,
 )
-from sliderspace.parts import new_scheduler
-from sliderspace.recipe import Build
+from sliderspace.portraits.networks import new_scheduler
+from sliderspace.portraits.recipe import Build
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +113,5 @@ def test_holding_is_zero_for_a_student_that_draws_the_pairs(distillation):
 
 
 def test_a_folder_without_a_teacher_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished model: run sliderspace.recipe"):
+    with pytest.raises(ValueError, match="holds no finished model: run sliderspace.portraits.recipe"):
         make_student(Build(tmp_path))

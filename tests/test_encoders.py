@@ -10,9 +10,9 @@ from tiny import PREDICTION_TYPES
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from sliderspace.encoders import encoder, features, latents, open_clip_encoder, pixels, random_view
-from sliderspace.loading import load
-from sliderspace.models import bundled
+from sliderspace.features.encoders import encoder, features, latents, open_clip_encoder, pixels, random_view
+from sliderspace.models.loading import load
+from sliderspace.models.pipeline import bundled
 
 # An ordinary open_clip model, only small: image size, mean and std are its own.
 CONFIG = {

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from tiny import never, quiet
 
-from sliderspace import experiments, trials
-from sliderspace.encoders import encoder
-from sliderspace.experiments import Experiment, over, run, shrunk
-from sliderspace.judging import MEASURES
-from sliderspace.results import Results, plot_results, rank_correlation
-from sliderspace.trials import Setup
+from sliderspace.experiments import runner as experiments
+from sliderspace.experiments import trial as trials
+from sliderspace.features.encoders import encoder
+from sliderspace.experiments.runner import Experiment, over, run, shrunk
+from sliderspace.experiments.metrics import MEASURES
+from sliderspace.experiments.results import Results, plot_results, rank_correlation
+from sliderspace.experiments.trial import Setup
 
 SMALL = dict(samples=16, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
              mixed=4, loading={"steps": 2, "guidance": 1.5})
@@ -232,7 +233,7 @@ def test_other_code_measures_again(experiment, tmp_path, monkeypatch):
     run(one, tmp_path, progress=quiet)
     monkeypatch.setitem(MEASURES, "edits", lambda judged: {"similarity": 7.0})
     assert "overlap" in run(one, tmp_path, progress=quiet).names
-    monkeypatch.setattr("sliderspace.trials._code", lambda: "other")
+    monkeypatch.setattr("sliderspace.experiments.trial._code", lambda: "other")
     assert run(one, tmp_path, progress=quiet).rows[0]["figures"] == {"similarity": 7.0}
 
 
@@ -250,9 +251,9 @@ def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
 
 CHILD = """
 import os, signal, sys
-from sliderspace import experiments
-from sliderspace.experiments import Experiment, over, run
-from sliderspace.trials import Setup
+from sliderspace.experiments import runner as experiments
+from sliderspace.experiments.runner import Experiment, over, run
+from sliderspace.experiments.trial import Setup
 save, saved = experiments.Results.save, []
 def kill_after(results, path):
     save(results, path)
@@ -279,8 +280,8 @@ def test_several_processes_find_the_same(experiment, results, tmp_path):
 PARENT = """
 import os, sys, threading, time
 from pathlib import Path
-from sliderspace.experiments import Experiment, over, run
-from sliderspace.trials import Setup
+from sliderspace.experiments.runner import Experiment, over, run
+from sliderspace.experiments.trial import Setup
 if __name__ == "__main__":
     def die():
         while not list(Path(sys.argv[2]).glob("*.lock")): time.sleep(.05) # a process has begun

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sliderspace import discover
-from sliderspace.encoders import pixels
-from sliderspace.explorers import explorer
-from sliderspace.maps import make_map
-from sliderspace.widgets import board
+from sliderspace.features.encoders import pixels
+from sliderspace.viz.sample_explorer import explorer
+from sliderspace.viz.maps import make_map
+from sliderspace.viz.board_widget import board
 
 
 @pytest.fixture(scope="module")

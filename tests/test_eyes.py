@@ -18,9 +18,9 @@ from test_labels import PLAIN_MODEL, encoded
 from tiny import PROMPT, quiet, random_space
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from sliderspace.eyes import claude, label_by_eyes, local_eyes, openai_eyes
-from sliderspace.labels import Ends
-from sliderspace.portraits import edit_pairs
+from sliderspace.evaluation.vlm_labels import claude, label_by_eyes, local_eyes, openai_eyes
+from sliderspace.evaluation.labels import Ends
+from sliderspace.portraits.dataset import edit_pairs
 
 label_by_eyes = partial(label_by_eyes, asks=3)  # few questions are enough here
 

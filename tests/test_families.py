@@ -12,15 +12,15 @@ from tiny import PROMPT, quiet, random_space
 from torch.testing import assert_close
 
 from sliderspace import SliderSpace, discover, load, measure, train
-from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import AlignmentUpdates, Method, held_out_cosines
-from sliderspace.concepts import Concept, train_concepts
-from sliderspace.encoders import pixels
-from sliderspace.families import PRESETS, noise_level
-from sliderspace.pairs import train_pairs
-from sliderspace.regression import Regression, acting_steps
-from sliderspace.sampling import sample, start_noise
-from sliderspace.starts import make_pool
+from sliderspace.sliders.adapter import GatedAdapter, target_layers
+from sliderspace.training.alignment import AlignmentUpdates, Method, held_out_cosines
+from sliderspace.training.from_text import Concept, train_concepts
+from sliderspace.features.encoders import pixels
+from sliderspace.models.registry import PRESETS, noise_level
+from sliderspace.training.from_images import train_pairs
+from sliderspace.training.prediction_matching import Regression, acting_steps
+from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.training.initialization import make_pool
 
 STEPS = 3
 SOLVERS = {"LCMScheduler", "SCMScheduler"}  # jump to x0 and add noise anew

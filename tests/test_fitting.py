@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sliderspace.fitting import Log, Run, fit, half_precision, write_whole
+from sliderspace.portraits.fitting import Log, Run, fit, half_precision, write_whole
 
 DATA = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 OPTIONS = {

@@ -8,9 +8,9 @@ from tiny import PROMPT, quiet, random_space
 from torch.testing import assert_close
 
 from sliderspace import discover, load, train
-from sliderspace.encoders import pixels
-from sliderspace.memory import in_parts
-from sliderspace.sampling import sample, start_noise
+from sliderspace.features.encoders import pixels
+from sliderspace.models.batching import in_parts
+from sliderspace.sampling.generate import sample, start_noise
 
 pytestmark = pytest.mark.gpu
 

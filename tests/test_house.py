@@ -21,16 +21,25 @@ import sliderspace
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
-MODULES = sorted(path for path in (ROOT / "sliderspace").glob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
+MODULES = sorted(
+    path for path in (ROOT / "sliderspace").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")
+)
 
-each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+
+def name_in_package(path):
+    """The dotted name of a module inside the package, such as `viz.plots`."""
+    return ".".join(path.relative_to(ROOT / "sliderspace").with_suffix("").parts)
+
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=name_in_package)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
 
 
 def module_order():
     """Names of the modules, in the order of the numbered notebooks that export them."""
-    texts = [path.read_text("utf-8") for path in NOTEBOOKS if path.name[0].isdigit()]
-    return [match[1] for text in texts if (match := re.search(r"#\|\s*default_exp\s+(\w+)", text))]
+    numbered = [path for path in NOTEBOOKS if path.relative_to(ROOT / "nbs").parts[0][0].isdigit()]
+    texts = [path.read_text("utf-8") for path in numbered]
+    return [match[1] for text in texts if (match := re.search(r"#\|\s*default_exp\s+([\w.]+)", text))]
 
 
 def text_files():
@@ -46,7 +55,9 @@ def text_files():
 
 
 def python_files(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+    """Content of a folder's modules; what makes a folder a package is not made by a notebook."""
+    paths = [path for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
@@ -62,17 +73,18 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     assert not changed, f"run nbdev_export: {changed} differ from their notebooks"
 
 
-def own_imports(tree):
-    """(line, module of this package) for every import in the tree, those inside functions included."""
-    for node in ast.walk(tree):
+def own_imports(path):
+    """(line, module of this package) for every import in a module, those inside functions included."""
+    packages = ["sliderspace", *name_in_package(path).split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            package = "sliderspace." * bool(node.level) + (node.module or "")
-            names = [package.rstrip(".")]
-            if names == ["sliderspace"]:
-                names = [f"sliderspace.{alias.name}" for alias in node.names]
+            above = packages[: len(packages) + 1 - node.level] if node.level else []
+            names = [".".join([*above, *([node.module] if node.module else [])])]
+            if (ROOT / names[0].replace(".", "/")).is_dir():
+                names = [f"{names[0]}.{alias.name}" for alias in node.names]
         for name in names:
             if name.split(".")[0] == "sliderspace":
                 yield node.lineno, name.partition(".")[2]
@@ -81,9 +93,8 @@ def own_imports(tree):
 @each_module
 def test_modules_import_only_earlier_ones(path):
     order = module_order()
-    allowed = {*order[: order.index(path.stem)], "__version__"}
-    imports = own_imports(ast.parse(path.read_text("utf-8")))
-    wrong = [f"line {line}: {name!r}" for line, name in imports if name not in allowed]
+    allowed = {*order[: order.index(name_in_package(path))], "__version__"}
+    wrong = [f"line {line}: {name!r}" for line, name in own_imports(path) if name not in allowed]
     assert not wrong, f"{path.name} may import {sorted(allowed)} of this package, not {wrong}"
 
 
@@ -92,7 +103,7 @@ def test_modules_import_only_earlier_ones(path):
 
 @each_module
 def test_lines_fit_a_screen(path):
-    _, _, cells = path.read_text("utf-8").partition("# %% ../nbs")  # what is above, nbdev writes
+    _, _, cells = path.read_text("utf-8").partition("# %% ../")  # what is above, nbdev writes
     assert not [line for line in cells.splitlines() if len(line) > 120]
 
 
@@ -175,12 +186,13 @@ def test_notebooks_are_clean(path):
 @pytest.mark.parametrize("name", sliderspace.__all__)
 def test_public_names_resolve(name):
     assert getattr(sliderspace, name) is not None
-    assert not (ROOT / f"sliderspace/{name}.py").exists(), "importing that module would hide the name"
+    named = [path for path in (ROOT / "sliderspace").rglob(f"{name}*") if path.stem == name]
+    assert not named, "importing that room or module would hide the name"
 
 
 @each_module
 def test_public_functions_have_docstrings(path):
-    module = importlib.import_module(f"sliderspace.{path.stem}")
+    module = importlib.import_module(f"sliderspace.{name_in_package(path)}")
     public = {name: getattr(module, name) for name in module.__all__}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value) or inspect.isclass(value)}
     assert not [name for name, value in functions.items() if not value.__doc__]

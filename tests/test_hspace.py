@@ -10,9 +10,10 @@ from sklearn.decomposition import PCA
 from tiny import PROMPT, never, quiet
 from torch.testing import assert_close
 
-from sliderspace import hspace, load
-from sliderspace.hspace import HSpace, h_directions, sweep_h
-from sliderspace.sampling import final_latents, in_turn, sample, start_noise
+from sliderspace.directions import hspace
+from sliderspace import load
+from sliderspace.directions.hspace import HSpace, h_directions, sweep_h
+from sliderspace.sampling.generate import final_latents, in_turn, sample, start_noise
 
 STEPS, SAMPLES = 3, 12
 OPTIONS = dict(samples=SAMPLES, count=4, seed=2, steps=STEPS, guidance=2.0, progress=quiet)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from tiny import never, quiet
 from torch.testing import assert_close
 
-from sliderspace import judging
-from sliderspace.encoders import features, pixels
-from sliderspace.judging import MEASURES, Judged, at_distance, check_measures
-from sliderspace.sampling import final_latents
-from sliderspace.trials import Setup, Trial, make_trial
+from sliderspace.experiments import metrics as judging
+from sliderspace.features.encoders import features, pixels
+from sliderspace.experiments.metrics import MEASURES, Judged, at_distance, check_measures
+from sliderspace.sampling.generate import final_latents
+from sliderspace.experiments.trial import Setup, Trial, make_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
 SMALL = dict(samples=24, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
@@ -105,7 +105,7 @@ def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
     monkeypatch.setattr(judging, "compare_ways", lambda ways, *a, **o: seen.append(ways) or {w.name: {} for w in ways})
     MEASURES["mixes"](changed(trial, used=2))
     drawn = []
-    monkeypatch.setattr("sliderspace.ways.mixed", lambda model, space, mixes, *a, **o: drawn.append(mixes) or
+    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", lambda model, space, mixes, *a, **o: drawn.append(mixes) or
                         torch.zeros(len(mixes), *model.latent_shape))
     seen[0][1].draw([trial.setup.prompt], list(range(8)), 0)
     assert drawn[0].shape == (8, 3) and not drawn[0][:, 2].any() and (drawn[0][:, :2] == 1).all()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from tiny import PROMPT, random_space
 
-from sliderspace.encoders import Encoder
-from sliderspace.labels import Ends, Label, Labels, ends_of, label_by_words, null_ends
-from sliderspace.measures import Report
-from sliderspace.portraits import FACTORS, dataset, edit_pairs
+from sliderspace.features.encoders import Encoder
+from sliderspace.evaluation.labels import Ends, Label, Labels, ends_of, label_by_words, null_ends
+from sliderspace.evaluation.report import Report
+from sliderspace.portraits.dataset import FACTORS, dataset, edit_pairs
 
 EVIL = '<script>alert("x")</script> & <b>'
 PALETTE = {"colour": ["red", "green", "blue"], "size": ["large", "small"], "mood": ["calm", "gloomy", "cheerful"]}

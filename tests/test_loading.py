@@ -16,13 +16,13 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from sliderspace import discover, load, train
-from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import AlignmentUpdates, Method
-from sliderspace.encoders import pixels
-from sliderspace.families import PRESETS, Preset
-from sliderspace.memory import in_parts
-from sliderspace.sampling import pictures, sample, start_noise
-from sliderspace.starts import make_pool
+from sliderspace.sliders.adapter import GatedAdapter, target_layers
+from sliderspace.training.alignment import AlignmentUpdates, Method
+from sliderspace.features.encoders import pixels
+from sliderspace.models.registry import PRESETS, Preset
+from sliderspace.models.batching import in_parts
+from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.training.initialization import make_pool
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tiny import PROMPT, random_space
 from torch.testing import assert_close
 
 from sliderspace import SliderSpace, load, read_lora
-from sliderspace.sampling import sample, start_noise
+from sliderspace.sampling.generate import sample, start_noise
 
 
 @pytest.fixture(scope="module", params=["sdxl", "flux-dev", "qwen-image", "pixart-sigma"])

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from tiny import PROMPT, random_directions
 
-from sliderspace.directions import find_directions
-from sliderspace.encoders import pixels
-from sliderspace.maps import explore, make_map, plot_images, plot_map, save_map, selected
+from sliderspace.directions.discovery import find_directions
+from sliderspace.features.encoders import pixels
+from sliderspace.viz.maps import explore, make_map, plot_images, plot_map, save_map, selected
 from sliderspace.figures import png
-from sliderspace.store import Run, Samples
+from sliderspace.features.collect import Run, Samples
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from tiny import PROMPT, never, quiet, random_directions, random_space
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from sliderspace import measures
-from sliderspace.encoders import features, latents
-from sliderspace.measures import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
-from sliderspace.pages import COLUMNS, write_folder
+from sliderspace.evaluation import report as measures
+from sliderspace.features.encoders import features, latents
+from sliderspace.evaluation.report import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
+from sliderspace.viz.gallery import COLUMNS, write_folder
 from sliderspace.figures import grid, png
-from sliderspace.plots import plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, strip
-from sliderspace.sampling import sample, start_noise
-from sliderspace.sliders import SliderSpace
+from sliderspace.viz.plots import plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, strip
+from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.sliders.space import SliderSpace
 
 EVIL = '<script>alert("$x_1")</script> & "hat"'
 

@@ -8,10 +8,11 @@ import torch
 from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import load, mixes
-from sliderspace.mixes import draw_mixes, mixed, score_mixes, sparse_mixes, within
-from sliderspace.sampling import final_latents, sample, start_noise
-from sliderspace.sliders import detach
+from sliderspace.sliders import mixing as mixes
+from sliderspace import load
+from sliderspace.sliders.mixing import draw_mixes, mixed, score_mixes, sparse_mixes, within
+from sliderspace.sampling.generate import final_latents, sample, start_noise
+from sliderspace.sliders.space import detach
 
 OPTIONS = dict(seed=3, steps=2, guidance=2.0, progress=quiet)
 MIXES = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])

@@ -11,9 +11,9 @@ from tiny import PREDICTION_TYPES, PROMPT
 from torch.testing import assert_close
 
 from sliderspace import load
-from sliderspace.models import BUNDLED, bundled
-from sliderspace.sampling import pictures, sample, start_noise
-from sliderspace.schedules import signal_and_noise, x0_estimate
+from sliderspace.models.pipeline import BUNDLED, bundled
+from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.models.schedulers import signal_and_noise, x0_estimate
 
 # --- one-step estimate -----------------------------------------------------------------------------------------------
 

@@ -17,15 +17,16 @@ from test_browser import chromium, jupyterlab, run_all_cells, screenshot
 from test_measures import EVIL, Page
 from tiny import PROMPT, never, quiet, random_directions, random_space
 
-from sliderspace import pages, players
-from sliderspace.asked import measure_asked
-from sliderspace.encoders import latents
-from sliderspace.measures import Report, sweep
-from sliderspace.pages import _mixes, write_gallery
-from sliderspace.players import Player, play, player_of
+from sliderspace.viz import gallery as pages
+from sliderspace.viz import player as players
+from sliderspace.evaluation.search import measure_asked
+from sliderspace.features.encoders import latents
+from sliderspace.evaluation.report import Report, sweep
+from sliderspace.viz.gallery import _mixes, write_gallery
+from sliderspace.viz.player import Player, play, player_of
 from sliderspace.figures import grid
-from sliderspace.plots import strip
-from sliderspace.sampling import pictures
+from sliderspace.viz.plots import strip
+from sliderspace.sampling.generate import pictures
 
 HOSTILE = ["<script>alert(1)</script>", '</script>"&\'<img src=x onerror=alert(2)>']
 OPTIONS = dict(steps=2, guidance=2.0, progress=quiet)
@@ -98,7 +99,7 @@ def report(tiny):
 
 
 def test_a_report_is_played_without_sampling(tiny, report, monkeypatch):
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     got = player_of(tiny, report, 1)
     assert got.images.shape == (2, 1, 3, 3, 16, 16) and got.strengths == ((-1.0, 0.0, 1.0),)
     assert np.array_equal(grid((got.images[:, 0] + 0.5) / 255), strip(tiny, report, 1))
@@ -130,13 +131,13 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, message):
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match=message):
         play(tiny, random_space(tiny), **{"sliders": 0} | BAD[message])
 
 
 def test_sliders_of_nobody_or_of_another_model_are_refused(tiny, tiny_of, monkeypatch):
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(KeyError, match="no slider 'ears'"):
         play(tiny, random_space(tiny), "ears")
     with pytest.raises(ValueError, match="these sliders were made for the weights of"):
@@ -293,7 +294,7 @@ def test_a_gallery_without_a_report(tiny, tmp_path):
 
 
 def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_path, monkeypatch):
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     monkeypatch.setattr(pages, "player_of", never)
     space = random_space(tiny)
     with pytest.raises(ValueError, match="the report is of other sliders"):
@@ -370,7 +371,7 @@ def test_a_player_in_a_cell(tmp_path):
 
 def test_a_player_in_jupyterlab(tmp_path):
     code = """import torch
-from sliderspace.players import Player
+from sliderspace.viz.player import Player
 images = torch.arange(0, 250, 50, dtype=torch.uint8).view(1, 1, 5, 1, 1, 1).expand(2, 1, 5, 3, 16, 16)
 Player(images, ("hair",), ((-2, -1, 0, 1, 2),))"""
     for name in ("notebooks", "home"):
@@ -439,7 +440,7 @@ def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, mon
     space = random_space(tiny, ["one"])
     sweep_of = dict(samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet)
     report = measure_asked(tiny, space, **sweep_of)
-    monkeypatch.setattr("sliderspace.mixes.sample", never)
+    monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match="path must be a file"):
         write_gallery(tmp_path, tiny, space)
     with pytest.raises(ValueError, match="the report is of other sliders"):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from sliderspace.models import bundled
-from sliderspace.portraits import (
+from sliderspace.models.pipeline import bundled
+from sliderspace.portraits.dataset import (
     FACTORS, NUMBERS, PROMPT, FactorClassifier, Placement, Portrait, _options, _style, caption, colours_of, dataset,
     dataset_numbers, draw_factors, draw_placement, edit, edit_pairs, factor_ids, factors_of, jitter, numbers_of,
     parse_caption, portrait, render, score_factors, score_numbers,
 )
-from sliderspace.worlds import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name, world_of
+from sliderspace.portraits.world import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name, world_of
 
 each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 STYLES = [(world, style) for world in WORLDS.values() for style in [*world.styles, *world.held_out]]
@@ -147,7 +147,7 @@ def test_skins_run_from_light_to_dark_without_overlap():
 def test_numbers_are_those_of_the_picture():
     from PIL import ImageColor
 
-    from sliderspace.worlds import lab_of
+    from sliderspace.portraits.world import lab_of
 
     one = portrait(5, 1, PORTRAITS_128)
     numbers = numbers_of(one, PORTRAITS_128)
@@ -383,7 +383,7 @@ def test_the_next_model_reads_its_world():
 
 def test_the_next_model_draws_what_captions_name():
     from sliderspace import load
-    from sliderspace.sampling import pictures
+    from sliderspace.sampling.generate import pictures
 
     folder = Path(__file__).parents[1] / "portraits-next"
     model = load(str(folder), steps=8, guidance=3.0, device="cpu")

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from tiny import PROMPT, quiet
 from torch.testing import assert_close
 
-from sliderspace.directions import coordinates, find_directions
-from sliderspace.encoders import pixels
+from sliderspace.directions.discovery import coordinates, find_directions
+from sliderspace.features.encoders import pixels
 from sliderspace.figures import png
-from sliderspace.plots import plot_ramps, plot_rank, plot_steps
-from sliderspace.rank import how_many, null_spectra, overlap, split_overlaps
-from sliderspace.store import Run, Samples
+from sliderspace.viz.plots import plot_ramps, plot_rank, plot_steps
+from sliderspace.directions.significance import how_many, null_spectra, overlap, split_overlaps
+from sliderspace.features.collect import Run, Samples
 
 
 def planted(k, samples=300, width=200, steps=3, signal=3.0, seed=0, drift=2.0):

@@ -12,13 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
-from sliderspace import fitting, recipe
-from sliderspace.losses import SharpDecoder, balanced, classifier_loss, floats, pick, spoil, vae_loss
-from sliderspace.parts import LATENT_CHANNELS, PatchDiscriminator, cosine_place, new_scheduler, new_vae, stretched_place
-from sliderspace.portraits import NUMBERS, PROMPT, FactorClassifier, Placement, caption, portrait, render
-from sliderspace.recipe import STAGES, Build, encode_all, make_portraits, make_renders
-from sliderspace.words import Captions, adopt_words, make_tokenizer, token_ids
-from sliderspace.worlds import PORTRAITS_128, world_of
+from sliderspace.portraits import fitting
+from sliderspace.portraits import recipe
+from sliderspace.portraits.losses import SharpDecoder, balanced, classifier_loss, floats, pick, spoil, vae_loss
+from sliderspace.portraits.networks import LATENT_CHANNELS, PatchDiscriminator, cosine_place, new_scheduler, new_vae, stretched_place
+from sliderspace.portraits.dataset import NUMBERS, PROMPT, FactorClassifier, Placement, caption, portrait, render
+from sliderspace.portraits.recipe import STAGES, Build, encode_all, make_portraits, make_renders
+from sliderspace.portraits.text_encoder import Captions, adopt_words, make_tokenizer, token_ids
+from sliderspace.portraits.world import PORTRAITS_128, world_of
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = dict(images=6, length=2, batch=2, every=1)
@@ -53,8 +54,8 @@ def test_the_finished_folder_is_a_pipeline_that_names_its_world(made):
     image = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (128, 128)
     assert world_of(made / "model") is PORTRAITS_128
-    from sliderspace.encoders import open_clip_encoder
-    from sliderspace.portraits import score_factors, score_numbers
+    from sliderspace.features.encoders import open_clip_encoder
+    from sliderspace.portraits.dataset import score_factors, score_numbers
 
     x = torch.rand(2, 3, 128, 128)
     assert open_clip_encoder(str(made / "model" / "clip"))(x).shape == (2, 128)
@@ -119,7 +120,7 @@ def test_training_goes_on_from_given_weights(made, tmp_path, monkeypatch):
 
 
 def test_training_onward_has_no_end_and_writes_its_average_when_it_is_stopped(made, tmp_path):
-    command = [sys.executable, "-m", "sliderspace.recipe", "--output", str(tmp_path), "--init", str(made / "model")]
+    command = [sys.executable, "-m", "sliderspace.portraits.recipe", "--output", str(tmp_path), "--init", str(made / "model")]
     command += ["--images", "6", "--batch", "2", "--onward", "--every", "2"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as onward:
         while not all((tmp_path / f"{stage}.state").exists() for stage in ("decoder", "denoiser")):
@@ -184,7 +185,7 @@ def test_words_keep_what_is_known_of_them(tmp_path):
     known, embedding = torch.randn(len(old), 4), nn.Embedding(len(new), 4)
     assert adopt_words(embedding, new, known, old) == []
     assert torch.equal(embedding.weight, known)
-    from sliderspace.worlds import PORTRAITS_64
+    from sliderspace.portraits.world import PORTRAITS_64
 
     other = make_tokenizer(tmp_path / "c", world=PORTRAITS_64)
     known, embedding = torch.randn(len(other), 4), nn.Embedding(len(new), 4)
@@ -216,7 +217,7 @@ def test_the_classifier_learns_numbers_of_shifted_pictures(monkeypatch):
     numbers = torch.zeros(4, len(NUMBERS))
     ids = {factor: torch.zeros(4, dtype=torch.long) for factor in PORTRAITS_128.factors}
     seen = []
-    from sliderspace import losses
+    from sliderspace.portraits import losses
 
     monkeypatch.setattr(losses, "spoil", lambda x, gen: (x, (4, -8)))
     monkeypatch.setattr(losses.F, "mse_loss", lambda a, b: (seen.append(b), (a - a).sum())[1])

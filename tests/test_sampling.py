@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from tiny import PREDICTION_TYPES, PROMPT, quiet
 from torch.testing import assert_close
 
-from sliderspace.encoders import features, latents, pixels
-from sliderspace.models import Model
-from sliderspace.encoders import latent_features
-from sliderspace.sampling import pictures, sample, start_noise
-from sliderspace.store import collect
+from sliderspace.features.encoders import features, latents, pixels
+from sliderspace.models.pipeline import Model
+from sliderspace.features.encoders import latent_features
+from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.features.collect import collect
 
 SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler]
 STEPS = 4

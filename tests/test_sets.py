@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from sliderspace.sets import (
+from sliderspace.evaluation.image_metrics import (
     cmmd, distance_of_pairs, frechet_distance, kernel_distance, lpips, mean_interval, name_of, precision_recall,
     text_alignment, vendi_score,
 )

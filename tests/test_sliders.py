@@ -14,9 +14,9 @@ from tiny import PROMPT, random_directions, random_space
 from torch.testing import assert_close
 
 from sliderspace import load
-from sliderspace.encoders import pixels
-from sliderspace.sampling import pictures
-from sliderspace.sliders import SliderSpace, detach
+from sliderspace.features.encoders import pixels
+from sliderspace.sampling.generate import pictures
+from sliderspace.sliders.space import SliderSpace, detach
 
 LABELS = ["hair", "hat", "age"]
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from sliderspace.sources import PHRASES, expand_prompt, language_model, read_picture, read_pictures
+from sliderspace.sampling.prompts import PHRASES, expand_prompt, language_model, read_picture, read_pictures
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
 

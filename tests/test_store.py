@@ -12,12 +12,12 @@ from PIL import Image
 from tiny import PROMPT, never, quiet
 from torch.testing import assert_close
 
-from sliderspace import store
-from sliderspace.encoders import Encoder, latents, pixels, unit_rows
-from sliderspace.loading import load
-from sliderspace.sampling import pictures
-from sliderspace.sources import read_pictures
-from sliderspace.store import collect
+from sliderspace.features import collect as store
+from sliderspace.features.encoders import Encoder, latents, pixels, unit_rows
+from sliderspace.models.loading import load
+from sliderspace.sampling.generate import pictures
+from sliderspace.sampling.prompts import read_pictures
+from sliderspace.features.collect import collect
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +61,10 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tiny, tmp_path):
 
 CHILD = """
 import os, signal, sys
-from sliderspace.encoders import pixels
-from sliderspace.loading import load
-from sliderspace import store
-from sliderspace.store import collect
+from sliderspace.features.encoders import pixels
+from sliderspace.models.loading import load
+from sliderspace.features import collect as store
+from sliderspace.features.collect import collect
 
 store.SHARD = 2
 synced, sync = [], os.fsync

@@ -8,12 +8,12 @@ from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, LCMSchedul
 from tiny import PROMPT, quiet, random_directions, random_space
 from torch.testing import assert_close
 
-from sliderspace.adapters import target_layers
-from sliderspace.encoders import latents
-from sliderspace.models import Model
-from sliderspace.plots import plot_spectrum
-from sliderspace.sampling import sample, start_noise
-from sliderspace.starts import make_pool, score_gradients
+from sliderspace.sliders.adapter import target_layers
+from sliderspace.features.encoders import latents
+from sliderspace.models.pipeline import Model
+from sliderspace.viz.plots import plot_spectrum
+from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.training.initialization import make_pool, score_gradients
 
 
 @pytest.fixture(params=[DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from tiny import never, quiet, random_directions, random_space, random_weights
 from torch.testing import assert_close
 
-from sliderspace import training
-from sliderspace.adapters import GatedAdapter, target_layers
-from sliderspace.alignment import PUBLISHED, AlignmentUpdates, Method, alignment_loss, held_out_cosines
-from sliderspace.encoders import Encoder, features, latents, pixels
-from sliderspace.sampling import start_noise
-from sliderspace.starts import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled, usual_start
-from sliderspace.training import calibrate, final_effects, train
+from sliderspace.training import from_directions as training
+from sliderspace.sliders.adapter import GatedAdapter, target_layers
+from sliderspace.training.alignment import PUBLISHED, AlignmentUpdates, Method, alignment_loss, held_out_cosines
+from sliderspace.features.encoders import Encoder, features, latents, pixels
+from sliderspace.sampling.generate import start_noise
+from sliderspace.training.initialization import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled, usual_start
+from sliderspace.training.from_directions import calibrate, final_effects, train
 
 LAYERS = "keys-values"
 SLIDERS = 3
@@ -634,9 +634,9 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(shared, tiny_folde
     script = f"""
 import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from sliderspace.alignment import AlignmentUpdates
-from sliderspace.training import train
-from sliderspace.encoders import latents
+from sliderspace.training.alignment import AlignmentUpdates
+from sliderspace.training.from_directions import train
+from sliderspace.features.encoders import latents
 from tiny import quiet, random_directions
 from sliderspace import load
 model = load({str(tiny_folder("epsilon"))!r}, device="cpu")

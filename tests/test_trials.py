@@ -9,12 +9,14 @@ from sklearn.cluster import KMeans
 from tiny import never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import store, training, trials
-from sliderspace.alignment import AlignmentUpdates, Method
-from sliderspace.encoders import pixels
-from sliderspace.regression import Regression
-from sliderspace.sampling import decoded
-from sliderspace.trials import Setup, directions_of, key_of, make_trial
+from sliderspace.features import collect as store
+from sliderspace.training import from_directions as training
+from sliderspace.experiments import trial as trials
+from sliderspace.training.alignment import AlignmentUpdates, Method
+from sliderspace.features.encoders import pixels
+from sliderspace.training.prediction_matching import Regression
+from sliderspace.sampling.generate import decoded
+from sliderspace.experiments.trial import Setup, directions_of, key_of, make_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
 SMALL = dict(samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, loading=STEPS)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import random_space
 
-from sliderspace import truth
-from sliderspace.portraits import FACTORS, edit_pairs, score_factors
-from sliderspace.truth import Truth, factor_changes, plot_truth, random_sliders, score_sliders
+from sliderspace.portraits import ground_truth as truth
+from sliderspace.portraits.dataset import FACTORS, edit_pairs, score_factors
+from sliderspace.portraits.ground_truth import Truth, factor_changes, plot_truth, random_sliders, score_sliders
 
 names = list(FACTORS)
 drawer = SimpleNamespace(decode=lambda x: x, device="cpu")  # a model whose latents are images

@@ -12,9 +12,9 @@ from test_encoders import picture
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from sliderspace.encoders import encoder
-from sliderspace.sets import name_of
-from sliderspace.vision import facenet, fitted
+from sliderspace.features.encoders import encoder
+from sliderspace.evaluation.image_metrics import name_of
+from sliderspace.features.backbones import facenet, fitted
 
 
 def wide(size=(120, 90)):

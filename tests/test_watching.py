@@ -8,9 +8,9 @@ from PIL import Image
 from tiny import PROMPT, never, quiet
 
 from sliderspace import discover, train
-from sliderspace.concepts import Concept, train_concepts
-from sliderspace.encoders import latents
-from sliderspace.watching import watch
+from sliderspace.training.from_text import Concept, train_concepts
+from sliderspace.features.encoders import latents
+from sliderspace.viz.progress import watch
 
 FEW = dict(steps=2, count=4, encoder=latents())
 
@@ -44,7 +44,7 @@ def test_asked_for_sliders_are_watched_too(tiny):
 
 def test_what_cannot_be_shown_does_not_end_the_work(tiny, monkeypatch):
     shown = watch(tiny, PROMPT, every=0.0)
-    monkeypatch.setattr("sliderspace.watching.decoded", never)
+    monkeypatch.setattr("sliderspace.viz.progress.decoded", never)
     discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
     assert "nothing to see: AssertionError" in shown.says.value
 

@@ -11,17 +11,18 @@ from PIL import Image
 from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace import load, ways
-from sliderspace.applications import mixing_ways, returned, rivals
-from sliderspace.encoders import Encoder, encoder, latents, pixels
-from sliderspace.mixes import sparse_mixes
+from sliderspace.evaluation import comparison as ways
+from sliderspace import load
+from sliderspace.experiments.applications import mixing_ways, returned, rivals
+from sliderspace.features.encoders import Encoder, encoder, latents, pixels
+from sliderspace.sliders.mixing import sparse_mixes
 from sliderspace.figures import png
-from sliderspace.sampling import pictures, sample, start_noise
-from sliderspace.sets import (
+from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.evaluation.image_metrics import (
     Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, precision_recall, text_alignment, vendi_score,
 )
-from sliderspace.sources import read_pictures
-from sliderspace.ways import (
+from sliderspace.sampling.prompts import read_pictures
+from sliderspace.evaluation.comparison import (
     Comparison, Way, compare_ways, features_of_way, plain, plot_ways, reference_features, reworded, with_mixes,
 )
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from tiny import quiet, random_space
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from sliderspace import load, painting
-from sliderspace.painting import small
-from sliderspace.sampling import pictures, start_noise
-from sliderspace.sliders import SliderSpace, detach
-from sliderspace.widgets import board
+from sliderspace.viz import renderer as painting
+from sliderspace import load
+from sliderspace.viz.renderer import small
+from sliderspace.sampling.generate import pictures, start_noise
+from sliderspace.sliders.space import SliderSpace, detach
+from sliderspace.viz.board_widget import board
 
 STEPS = 3
 PROMPT = "portrait of a person"
@@ -447,7 +448,7 @@ def test_ends_are_pictures_of_each_slider_alone(model, space):
 
 
 def test_ends_come_from_a_report_without_sampling(model, space, runs):
-    from sliderspace.asked import measure_asked
+    from sliderspace.evaluation.search import measure_asked
 
     report = measure_asked(model, space, samples=2, reference=8, progress=quiet, strengths=(-2.0, -1.0, 0.0, 1.0, 2.0))
     shown = board(model, report.space, steps=STEPS, report=report)

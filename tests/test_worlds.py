@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from sliderspace.models import bundled
-from sliderspace.worlds import (
+from sliderspace.models.pipeline import bundled
+from sliderspace.portraits.world import (
     PORTRAITS_64, PORTRAITS_128, WORLDS, Along, Around, hex_of, lab_of, rgb_of, style_name, art_name, world_of, write_world,
 )
 

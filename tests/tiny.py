@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sliderspace.adapters import target_layers
-from sliderspace.directions import find_directions
-from sliderspace.encoders import features
-from sliderspace.models import bundled
-from sliderspace.sliders import SliderSpace
-from sliderspace.store import Run, Samples
+from sliderspace.sliders.adapter import target_layers
+from sliderspace.directions.discovery import find_directions
+from sliderspace.features.encoders import features
+from sliderspace.models.pipeline import bundled
+from sliderspace.sliders.space import SliderSpace
+from sliderspace.features.collect import Run, Samples
 
 PROMPT = "portrait of a person"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
