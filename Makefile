@@ -25,7 +25,7 @@ export CHECK_PYTHON
 demo: .venv/.done ## make the pictures of the README in demo/, with the bundled model
 	$(BIN)/sliderspace demo --output demo
 
-readme: demo ## put the demo's pictures and tables into the README
+readme: demo ## put the demo's pictures into the README and its tables into docs/report.md
 	$(BIN)/python benchmarks/truth.py demo/space.safetensors --output demo/truth
 	$(BIN)/python tools/readme.py
 

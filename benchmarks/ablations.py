@@ -1,6 +1,6 @@
-"""Tables of the ablations in the README: python benchmarks/ablations.py. Nothing is measured here.
+"""Tables of the ablations in docs/report.md: python benchmarks/ablations.py. Nothing is measured here.
 
-Each study notebook writes its table to nbs/studies/tables when it is run in full.
+Each notebook of nbs/ablations writes its table to nbs/ablations/tables when it is run in full.
 """
 
 from pathlib import Path
@@ -11,14 +11,14 @@ from sliderspace.experiments.results import Results
 
 ROOT = Path(__file__).parents[1]
 SHOWN = {  # study -> figures
-    "no-pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art", "art without sliders"],
-    "spaces": ["selectivity", "redundancy", "factors", "diversity", "text alignment",
+    "no_pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art", "art without sliders"],
+    "pixel_space": ["selectivity", "redundancy", "factors", "diversity", "text alignment",
                "art", "art without sliders", "art (efficientnet-lite0)", "art without sliders (efficientnet-lite0)"],
-    "data": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art", "art without sliders"],
+    "data_diversity": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art", "art without sliders"],
     "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
-    "count-mixes": ["diversity", "text alignment", "art", "art without sliders"],
+    "number_of_directions-mixes": ["diversity", "text alignment", "art", "art without sliders"],
     "window": ["steps", "effect", "distance", "similarity", "selectivity", "overlap"],
-    "worth": ["alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
+    "additions": ["alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
               "art", "art without sliders"],
 }
 
@@ -26,7 +26,7 @@ SHOWN = {  # study -> figures
 def main():
     parts = []
     for name, figures in SHOWN.items():
-        path = ROOT / "nbs/studies/tables" / f"{name}.json"
+        path = ROOT / "nbs/ablations/tables" / f"{name}.json"
         if not path.exists():
             print(f"{name}: not run in full yet")
             continue
@@ -34,7 +34,7 @@ def main():
         head, *rows = results[figures].table()
         seeds = len({row["seed"] for row in results.rows})
         parts.append(f"*{name}*, {seeds} seeds:\n\n{table(head, rows)}\n")
-    write_figures(ROOT / "README.md", "\n".join(parts), "ablations")
+    write_figures(ROOT / "docs/report.md", "\n".join(parts), "ablations")
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def main():
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output/applications"), help="what is measured is kept and not measured again")
     p.add_argument("--results", type=Path, default=Path(__file__).parent / "results/applications", help="figures are kept here")
     p.add_argument("--kept", action="store_true", help="only what was measured before: some parts may have fewer seeds")
-    p.add_argument("--readme", action="store_true", help="write the tables into the README too")
+    p.add_argument("--readme", action="store_true", help="write the tables into docs/report.md too")
     args = p.parse_args()
     for folder in (args.folder, args.results):
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def main():
             text = f"{len(runs)} seed{'s' * (len(runs) > 1)}:\n\n{TABLES[part](runs)}\n"
             print(f"\n## {part}\n\n{text}", flush=True)
             if args.readme:
-                write_figures(Path(__file__).parents[1] / "README.md", text, part)
+                write_figures(Path(__file__).parents[1] / "docs/report.md", text, part)
 
 
 if __name__ == "__main__":

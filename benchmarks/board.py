@@ -88,7 +88,7 @@ def main():
     text += f"\n\nPictures made in drags of 20 values, 5, 20 and 50 ms apart: {', '.join(map(str, drags))}.\n"
     print(text)
     if "--readme" in sys.argv:
-        write_figures(Path(__file__).parents[1] / "README.md", text, "board")
+        write_figures(Path(__file__).parents[1] / "docs/report.md", text, "board")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main():
     p.add_argument("--samples", type=int, default=24, help="images of each attribute and strength")
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
     p.add_argument("--kept", action="store_true", help="only what was measured before: some ways may have fewer seeds")
-    p.add_argument("--readme", action="store_true", help="write the table into the README too")
+    p.add_argument("--readme", action="store_true", help="write the table into docs/report.md too")
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     model, runs = load("portraits"), {}
@@ -123,7 +123,7 @@ def main():
     text = summary(runs)
     print(text)
     if args.readme:
-        write_figures(Path(__file__).parents[1] / "README.md", text, "concepts")
+        write_figures(Path(__file__).parents[1] / "docs/report.md", text, "concepts")
 
 
 if __name__ == "__main__":

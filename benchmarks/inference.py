@@ -100,7 +100,7 @@ def measured(laps):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--laps", type=int, default=30)
-    p.add_argument("--readme", action="store_true", help="write the table into the README too")
+    p.add_argument("--readme", action="store_true", help="write the table into docs/report.md too")
     args = p.parse_args()
     torch.set_num_threads(2)
     found = measured(args.laps)
@@ -110,7 +110,7 @@ def main():
     text = table(["", f"a call of {BATCH} images", "over unchanged", "a change of the mix", "more weights"], rows)
     print(text)
     if args.readme:
-        write_figures(Path(__file__).parents[1] / "README.md", text, "inference")
+        write_figures(Path(__file__).parents[1] / "docs/report.md", text, "inference")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Memory that full-size models take: weights, sliders and what a training step keeps for its gradients.
 
     python benchmarks/memory.py             print the table
-    python benchmarks/memory.py --readme    write it into the README too
+    python benchmarks/memory.py --readme    write it into docs/report.md too
 
 Computed, not measured: the real networks with their real shapes run on torch's "meta" device, which has shapes and no
 numbers, and what autograd keeps is counted. A GPU's allocator and workspaces come on top, a tenth or so. Two minutes.
@@ -118,7 +118,7 @@ def sliders_on(kind, net):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--readme", action="store_true", help="write the table into the README")
+    p.add_argument("--readme", action="store_true", help="write the table into docs/report.md")
     args, rows = p.parse_args(), []
     def fused(query, key, value, *args, **options): return Attention.apply(query, key, value)
     torch.nn.functional.scaled_dot_product_attention = fused
@@ -144,7 +144,7 @@ def main():
                f"`preview=`.\n\n{table(head, rows)}\n")
     print(figures)
     if args.readme:
-        write_figures(Path(__file__).parents[1] / "README.md", figures, "memory table")
+        write_figures(Path(__file__).parents[1] / "docs/report.md", figures, "memory table")
 
 
 if __name__ == "__main__":

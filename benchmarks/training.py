@@ -200,7 +200,7 @@ def main():
     p.add_argument("--samples", type=int, default=400)
     p.add_argument("--sliders", type=int, default=16)
     p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
-    p.add_argument("--readme", action="store_true", help="write table and picture into the README too")
+    p.add_argument("--readme", action="store_true", help="write table and picture into docs/report.md too")
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def main():
     picture(runs, args.ways, args.folder / "training.png")
     if args.readme:
         root = Path(__file__).parents[1]
-        write_figures(root / "README.md", figures(runs, args.ways), "training")
+        write_figures(root / "docs/report.md", figures(runs, args.ways), "training")
         picture(runs, args.ways, root / "pictures/training.png")
 
 

@@ -25,7 +25,7 @@ from sliderspace.viz.maps import make_map, save_map
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"
-MAP = ROOT / "nbs/studies/map.ipynb"
+MAP = ROOT / "nbs/studies/umap_map.ipynb"
 CHROMIUM_FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

@@ -41,7 +41,7 @@ def results(experiment, tmp_path_factory):
     return run(experiment, tmp_path_factory.mktemp("experiment"), progress=quiet)
 
 
-STUDIES = Path(__file__).parent.parent / "nbs" / "studies"
+STUDIES = Path(__file__).parent.parent / "nbs" / "ablations"
 
 
 def timeless(results):
@@ -370,10 +370,10 @@ def test_the_same_experiment_runs_on_sdxl(tmp_path):
     assert all(len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways)
 
 
-OTHERS = ("no-pca", "singular", "spaces", "rank", "window", "worth")  # which take a minute or two each
+OTHERS = ("no_pca", "singular_values", "pixel_space", "rank", "window", "additions")  # which take a minute or two each
 
 
-@pytest.mark.parametrize("study", ["count", *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
+@pytest.mark.parametrize("study", ["number_of_directions", *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
 def test_a_study_runs_on_sdxl_by_its_name_alone(study, tmp_path, monkeypatch):
     sdxl().save_pretrained(tmp_path / "sdxl")
     monkeypatch.setenv("SLIDERSPACE_SMALL", "1")

@@ -196,3 +196,18 @@ def test_public_functions_have_docstrings(path):
     public = {name: getattr(module, name) for name in module.__all__}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value) or inspect.isclass(value)}
     assert not [name for name, value in functions.items() if not value.__doc__]
+
+
+# --- everything can be found -----------------------------------------------------------------------------------------
+
+
+def test_the_index_names_every_notebook():
+    [cell] = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4).cells
+    named = set(re.findall(r"\]\((\S+\.ipynb)\)", cell.source))
+    assert named == {path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS} - {"index.ipynb"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/report.md", "portraits-next/README.md"])
+def test_links_of_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text("utf-8"))
+    assert not [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]

@@ -1,4 +1,4 @@
-"""Put the demo's pictures and tables into the README: `make readme` runs the demo and scores it against truth first."""
+"""Put the demo's pictures into the README and its tables into docs/report.md; `make readme` makes both first."""
 
 import csv
 import shutil
@@ -9,10 +9,10 @@ demo = root / "demo"
 
 
 def put(name, text):
-    """Fill the part of the README between two comments."""
-    readme, begin, end = root / "README.md", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    old = readme.read_text()
-    readme.write_text(old[: old.index(begin) + len(begin)] + f"\n{text}\n\n" + old[old.index(end) :])
+    """Fill the part of the report between two comments."""
+    report, begin, end = root / "docs/report.md", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    old = report.read_text()
+    report.write_text(old[: old.index(begin) + len(begin)] + f"\n{text}\n\n" + old[old.index(end) :])
 
 
 (root / "pictures").mkdir(exist_ok=True)
