@@ -11,15 +11,50 @@ from sliderspace.experiments.results import Results
 
 ROOT = Path(__file__).parents[1]
 SHOWN = {  # study -> figures
-    "no_pca": ["overlap", "redundancy", "factors", "distance", "diversity", "text alignment", "art", "art without sliders"],
-    "pixel_space": ["selectivity", "redundancy", "factors", "diversity", "text alignment",
-               "art", "art without sliders", "art (efficientnet-lite0)", "art without sliders (efficientnet-lite0)"],
-    "data_diversity": ["alignment", "selectivity", "factors", "diversity", "text alignment", "art", "art without sliders"],
+    "no_pca": [
+        "overlap",
+        "redundancy",
+        "factors",
+        "distance",
+        "diversity",
+        "text alignment",
+        "art",
+        "art without sliders",
+    ],
+    "pixel_space": [
+        "selectivity",
+        "redundancy",
+        "factors",
+        "diversity",
+        "text alignment",
+        "art",
+        "art without sliders",
+        "art (efficientnet-lite0)",
+        "art without sliders (efficientnet-lite0)",
+    ],
+    "data_diversity": [
+        "alignment",
+        "selectivity",
+        "factors",
+        "diversity",
+        "text alignment",
+        "art",
+        "art without sliders",
+    ],
     "rank": ["weights", "seconds", "alignment", "leakage", "effect", "selectivity", "redundancy"],
     "number_of_directions-mixes": ["diversity", "text alignment", "art", "art without sliders"],
     "window": ["steps", "effect", "distance", "similarity", "selectivity", "overlap"],
-    "additions": ["alignment", "leakage", "effect", "monotonicity", "selectivity", "diversity", "text alignment",
-              "art", "art without sliders"],
+    "additions": [
+        "alignment",
+        "leakage",
+        "effect",
+        "monotonicity",
+        "selectivity",
+        "diversity",
+        "text alignment",
+        "art",
+        "art without sliders",
+    ],
 }
 
 

@@ -73,18 +73,31 @@ def main():
         runs.append(0)
         for i in range(1, 21):
             shown.sliders[1].value = i / 10 + (0.0 if pause == 0.02 else -0.05)
-            shown.sliders[2].value = pause * 10  # another mix each time: nothing comes from the cache
+            shown.sliders[2].value = (
+                pause * 10
+            )  # another mix each time: nothing comes from the cache
             time.sleep(pause)
         shown.wait()
     drags, painting.sample = [len(part) for part in "".join(map(str, runs)).split("0")[1:]], sample
     shown.close()
-    text = table(["", "milliseconds", "over a plain call"], [
-        ["a plain call of the pipeline, one image", f"{1e3 * call:.0f}", "1.0"],
-        ["a slider moved after a rest", f"{1e3 * fresh:.0f}", f"{fresh / call:.1f}"],
-        [f"the last of a drag (of which {1e3 * shown._newest.settle:.0f} is waiting for the hand to rest)",
-         f"{1e3 * last:.0f}", f"{last / call:.1f}"],
-        ["a position that was seen before", f"{1e3 * kept:.1f}", f"{kept / call:.2f}"],
-        ["a board of 40 sliders", f"{1e3 * statistics.median(opened):.0f}", f"{statistics.median(opened) / call:.1f}"]])
+    text = table(
+        ["", "milliseconds", "over a plain call"],
+        [
+            ["a plain call of the pipeline, one image", f"{1e3 * call:.0f}", "1.0"],
+            ["a slider moved after a rest", f"{1e3 * fresh:.0f}", f"{fresh / call:.1f}"],
+            [
+                f"the last of a drag (of which {1e3 * shown._newest.settle:.0f} is waiting for the hand to rest)",
+                f"{1e3 * last:.0f}",
+                f"{last / call:.1f}",
+            ],
+            ["a position that was seen before", f"{1e3 * kept:.1f}", f"{kept / call:.2f}"],
+            [
+                "a board of 40 sliders",
+                f"{1e3 * statistics.median(opened):.0f}",
+                f"{statistics.median(opened) / call:.1f}",
+            ],
+        ],
+    )
     text += f"\n\nPictures made in drags of 20 values, 5, 20 and 50 ms apart: {', '.join(map(str, drags))}.\n"
     print(text)
     if "--readme" in sys.argv:

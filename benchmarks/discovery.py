@@ -52,10 +52,20 @@ def run(samples):
             spent["encoder"] = spent.get("encoder", 0) + time.perf_counter() - start
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, timed(model.denoiser, "forward", spent, "denoiser"), \
-         timed(model.pipe.vae, "decode", spent, "decoder"):
-        discover(model, PROMPT, samples=samples, count=40, encoder=Encoder(clip.name, encode), folder=folder,
-                 progress=lambda x, **k: x)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        timed(model.denoiser, "forward", spent, "denoiser"),
+        timed(model.pipe.vae, "decode", spent, "decoder"),
+    ):
+        discover(
+            model,
+            PROMPT,
+            samples=samples,
+            count=40,
+            encoder=Encoder(clip.name, encode),
+            folder=folder,
+            progress=lambda x, **k: x,
+        )
     total = time.perf_counter() - start
     spent["rest"] = total - sum(spent.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -69,11 +79,18 @@ def main():
     args = p.parse_args()
     if args.child:
         return print(json.dumps(run(args.child)))
-    print("| samples | seconds | denoiser | decoder | encoder | rest | peak of memory |\n|" + " --- |" * 7)
+    print(
+        "| samples | seconds | denoiser | decoder | encoder | rest | peak of memory |\n|"
+        + " --- |" * 7
+    )
     for samples in (args.samples // 10, args.samples):
-        made = subprocess.run([sys.executable, __file__, "--child", str(samples)], stdout=subprocess.PIPE, check=True)
+        made = subprocess.run(
+            [sys.executable, __file__, "--child", str(samples)], stdout=subprocess.PIPE, check=True
+        )
         r = json.loads(made.stdout.splitlines()[-1])
-        shares = " | ".join(f"{r[k] / r['total']:.0%}" for k in ("denoiser", "decoder", "encoder", "rest"))
+        shares = " | ".join(
+            f"{r[k] / r['total']:.0%}" for k in ("denoiser", "decoder", "encoder", "rest")
+        )
         print(f"| {samples} | {r['total']:.0f} | {shares} | {r['peak']:.0f} MiB |", flush=True)
 
 

@@ -28,8 +28,12 @@ def random_space(model, sliders):
     down, up = usual_start(model, "random", layers, sliders)
     gen = torch.Generator().manual_seed(0)
     up = {n: 0.05 * torch.randn(b.shape, generator=gen) for n, b in up.items()}
-    card = dict(model=model.name, fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name)
-    return SliderSpace(down, up, [f"s{i}" for i in range(sliders)], torch.tensor([[-1.0, 1.0]] * sliders), 1, card)
+    card = dict(
+        model=model.name, fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name
+    )
+    return SliderSpace(
+        down, up, [f"s{i}" for i in range(sliders)], torch.tensor([[-1.0, 1.0]] * sliders), 1, card
+    )
 
 
 def weights(model):
@@ -59,7 +63,9 @@ class Peft:
         self.names = []
         for i, path in enumerate(space.export(folder, mix)):
             self.names.append(f"a{i}")
-            self.pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=self.names[-1])
+            self.pipe.load_lora_weights(
+                path.parent, weight_name=path.name, adapter_name=self.names[-1]
+            )
 
     def switch(self, mix):
         if self.mix is None:
@@ -77,7 +83,11 @@ def measured(laps):
     ways["64 sliders, gated"] = Gated(models["64 sliders, gated"], space)
     ways["64 adapters of peft"] = Peft(models["64 adapters of peft"], space, tempfile.mkdtemp())
     ways["folded"] = Peft(models["folded"], space, tempfile.mkdtemp(), ON)
-    noise, calls, switches = start_noise(models["unchanged"], 0, list(range(BATCH))), {w: [] for w in models}, {}
+    noise, calls, switches = (
+        start_noise(models["unchanged"], 0, list(range(BATCH))),
+        {w: [] for w in models},
+        {},
+    )
     t = models["unchanged"].timesteps(models["unchanged"].steps)[0][2]
     for name, way in ways.items():
         each = [{0: m} for m in (1.0, -0.5)] if name == "one slider" else mixes
@@ -90,24 +100,41 @@ def measured(laps):
                 calls[name].append(seconds)
     same = [models[w].predict(noise, t, PROMPT, 1.0)[0] for w in names[2:]]
     for other in same[1:]:
-        torch.testing.assert_close(other, same[0], rtol=1e-3, atol=1e-3)  # the same mix, or the comparison means nothing
-    found = [(n, statistics.median(calls[n]), switches.get(n), weights(m)) for n, m in models.items()]
+        torch.testing.assert_close(
+            other, same[0], rtol=1e-3, atol=1e-3
+        )  # the same mix, or the comparison means nothing
+    found = [
+        (n, statistics.median(calls[n]), switches.get(n), weights(m)) for n, m in models.items()
+    ]
     for model in models.values():
         detach(model)
     return found
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--laps", type=int, default=30)
     p.add_argument("--readme", action="store_true", help="write the table into docs/report.md too")
     args = p.parse_args()
     torch.set_num_threads(2)
     found = measured(args.laps)
     base = found[0]
-    rows = [[n, f"{1000 * s:.0f} ms", f"{s / base[1]:.2f}", "" if w is None else f"{1000 * w:.1f} ms",
-             f"{(b - base[3]) / 2**20:.1f} MiB"] for n, s, w, b in found]
-    text = table(["", f"a call of {BATCH} images", "over unchanged", "a change of the mix", "more weights"], rows)
+    rows = [
+        [
+            n,
+            f"{1000 * s:.0f} ms",
+            f"{s / base[1]:.2f}",
+            "" if w is None else f"{1000 * w:.1f} ms",
+            f"{(b - base[3]) / 2**20:.1f} MiB",
+        ]
+        for n, s, w, b in found
+    ]
+    text = table(
+        ["", f"a call of {BATCH} images", "over unchanged", "a change of the mix", "more weights"],
+        rows,
+    )
     print(text)
     if args.readme:
         write_figures(Path(__file__).parents[1] / "docs/report.md", text, "inference")

@@ -22,7 +22,14 @@ from sliderspace.portraits.model_metrics import FrechetTo, accuracies, psnr, she
 from sliderspace.models.loading import load
 from sliderspace.models.pipeline import bundled
 from sliderspace.portraits.dataset import (
-    NUMBERS, PROMPT, caption, dataset, dataset_numbers, draw_factors, score_factors, score_numbers,
+    NUMBERS,
+    PROMPT,
+    caption,
+    dataset,
+    dataset_numbers,
+    draw_factors,
+    score_factors,
+    score_numbers,
 )
 from sliderspace.sampling.generate import pictures, sample, start_noise
 from sliderspace.portraits.world import PORTRAITS_64, world_of
@@ -39,7 +46,9 @@ def write_figures(card, figures, name="figures"):
     "Put figures between the marks of a model card, or of another text."
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     text = card.read_text()
-    card.write_text(text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :])
+    card.write_text(
+        text[: text.index(begin) + len(begin)] + "\n" + figures + "\n" + text[text.index(end) :]
+    )
 
 
 def measured(path, make, kept=False):
@@ -77,7 +86,10 @@ def timed(call, repeats=5):
 def through_autoencoder(model, images):
     "Images, encoded and decoded, in [0, 1]."
     x = images * 2 - 1
-    z = torch.cat([model.pipe.vae.encode(b).latent_dist.mean for b in x.split(50)]) * model.pipe.vae.config.scaling_factor
+    z = (
+        torch.cat([model.pipe.vae.encode(b).latent_dist.mean for b in x.split(50)])
+        * model.pipe.vae.config.scaling_factor
+    )
     return torch.cat([model.decode(b) for b in z.split(50)])
 
 
@@ -95,15 +107,19 @@ def explained(images, seed, folder):
 
 def networks(folder=None):
     "What Frechet distances are measured in: the model's own encoder, and one that had no part in training."
-    return {"portraits-clip": encoder(str((folder or bundled()) / "clip")),
-            "EfficientNet-Lite0": encoder("efficientnet-lite0")}
+    return {
+        "portraits-clip": encoder(str((folder or bundled()) / "clip")),
+        "EfficientNet-Lite0": encoder("efficientnet-lite0"),
+    }
 
 
 @torch.no_grad()
 def captioned(model, people, steps=STEPS, guidance=GUIDANCE, seed=11):
     "An image for each person's full caption."
     noise = start_noise(model, seed, range(len(people)))
-    finals = [sample(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)]
+    finals = [
+        sample(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)
+    ]
     return torch.cat([model.decode(z) for z in finals])
 
 
@@ -137,13 +153,20 @@ def main():
     styles = Counter(world.factors["style"][i] for i in seen)
     others = drawn(args.images, 123_456, world)[0]
     rebuilt = through_autoencoder(model, renders)
-    compared = {"captions": made, "bare prompt": bare, "bare prompt, 30 steps":
-                pictures(model, PROMPT, args.images, seed=12, steps=30), "autoencoder alone": rebuilt, "renders": others}
+    compared = {
+        "captions": made,
+        "bare prompt": bare,
+        "bare prompt, 30 steps": pictures(model, PROMPT, args.images, seed=12, steps=30),
+        "autoencoder alone": rebuilt,
+        "renders": others,
+    }
     distances = {}
     for name, network in networks(folder).items():
         distance = FrechetTo(renders, network)
         distances[name] = [f"{distance(images):,.3g}" for images in compared.values()]
-    mixture = ", ".join(f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in world.styles)
+    mixture = ", ".join(
+        f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in world.styles
+    )
 
     noise = start_noise(model, 0, range(32))
     with torch.no_grad():
@@ -154,23 +177,46 @@ def main():
 
     through = followed(rebuilt, people, folder)
     decibels = psnr(rebuilt, renders)
-    factors = table(["factor", "values", "classifier on held-out renders", "after the autoencoder",
-                     "images sampled from such captions"],
-                    [[f, len(v), f"{own[f]:.1%}", f"{through[f]:.1%}", f"{asked_for[f]:.1%}"]
-                     for f, v in world.factors.items()])
-    measures = table(["measure", "figure"], [
-        ["autoencoder, held-out renders", f"{decibels.mean():.1f} dB (standard deviation {decibels.std():.1f} "
-         f"over {len(decibels)} images)"],
-        ["image-to-text retrieval of portraits-clip", retrieval(renders, people, folder)],
-        ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
-        ["denoiser call, an image in a batch of 32", f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)"],
-        ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
-        ["styles of the bare prompt", mixture]])
-    frechet = table(["Frechet distance to renders", *compared], [[n, *row] for n, row in distances.items()])
-    figures = (f"{args.images} renders and {args.images} captions drawn anew (most of their combinations of factors "
-               f"occur in training, these renders do not); captions are sampled with {STEPS} steps "
-               f"and guidance {GUIDANCE:g}, the bare prompt with {model.steps} and none; times on "
-               f"{torch.get_num_threads()} threads of a CPU.\n\n{factors}\n\n{measures}\n\n{frechet}\n")
+    factors = table(
+        [
+            "factor",
+            "values",
+            "classifier on held-out renders",
+            "after the autoencoder",
+            "images sampled from such captions",
+        ],
+        [
+            [f, len(v), f"{own[f]:.1%}", f"{through[f]:.1%}", f"{asked_for[f]:.1%}"]
+            for f, v in world.factors.items()
+        ],
+    )
+    measures = table(
+        ["measure", "figure"],
+        [
+            [
+                "autoencoder, held-out renders",
+                f"{decibels.mean():.1f} dB (standard deviation {decibels.std():.1f} "
+                f"over {len(decibels)} images)",
+            ],
+            ["image-to-text retrieval of portraits-clip", retrieval(renders, people, folder)],
+            ["denoiser call, one image", f"{one * 1e3:.0f} ms"],
+            [
+                "denoiser call, an image in a batch of 32",
+                f"{many * 1e3:.1f} ms ({guided * 1e3:.1f} ms with guidance)",
+            ],
+            ["decode, an image in a batch of 32", f"{decode * 1e3:.1f} ms"],
+            ["styles of the bare prompt", mixture],
+        ],
+    )
+    frechet = table(
+        ["Frechet distance to renders", *compared], [[n, *row] for n, row in distances.items()]
+    )
+    figures = (
+        f"{args.images} renders and {args.images} captions drawn anew (most of their combinations of factors "
+        f"occur in training, these renders do not); captions are sampled with {STEPS} steps "
+        f"and guidance {GUIDANCE:g}, the bare prompt with {model.steps} and none; times on "
+        f"{torch.get_num_threads()} threads of a CPU.\n\n{factors}\n\n{measures}\n\n{frechet}\n"
+    )
     if world.continuous:
         read = explained(renders, 987_654, folder)
         rows = [[name, f"{value:.3f}"] for name, value in read.items()]

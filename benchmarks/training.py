@@ -66,7 +66,9 @@ class Watch:
             look()
         for reached in steps:
             yield reached
-            early = steps.done < 100 and not steps.settings.ahead  # nothing to see yet, and each look takes half a minute
+            early = (
+                steps.done < 100 and not steps.settings.ahead
+            )  # nothing to see yet, and each look takes half a minute
             if (steps.done in AT and not early) or steps.done == steps.settings.updates:
                 look()
 
@@ -77,15 +79,27 @@ class Watch:
         from sliderspace.training.alignment import held_out_cosines
         from sliderspace.training.from_directions import calibrate, final_effects
 
-        adapter, run, own = steps.adapter, self.found.samples.run, (steps.model, steps.encoder, steps.adapter)
+        adapter, run, own = (
+            steps.adapter,
+            self.found.samples.run,
+            (steps.model, steps.encoder, steps.adapter),
+        )
         before = [p.detach().clone() for pair in adapter.parameters().values() for p in pair]
-        calibrate(*own, self.found, self.chosen, list(range(run.samples, run.samples + 4)), most=16.0)
-        effect = final_effects(*own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 18)))
+        calibrate(
+            *own, self.found, self.chosen, list(range(run.samples, run.samples + 4)), most=16.0
+        )
+        effect = final_effects(
+            *own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 18))
+        )
         mean = held_out_cosines(*own, self.test, steps.vectors).nanmean(1)
         others = mean - mean.diag().diag()
-        point = dict(updates=steps.done, alignment=mean.diag().mean().item(), effect=effect.mean().item(),
-                     dominant=int((mean.argmax(1) == torch.arange(len(mean))).sum()),
-                     leakage=others.abs().amax(1).mean().item())
+        point = dict(
+            updates=steps.done,
+            alignment=mean.diag().mean().item(),
+            effect=effect.mean().item(),
+            dominant=int((mean.argmax(1) == torch.arange(len(mean))).sum()),
+            leakage=others.abs().amax(1).mean().item(),
+        )
         if last:
             point |= self.truth(steps)
         with torch.no_grad():
@@ -105,13 +119,22 @@ class Watch:
         noise = start_noise(steps.model, run.seed, list(range(run.samples + 30, run.samples + 38)))
 
         def images(k, strength):
-            steps.adapter.set(strength * torch.nn.functional.one_hot(torch.tensor(k), steps.adapter.sliders).float())
+            steps.adapter.set(
+                strength
+                * torch.nn.functional.one_hot(torch.tensor(k), steps.adapter.sliders).float()
+            )
             return sample(steps.model, PROMPT, noise, run.steps, run.guidance)
 
         labels = [str(k) for k in range(steps.adapter.sliders)]
-        latents = torch.stack([torch.stack([images(k, s) for s in strengths]) for k in range(len(labels))])
+        latents = torch.stack(
+            [torch.stack([images(k, s) for s in strengths]) for k in range(len(labels))]
+        )
         steps.adapter.set(None)
-        return dict(selectivity=score_edits(steps.model, labels, strengths, latents).selectivity.mean().item())
+        return dict(
+            selectivity=score_edits(steps.model, labels, strengths, latents)
+            .selectivity.mean()
+            .item()
+        )
 
 
 def run(way, seed, samples, sliders, folder):
@@ -125,11 +148,21 @@ def run(way, seed, samples, sliders, folder):
 
     torch.set_num_threads(2)
     model = load("portraits", steps=4)
-    found = discover(model, PROMPT, samples=samples, count=sliders + 8, seed=seed, folder=folder, progress=lambda x, **k: x)
+    found = discover(
+        model,
+        PROMPT,
+        samples=samples,
+        count=sliders + 8,
+        seed=seed,
+        folder=folder,
+        progress=lambda x, **k: x,
+    )
     last = samples - max(2, samples // 8)
     test = make_pool(model, found, list(range(last, samples)), 32, seed + 1)
     watch = Watch(model, found, choose_directions(found, sliders), test)
-    train(model, found, sliders, WAYS[way], seed=seed, progress=watch, held_rows=10, calibrated=False)
+    train(
+        model, found, sliders, WAYS[way], seed=seed, progress=watch, held_rows=10, calibrated=False
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return dict(way=way, seed=seed, points=watch.points, peak=peak)
 
@@ -159,20 +192,44 @@ def spread(values, form="{:.2f}"):
 
 def figures(runs, ways):
     """The table of all ways, measured against the first."""
-    by = {way: sorted((r for r in runs if r["way"] == way), key=lambda r: r["seed"]) for way in ways}
+    by = {
+        way: sorted((r for r in runs if r["way"] == way), key=lambda r: r["seed"]) for way in ways
+    }
     goals = [r["points"][-1]["alignment"] for r in by[ways[0]]]
     rows = []
     for part in (0.5, 0.9, 1.0):
         for what, form in (("seconds", "{:.0f}"), ("passes", "{:.0f}")):
-            rows.append([f"{what} to {part:.0%} of the {ways[0]}'s final alignment"]
-                        + [spread([reach(r["points"], part * g, what) for r, g in zip(by[w], goals)], form) for w in ways])
-    for what, form in (("seconds", "{:.0f}"), ("passes", "{:.0f}"), ("alignment", "{:.3f}"), ("dominant", "{:.1f}"),
-                       ("leakage", "{:.3f}"), ("effect", "{:.2f}"), ("selectivity", "{:.3f}")):
-        rows.append([f"{what} in the end"] + [spread([r["points"][-1][what] for r in by[w]], form) for w in ways])
+            rows.append(
+                [f"{what} to {part:.0%} of the {ways[0]}'s final alignment"]
+                + [
+                    spread([reach(r["points"], part * g, what) for r, g in zip(by[w], goals)], form)
+                    for w in ways
+                ]
+            )
+    for what, form in (
+        ("seconds", "{:.0f}"),
+        ("passes", "{:.0f}"),
+        ("alignment", "{:.3f}"),
+        ("dominant", "{:.1f}"),
+        ("leakage", "{:.3f}"),
+        ("effect", "{:.2f}"),
+        ("selectivity", "{:.3f}"),
+    ):
+        rows.append(
+            [f"{what} in the end"]
+            + [spread([r["points"][-1][what] for r in by[w]], form) for w in ways]
+        )
     rows.append(["peak memory, MiB"] + [spread([r["peak"] for r in by[w]], "{:.0f}") for w in ways])
     points = [["alignment after updates", *map(str, AT)]] + [
-        [w] + [spread(v, "{:.3f}") if (v := [p["alignment"] for r in by[w] for p in r["points"] if p["updates"] == n])
-               else "" for n in AT] for w in ways]
+        [w]
+        + [
+            spread(v, "{:.3f}")
+            if (v := [p["alignment"] for r in by[w] for p in r["points"] if p["updates"] == n])
+            else ""
+            for n in AT
+        ]
+        for w in ways
+    ]
     return table(["", *ways], rows) + "\n\n" + table(points[0], points[1:])
 
 
@@ -194,13 +251,22 @@ def picture(runs, ways, path):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--ways", nargs="+", default=["recipe", "ours"], choices=WAYS)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--samples", type=int, default=400)
     p.add_argument("--sliders", type=int, default=16)
-    p.add_argument("--folder", type=Path, default=Path("benchmarks/output"), help="what is measured is kept and not measured again")
-    p.add_argument("--readme", action="store_true", help="write table and picture into docs/report.md too")
+    p.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("benchmarks/output"),
+        help="what is measured is kept and not measured again",
+    )
+    p.add_argument(
+        "--readme", action="store_true", help="write table and picture into docs/report.md too"
+    )
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -211,11 +277,28 @@ def main():
     runs = []
     for seed in range(args.seeds):
         for way in args.ways:
-            kept = args.folder / f"training-{way.replace(' ', '-')}-{seed}-{args.samples}-{args.sliders}.json"
+            kept = (
+                args.folder
+                / f"training-{way.replace(' ', '-')}-{seed}-{args.samples}-{args.sliders}.json"
+            )
             if not kept.exists():
                 made = subprocess.run(
-                    [sys.executable, __file__, "--child", way, str(seed), "--samples", str(args.samples), "--sliders",
-                     str(args.sliders), "--folder", str(args.folder)], stdout=subprocess.PIPE, check=True)
+                    [
+                        sys.executable,
+                        __file__,
+                        "--child",
+                        way,
+                        str(seed),
+                        "--samples",
+                        str(args.samples),
+                        "--sliders",
+                        str(args.sliders),
+                        "--folder",
+                        str(args.folder),
+                    ],
+                    stdout=subprocess.PIPE,
+                    check=True,
+                )
                 kept.write_bytes(made.stdout.splitlines()[-1])
             runs.append(json.loads(kept.read_text()))
             end = runs[-1]["points"][-1]

@@ -26,9 +26,20 @@ from sliderspace.portraits.ground_truth import plot_truth, random_sliders, score
 def reach(model, encoder, space, samples=4):
     "Mean distance of features between images at strengths -1 and 1 and the unchanged ones."
     card = space.card
-    latents = sweep(model, space, card["prompts"], list(range(2000, 2000 + samples)), card["seed"], (-1.0, 0.0, 1.0),
-                    steps=card["steps"], guidance=card["guidance"], progress=lambda x, **k: x)
-    phi = torch.cat([features(model, encoder, x) for x in latents.flatten(0, 2).split(64)]).unflatten(0, latents.shape[:3])
+    latents = sweep(
+        model,
+        space,
+        card["prompts"],
+        list(range(2000, 2000 + samples)),
+        card["seed"],
+        (-1.0, 0.0, 1.0),
+        steps=card["steps"],
+        guidance=card["guidance"],
+        progress=lambda x, **k: x,
+    )
+    phi = torch.cat(
+        [features(model, encoder, x) for x in latents.flatten(0, 2).split(64)]
+    ).unflatten(0, latents.shape[:3])
     return (phi[:, [0, 2]] - phi[:, [1]]).norm(dim=-1).mean().item()
 
 
@@ -43,31 +54,51 @@ def as_strong(model, encoder, space, rounds=6):
 
 
 def row(name, truth):
-    return [name, f"{truth.selectivity.mean():.2f} ± {truth.selectivity.std():.2f}",
-            f"{truth.mean_redundancy:.2f}", f"{truth.stability:.2f}",
-            *(f"{c:.2f}" for c in truth.coverage.values())]
+    return [
+        name,
+        f"{truth.selectivity.mean():.2f} ± {truth.selectivity.std():.2f}",
+        f"{truth.mean_redundancy:.2f}",
+        f"{truth.stability:.2f}",
+        *(f"{c:.2f}" for c in truth.coverage.values()),
+    ]
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("space", type=Path)
     p.add_argument("--samples", type=int, default=8, help="images of each slider and strength")
-    p.add_argument("--output", type=Path, default=Path("truth"), help="folder of table and pictures")
+    p.add_argument(
+        "--output", type=Path, default=Path("truth"), help="folder of table and pictures"
+    )
     args = p.parse_args()
     output, model = writable_folder(args.output), load("portraits")
     space, encoder = SliderSpace.load(args.space, model), encoder_of("portraits-clip")
     null, wanted, got = as_strong(model, encoder, space)
-    spaces = {"the space": space, "random, same norms": random_sliders(space), "random, same change": null}
+    spaces = {
+        "the space": space,
+        "random, same norms": random_sliders(space),
+        "random, same change": null,
+    }
     truths = {name: score_sliders(model, s, args.samples) for name, s in spaces.items()}
     rows = [row(name, truth) for name, truth in truths.items()]
     head = ["sliders", "selectivity", "redundancy", "stability", *truths["the space"].coverage]
     text = table(head, rows)
-    print(f"change of images at strengths -1 and 1: {wanted:.3f}, of the last null {got:.3f}\n\n{text}\n")
-    print("\n".join(f"{label}: {main} ({s:.2f})" for label, main, s in
-                    zip(space.labels, truths["the space"].main, truths["the space"].selectivity.tolist())))
+    print(
+        f"change of images at strengths -1 and 1: {wanted:.3f}, of the last null {got:.3f}\n\n{text}\n"
+    )
+    print(
+        "\n".join(
+            f"{label}: {main} ({s:.2f})"
+            for label, main, s in zip(
+                space.labels, truths["the space"].main, truths["the space"].selectivity.tolist()
+            )
+        )
+    )
     write_bytes(output / "table.md", (text + "\n").encode())
     for name, truth in truths.items():
-        write_bytes(output / f"{name.replace(', ', '-').replace(' ', '-')}.png", png(plot_truth(truth)))
+        write_bytes(
+            output / f"{name.replace(', ', '-').replace(' ', '-')}.png", png(plot_truth(truth))
+        )
 
 
 if __name__ == "__main__":

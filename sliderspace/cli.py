@@ -24,78 +24,113 @@ METHODS = {"ours": OURS, "published": PUBLISHED}
 
 # %% ../nbs/11_cli.ipynb #cell-05
 def _parser():
-    p = argparse.ArgumentParser(prog="sliderspace", description="Open up what a text-to-image diffusion model knows.")
+    p = argparse.ArgumentParser(
+        prog="sliderspace", description="Open up what a text-to-image diffusion model knows."
+    )
     sub = p.add_subparsers(dest="command", required=True)
     d = sub.add_parser(
-        "demo", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        help="discover the main directions of a prompt, train a slider for each, write a folder to look at")
+        "demo",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="discover the main directions of a prompt, train a slider for each, write a folder to look at",
+    )
     d.add_argument("--prompt", default=PROMPT)
-    d.add_argument("--model", default="portraits",
-                   help="'portraits', 'portraits-fast', 'sdxl-dmd2', ..., owner/name, a folder or a checkpoint")
+    d.add_argument(
+        "--model",
+        default="portraits",
+        help="'portraits', 'portraits-fast', 'sdxl-dmd2', ..., owner/name, a folder or a checkpoint",
+    )
     d.add_argument("--steps", type=int, help="sampler steps, if not the model's usual number")
     d.add_argument("--guidance", type=float, help="if not the model's usual")
     d.add_argument("--size", type=int, help="of images, pixels a side, if not the model's usual")
-    d.add_argument("--low-memory", action="store_true", help="slower, on less GPU memory; see sliderspace.load")
-    d.add_argument("--encoder", help="see sliderspace.features.encoders.encoder; needed for other models than the bundled one")
+    d.add_argument(
+        "--low-memory", action="store_true", help="slower, on less GPU memory; see sliderspace.load"
+    )
+    d.add_argument(
+        "--encoder",
+        help="see sliderspace.features.encoders.encoder; needed for other models than the bundled one",
+    )
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
     d.add_argument("--method", choices=METHODS, default="ours", help="of training")
     d.add_argument("--updates", type=int, help="of the training, if not the method's own number")
     d.add_argument("--seed", type=int, default=0)
-    d.add_argument("--output", type=Path, default=Path("demo"),
-                   help="folder; a run that was stopped goes on from the samples and the training in it")
+    d.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo"),
+        help="folder; a run that was stopped goes on from the samples and the training in it",
+    )
     return p
 
 # %% ../nbs/11_cli.ipynb #cell-06
 def demo(
-    output:str|Path,   # folder
-    prompt:str=PROMPT,
-    model:str="portraits",
-    encoder:str|None=None,
-    samples:int=400,
-    sliders:int=16,
-    method:str="ours",    # of training, or "published"
-    updates:int|None=None, # default: the method's own number
-    seed:int=0,
-    size:int|None=None,   # of images, pixels a side
-    **loading,            # `steps`, `guidance` and `low_memory` of `loading.load`
-)->Path:               # of the page
+    output: str | Path,  # folder
+    prompt: str = PROMPT,
+    model: str = "portraits",
+    encoder: str | None = None,
+    samples: int = 400,
+    sliders: int = 16,
+    method: str = "ours",  # of training, or "published"
+    updates: int | None = None,  # default: the method's own number
+    seed: int = 0,
+    size: int | None = None,  # of images, pixels a side
+    **loading,  # `steps`, `guidance` and `low_memory` of `loading.load`
+) -> Path:  # of the page
     """Discover, train, measure, write: the whole way, as `sliderspace demo` does it.
 
     Raises `ValueError` for bad input, before any work."""
     output = writable_folder(output)
-    if not 1 <= sliders <= 100: raise ValueError(f"sliders must be 1 to 100, not {sliders}")
-    if samples < 16: raise ValueError(f"samples must be 16 or more, not {samples}")
-    if method not in METHODS: raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
+    if not 1 <= sliders <= 100:
+        raise ValueError(f"sliders must be 1 to 100, not {sliders}")
+    if samples < 16:
+        raise ValueError(f"samples must be 16 or more, not {samples}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
     options = {} if updates is None else {"updates": updates}
-    if updates is not None and updates < 0: raise ValueError(f"updates must be 0 or more, not {updates}")
+    if updates is not None and updates < 0:
+        raise ValueError(f"updates must be 0 or more, not {updates}")
     loaded = load(model, size=None if size is None else (size, size), **loading)
-    found = discover(loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output/"samples")
-    if found.samples.run.samples < samples: raise KeyboardInterrupt # what was drawn is kept
-    space = train(loaded, found, sliders, METHODS[method], encoder, seed, output/"training", **options)
+    found = discover(
+        loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output / "samples"
+    )
+    if found.samples.run.samples < samples:
+        raise KeyboardInterrupt  # what was drawn is kept
+    space = train(
+        loaded, found, sliders, METHODS[method], encoder, seed, output / "training", **options
+    )
     return write_folder(output, loaded, found, measure(loaded, space, found))
 
 # %% ../nbs/11_cli.ipynb #cell-07
 def _live(folder, model, size=None, **loading):
     "How to get live sliders of what was made: three lines for any notebook."
-    given = {k: loading[k] for k in ("steps", "guidance", "low_memory")} | {"size": size and (size, size)}
+    given = {k: loading[k] for k in ("steps", "guidance", "low_memory")} | {
+        "size": size and (size, size)
+    }
     given = "".join(f", {k}={v!r}" for k, v in given.items() if v not in (None, False))
-    return ("live sliders, in a notebook (make lab, or pip install jupyterlab):\n"
-            "  from sliderspace import SliderSpace, board, load\n"
-            f"  model = load({model!r}{given})\n"
-            f'  board(model, SliderSpace.load({str(folder.resolve()/"space.safetensors")!r}, model))')
+    return (
+        "live sliders, in a notebook (make lab, or pip install jupyterlab):\n"
+        "  from sliderspace import SliderSpace, board, load\n"
+        f"  model = load({model!r}{given})\n"
+        f"  board(model, SliderSpace.load({str(folder.resolve() / 'space.safetensors')!r}, model))"
+    )
 
 # %% ../nbs/11_cli.ipynb #cell-08
-def main(argv:list[str]|None=None)->int: # exit status: 0, 1 for bad input, 130 when interrupted
+def main(
+    argv: list[str] | None = None,
+) -> int:  # exit status: 0, 1 for bad input, 130 when interrupted
     """The console command `sliderspace`."""
     args, start = vars(_parser().parse_args(argv)), time.time()
     args.pop("command")
-    try: page = demo(**args)
+    try:
+        page = demo(**args)
     except (ValueError, FileNotFoundError) as e:
         print(f"sliderspace: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; what was made is kept in {args['output']} and used again next time", file=sys.stderr)
+        print(
+            f"\nstopped; what was made is kept in {args['output']} and used again next time",
+            file=sys.stderr,
+        )
         return 130
     print(f"\ndone in {time.time() - start:.0f} s. Look at   {page}\n{_live(page.parent, **args)}")
     return 0

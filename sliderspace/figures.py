@@ -15,49 +15,56 @@ from torch import Tensor
 
 # %% ../nbs/00_core/00_figures.ipynb #cell-04
 def grid(
-    images:Tensor,  # in [0, 1], `(rows, columns, 3, h, w)`
-    zoom:int=1,     # whole-number enlargement, pixels kept square
-    gap:int=2,      # white pixels between images
-)->Image.Image:
+    images: Tensor,  # in [0, 1], `(rows, columns, 3, h, w)`
+    zoom: int = 1,  # whole-number enlargement, pixels kept square
+    gap: int = 2,  # white pixels between images
+) -> Image.Image:
     """Put images side by side, row by row, as one."""
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
-    picture = to_pil_image(make_grid(images.flatten(0, 1), nrow=images.shape[1], padding=gap, pad_value=1.))
-    if zoom <= 1: return picture
+
+    picture = to_pil_image(
+        make_grid(images.flatten(0, 1), nrow=images.shape[1], padding=gap, pad_value=1.0)
+    )
+    if zoom <= 1:
+        return picture
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 # %% ../nbs/00_core/00_figures.ipynb #cell-06
 def png(
     image,  # a PIL image or a matplotlib `Figure`
-)->bytes:
+) -> bytes:
     """Encode an image as PNG; the same image gives the same bytes."""
     out = BytesIO()
-    if hasattr(image, "savefig"): image.savefig(out, format="png", dpi=120, metadata={"Software": None})
-    else: image.save(out, format="PNG")
+    if hasattr(image, "savefig"):
+        image.savefig(out, format="png", dpi=120, metadata={"Software": None})
+    else:
+        image.save(out, format="PNG")
     return out.getvalue()
 
 # %% ../nbs/00_core/00_figures.ipynb #cell-07
 def data_uri(
-    data:bytes,      # of a file
-    kind:str="png",  # of image
-)->str:
+    data: bytes,  # of a file
+    kind: str = "png",  # of image
+) -> str:
     """Write an image file as a URI that a page can hold in itself."""
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
 
 # %% ../nbs/00_core/00_figures.ipynb #cell-10
 def new_figure(
-    *size:float, # width and height in inches
+    *size: float,  # width and height in inches
 ):
     """Make a matplotlib `Figure` that a notebook shows by itself, whatever backend is on."""
     from matplotlib.figure import Figure
+
     fig = Figure(figsize=size, layout="constrained")
     fig._repr_png_ = lambda: png(fig)
     return fig
 
 # %% ../nbs/00_core/00_figures.ipynb #cell-11
 def html_table(
-    rows:list[list[str]], # the first of them is the head
-)->str:
+    rows: list[list[str]],  # the first of them is the head
+) -> str:
     """Lay out texts as an HTML table, escaped."""
     head, *body = ([escape(c) for c in row] for row in rows)
     lines = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)

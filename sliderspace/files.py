@@ -17,28 +17,30 @@ from torch import Tensor
 
 # %% ../nbs/00_core/01_files.ipynb #cell-03
 def writable_folder(
-    folder:str|Path, # made if missing
-)->Path:
+    folder: str | Path,  # made if missing
+) -> Path:
     """The folder as a `Path`, after making sure that files can be written there.
 
     Raises `ValueError` when it cannot be made or written: called before long work, so that the work is not lost."""
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder/f".sliderspace-{os.getpid()}"
+        probe = folder / f".sliderspace-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise ValueError(f"cannot write into folder {str(folder)!r}: {e.strerror}; name another folder") from e
+        raise ValueError(
+            f"cannot write into folder {str(folder)!r}: {e.strerror}; name another folder"
+        ) from e
     return folder
 
 # %% ../nbs/00_core/01_files.ipynb #cell-04
-def write_bytes(path:str|Path, data:bytes):
+def write_bytes(path: str | Path, data: bytes):
     """Write a file whole or not at all: under a temporary name, synced, then renamed.
 
     Raises `ValueError` if its folder is not writable, it is a folder, or the disk is full."""
     path = Path(path).expanduser()
-    new = writable_folder(path.parent)/f".{path.name}.{os.getpid()}.new"
+    new = writable_folder(path.parent) / f".{path.name}.{os.getpid()}.new"
     try:
         with open(new, "wb") as f:
             f.write(data)
@@ -47,13 +49,15 @@ def write_bytes(path:str|Path, data:bytes):
         os.replace(new, path)
     except OSError as e:
         new.unlink(missing_ok=True)
-        raise ValueError(f"cannot write file {str(path)!r}: {e.strerror}; name another file or make room") from e
+        raise ValueError(
+            f"cannot write file {str(path)!r}: {e.strerror}; name another file or make room"
+        ) from e
 
 # %% ../nbs/00_core/01_files.ipynb #cell-05
 def tensor_bytes(
-    tensors:dict[str, Tensor],
-    header:dict[str, str],
-)->bytes:
+    tensors: dict[str, Tensor],
+    header: dict[str, str],
+) -> bytes:
     """A safetensors file's content with its header sorted, which `save` leaves to chance."""
     data = save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}, header)
     end = 8 + int.from_bytes(data[:8], "little")
@@ -62,31 +66,36 @@ def tensor_bytes(
     return len(head).to_bytes(8, "little") + head + data[end:]
 
 # %% ../nbs/00_core/01_files.ipynb #cell-06
-def card_key(card:dict)->str:
+def card_key(card: dict) -> str:
     "A short hash of a card: what names the files of a run."
     return sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/00_core/01_files.ipynb #cell-07
 def write_tensors(
-    path:str|Path,
-    tensors:dict[str, Tensor],
-    card:dict,     # anything JSON can hold, without NaN
-    kind:str,      # what the file is, such as "space": checked by `read_tensors`
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    card: dict,  # anything JSON can hold, without NaN
+    kind: str,  # what the file is, such as "space": checked by `read_tensors`
 ):
     """Save tensors and their card. The same content gives the same bytes."""
-    header = {"format": "pt", "sliderspace": kind, "card": json.dumps(card, sort_keys=True, allow_nan=False)}
+    header = {
+        "format": "pt",
+        "sliderspace": kind,
+        "card": json.dumps(card, sort_keys=True, allow_nan=False),
+    }
     write_bytes(path, tensor_bytes(tensors, header))
 
 # %% ../nbs/00_core/01_files.ipynb #cell-08
 def read_tensors(
-    path:str|Path,
-    kind:str, # what the file must be
-)->tuple[dict[str, Tensor], dict]: # tensors and card
+    path: str | Path,
+    kind: str,  # what the file must be
+) -> tuple[dict[str, Tensor], dict]:  # tensors and card
     """Read what `write_tensors` wrote.
 
     Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one or one that holds something else."""
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"no such file: {str(path)!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {str(path)!r}")
     try:
         with safe_open(path, "pt") as f:
             header = f.metadata() or {}
@@ -96,30 +105,43 @@ def read_tensors(
                 raise ValueError(f"{str(path)!r} is {what}, wanted: {kind}")
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads(header["card"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f"{str(path)!r} is damaged or not a safetensors file ({e}); "
-                         "make it again or take another copy") from e
+        raise ValueError(
+            f"{str(path)!r} is damaged or not a safetensors file ({e}); "
+            "make it again or take another copy"
+        ) from e
 
 # %% ../nbs/00_core/01_files.ipynb #cell-10
 class Shards:
     """Tensors one behind the other, looked up like one tensor along its first dimension; read from disk when needed."""
-    def __init__(self, parts:list[Tensor]): # one or more, of one shape but for the first dimension
+
+    def __init__(
+        self, parts: list[Tensor]
+    ):  # one or more, of one shape but for the first dimension
         self.parts, ends = list(parts), torch.tensor([len(p) for p in parts]).cumsum(0)
         self.shape = (int(ends[-1]), *parts[0].shape[1:])
         self._ends = ends
 
-    def __len__(self): return self.shape[0]
+    def __len__(self):
+        return self.shape[0]
 
-    def __getitem__(self, index)->Tensor: # a number, a slice, or a list or tensor of numbers of any shape
+    def __getitem__(
+        self, index
+    ) -> Tensor:  # a number, a slice, or a list or tensor of numbers of any shape
         """The rows asked for, copied together."""
-        index = torch.arange(len(self))[index] # says what is out of range, and what is no index
-        flat, out = index.flatten(), torch.empty(index.numel(), *self.shape[1:], dtype=self.parts[0].dtype)
+        index = torch.arange(len(self))[index]  # says what is out of range, and what is no index
+        flat, out = (
+            index.flatten(),
+            torch.empty(index.numel(), *self.shape[1:], dtype=self.parts[0].dtype),
+        )
         at, start = torch.bucketize(flat, self._ends, right=True), 0
         for i, part in enumerate(self.parts):
             mine = at == i
-            if mine.any(): out[mine] = part[flat[mine] - start]
+            if mine.any():
+                out[mine] = part[flat[mine] - start]
             start += len(part)
         return out.view((*index.shape, *self.shape[1:]))
 
-    def split(self, size:int): # rows of a part, at most
+    def split(self, size: int):  # rows of a part, at most
         """Yield all rows in order, in parts."""
-        for start in range(0, len(self), size): yield self[start:start + size]
+        for start in range(0, len(self), size):
+            yield self[start : start + size]

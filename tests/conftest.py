@@ -3,7 +3,9 @@
 import os
 from functools import lru_cache
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums come out the same on every machine
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported; sums come out the same on every machine
 
 import pytest
 import torch
@@ -13,7 +15,11 @@ FLAGS = ("slow", "gpu", "net")
 
 def pytest_addoption(parser):
     for flag in FLAGS:
-        parser.addoption(f"--{flag}", action="store_true", help=f"run what is marked {flag}, in tests and in notebooks")
+        parser.addoption(
+            f"--{flag}",
+            action="store_true",
+            help=f"run what is marked {flag}, in tests and in notebooks",
+        )
 
 
 def pytest_configure(config):

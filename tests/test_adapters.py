@@ -58,13 +58,22 @@ def denoise(model, times):
 def from_pipe(model, images=2, guidance=3.0):
     """Final latents of a plain call of the pipeline."""
     noise = start_noise(model, 0, range(images))
-    return model.pipe(PROMPT, num_images_per_prompt=images, latents=noise, num_inference_steps=2,
-                      guidance_scale=guidance, output_type="latent").images
+    return model.pipe(
+        PROMPT,
+        num_images_per_prompt=images,
+        latents=noise,
+        num_inference_steps=2,
+        guidance_scale=guidance,
+        output_type="latent",
+    ).images
 
 
 def state(net):
     """What must be as it was: every parameter's name, whether it is trained, its bytes, and what is active where."""
-    parameters = {n: (p.requires_grad, p.detach().clone().numpy().tobytes()) for n, p in net.named_parameters()}
+    parameters = {
+        n: (p.requires_grad, p.detach().clone().numpy().tobytes())
+        for n, p in net.named_parameters()
+    }
     layers = {n: m for n, m in net.named_modules() if isinstance(m, LoraLayer)}
     active = {n: (tuple(m.active_adapters), dict(m.scaling)) for n, m in layers.items()}
     return parameters, active, sorted(getattr(net, "peft_config", {}))
@@ -73,18 +82,25 @@ def state(net):
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets, blocks, ends", [
-    ("keys-values", {"attn2"}, {"to_k", "to_v"}),
-    ("cross-attention", {"attn2"}, {"to_q", "to_k", "to_v", "out.0"}),
-    ("attention", {"attn1", "attn2"}, {"to_q", "to_k", "to_v", "out.0"}),
-    (r"attn1\.to_q$", {"attn1"}, {"to_q"}),
-])
+@pytest.mark.parametrize(
+    "targets, blocks, ends",
+    [
+        ("keys-values", {"attn2"}, {"to_k", "to_v"}),
+        ("cross-attention", {"attn2"}, {"to_q", "to_k", "to_v", "out.0"}),
+        ("attention", {"attn1", "attn2"}, {"to_q", "to_k", "to_v", "out.0"}),
+        (r"attn1\.to_q$", {"attn1"}, {"to_q"}),
+    ],
+)
 def test_targets_name_layers(tiny, targets, blocks, ends):
     names = target_layers(tiny, targets)
     assert len(set(names)) == len(names)
     assert {b for n in names for b in ("attn1", "attn2") if f".{b}." in n} == blocks
     assert {e for n in names for e in ("to_q", "to_k", "to_v", "out.0") if n.endswith(e)} == ends
-    attentions = sum(n.endswith(("attn1", "attn2")) for n, _ in tiny.denoiser.named_modules()) // 2 * len(blocks)
+    attentions = (
+        sum(n.endswith(("attn1", "attn2")) for n, _ in tiny.denoiser.named_modules())
+        // 2
+        * len(blocks)
+    )
     assert len(names) == attentions * len(ends)
 
 
@@ -101,12 +117,21 @@ def test_a_model_has_the_same_identity_when_adapters_are_on_it(tiny, make):
     assert (tiny.identity(), tiny.fingerprint(layers)) == before
 
 
-@pytest.mark.parametrize("targets, message", [
-    ("attn(", r"targets='attn\(' is neither one of \['keys-values', .*\] nor a regular expression \(missing"),
-    ("*", "nor a regular expression"),
-    ("keys_values", r"targets='keys_values' matches no layer of tiny; of the named ones \['keys-values'"),
-    ("norm1", "matches no layer"),
-])
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (
+            "attn(",
+            r"targets='attn\(' is neither one of \['keys-values', .*\] nor a regular expression \(missing",
+        ),
+        ("*", "nor a regular expression"),
+        (
+            "keys_values",
+            r"targets='keys_values' matches no layer of tiny; of the named ones \['keys-values'",
+        ),
+        ("norm1", "matches no layer"),
+    ],
+)
 def test_targets_without_layers_are_refused(tiny, targets, message):
     with pytest.raises(ValueError, match=message):
         target_layers(tiny, targets)
@@ -145,6 +170,7 @@ def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypa
         def call(*args):
             widths.add(len(args[at])) if len(args[at]) in (1, 2, 3) else None
             return work(*args)
+
         return call
 
     monkeypatch.setattr("sliderspace.sliders.adapter.F.linear", watched(linear, 1))
@@ -223,7 +249,9 @@ def with_peft(fresh):
     def build(adapter):
         names = [f"slider-{k}" for k in range(adapter.sliders)]
         for k, name in enumerate(names):
-            config = LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, target_modules=adapter.layers)
+            config = LoraConfig(
+                r=adapter.rank, lora_alpha=adapter.rank, target_modules=adapter.layers
+            )
             fresh.denoiser.add_adapter(config, name)
             rows = slice(k * adapter.rank, (k + 1) * adapter.rank)
             for path, (down, up) in adapter.parameters().items():
@@ -265,7 +293,9 @@ def test_a_mix_is_pefts_in_a_call_of_the_pipeline(tiny, make, with_peft, guidanc
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_every_image_of_a_batch_has_its_own_mix(tiny, make, guidance):
     adapter, mixes = make(), torch.tensor(MIXES).float()
-    grown = {n: v * (2 * guidance - 1) for n, v in CLOSE.items()}  # g a - (g - 1) b has the rounding of a and of b
+    grown = {
+        n: v * (2 * guidance - 1) for n, v in CLOSE.items()
+    }  # g a - (g - 1) b has the rounding of a and of b
     adapter.set(mixes)
     together, predicted = from_pipe(tiny, 4, guidance), predict(tiny, 4, guidance=guidance)
     for i, mix in enumerate(mixes):
@@ -290,15 +320,18 @@ def test_the_samplers_own_loop_agrees_with_the_pipeline(tiny, make):
     assert_close(ours, from_pipe(tiny, guidance=3.0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strengths, message", [
-    (torch.zeros(2), r"strengths must be \(3,\) or \(images, 3\), not \(2,\)"),
-    (torch.zeros(3, 2), r"not \(3, 2\)"),
-    (torch.zeros(1, 2, 3), r"not \(1, 2, 3\)"),
-    (torch.tensor(1.0), r"not \(\)"),
-    (torch.zeros(0), r"not \(0,\)"),
-    (torch.tensor([0, float("nan"), 0]), "strengths must be finite, not .*nan"),
-    (torch.tensor([[0, 0, 0], [0, float("inf"), 0]]), "strengths must be finite, not .*inf"),
-])
+@pytest.mark.parametrize(
+    "strengths, message",
+    [
+        (torch.zeros(2), r"strengths must be \(3,\) or \(images, 3\), not \(2,\)"),
+        (torch.zeros(3, 2), r"not \(3, 2\)"),
+        (torch.zeros(1, 2, 3), r"not \(1, 2, 3\)"),
+        (torch.tensor(1.0), r"not \(\)"),
+        (torch.zeros(0), r"not \(0,\)"),
+        (torch.tensor([0, float("nan"), 0]), "strengths must be finite, not .*nan"),
+        (torch.tensor([[0, 0, 0], [0, float("inf"), 0]]), "strengths must be finite, not .*inf"),
+    ],
+)
 def test_bad_strengths_are_refused_and_change_nothing(tiny, make, strengths, message):
     adapter = make()
     adapter.set(MIX)
@@ -310,20 +343,25 @@ def test_bad_strengths_are_refused_and_change_nothing(tiny, make, strengths, mes
 
 def test_strengths_for_another_number_of_images_are_refused(tiny, make):
     make().set(MIX.expand(3, 3))
-    with pytest.raises(ValueError, match="strengths are for 3 images, the denoiser was given a batch of 4"):
+    with pytest.raises(
+        ValueError, match="strengths are for 3 images, the denoiser was given a batch of 4"
+    ):
         predict(tiny, 2, guidance=3.0)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window, inside", [
-    ((0.0, 1.0), {999, 750, 749, 500, 499, 1, 0}),
-    ((0.25, 0.5), {749, 500}),  # the start belongs to the window, the stop does not
-    ((0.5, 1.0), {499, 1, 0}),
-    ((0.0, 0.25), {999, 750}),
-    ((0.5, 0.5), set()),
-])
+@pytest.mark.parametrize(
+    "window, inside",
+    [
+        ((0.0, 1.0), {999, 750, 749, 500, 499, 1, 0}),
+        ((0.25, 0.5), {749, 500}),  # the start belongs to the window, the stop does not
+        ((0.5, 1.0), {499, 1, 0}),
+        ((0.0, 0.25), {999, 750}),
+        ((0.5, 0.5), set()),
+    ],
+)
 def test_sliders_act_inside_their_window_only(tiny, make, window, inside):
     adapter, times = make(), torch.tensor([999, 750, 749, 500, 499, 1, 0])  # an image each
     base = denoise(tiny, times)
@@ -358,7 +396,9 @@ def test_a_window_of_the_whole_schedule_is_none(tiny, make):
     assert len(torch.unique(torch.stack([plain, late, base]).flatten(1), dim=0)) == 3
 
 
-@pytest.mark.parametrize("window", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0), (0.0, float("nan"))])
+@pytest.mark.parametrize(
+    "window", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0), (0.0, float("nan"))]
+)
 def test_bad_windows_are_refused_and_change_nothing(tiny, make, window):
     adapter = make()
     adapter.set(MIX)
@@ -389,7 +429,9 @@ def test_what_is_trained_stays_trained(fresh, make):
         p.requires_grad_(name.endswith(trained))
     before = state(fresh.denoiser)
     adapter = make(on=fresh)
-    flags = {n.replace(".base_layer", ""): p.requires_grad for n, p in fresh.denoiser.named_parameters()}
+    flags = {
+        n.replace(".base_layer", ""): p.requires_grad for n, p in fresh.denoiser.named_parameters()
+    }
     assert {n for n, on in flags.items() if on} == {n for n, (on, _) in before[0].items() if on}
     adapter.remove()
     assert state(fresh.denoiser) == before
@@ -401,8 +443,12 @@ def test_nothing_is_trained_until_somebody_asks(tiny, make):
     assert all(p.dtype == torch.float32 for pair in adapter.parameters().values() for p in pair)
 
 
-SHARED = [("attention", "attention"), ("attention", "keys-values"), ("keys-values", "attention"),
-          ("attention", r"ff\.net")]
+SHARED = [
+    ("attention", "attention"),
+    ("attention", "keys-values"),
+    ("keys-values", "attention"),
+    ("attention", r"ff\.net"),
+]
 
 
 @pytest.mark.parametrize("theirs, ours", SHARED)
@@ -465,8 +511,10 @@ def gradients(model, adapter, images=2, only=slice(None)):
     output = model.predict(start_noise(model, 0, range(images)), 500, PROMPT, 3.0)[0]
     output[only].pow(2).sum().backward()
     down, up = zip(*adapter.parameters().values())
-    sizes = [torch.stack([p.grad.movedim(dim, 0).reshape(3, -1).abs().amax(1) for p in part])
-             for part, dim in ((down, 0), (up, 1))]
+    sizes = [
+        torch.stack([p.grad.movedim(dim, 0).reshape(3, -1).abs().amax(1) for p in part])
+        for part, dim in ((down, 0), (up, 1))
+    ]
     for p in (*down, *up):
         p.grad = None
     return torch.stack([size.amax(0) for size in sizes])  # (2, K)
@@ -477,13 +525,17 @@ def test_gradients_reach_the_chosen_sliders_only(tiny, trainable, mix):
     trainable.set(torch.tensor(mix).float())
     found = gradients(tiny, trainable)
     assert torch.equal(found != 0, (torch.tensor(mix) != 0).expand(2, 3)) and found.isfinite().all()
-    assert not any(p.grad is not None for n, p in tiny.denoiser.named_parameters() if "lora_" not in n)
+    assert not any(
+        p.grad is not None for n, p in tiny.denoiser.named_parameters() if "lora_" not in n
+    )
 
 
 def test_gradients_of_an_image_reach_its_own_sliders_only(tiny, trainable):
     trainable.set(torch.eye(3)[[2, 0]])
     for image, slider in enumerate((2, 0)):
-        assert (gradients(tiny, trainable, only=image) != 0).tolist() == [[k == slider for k in range(3)]] * 2
+        assert (gradients(tiny, trainable, only=image) != 0).tolist() == [
+            [k == slider for k in range(3)]
+        ] * 2
 
 
 def test_strengths_keep_no_graph(tiny, make):
@@ -498,4 +550,8 @@ def test_weights_go_in_and_come_out(tiny, make):
     down, up = random_weights(tiny, adapter.layers, 4, 2, seed=5)
     adapter.copy_in(down, up)
     for name, (a, b) in adapter.parameters().items():
-        assert torch.equal(a, down[name]) and torch.equal(b, up[name]) and a.shape[0] == b.shape[1] == 8
+        assert (
+            torch.equal(a, down[name])
+            and torch.equal(b, up[name])
+            and a.shape[0] == b.shape[1] == 8
+        )

@@ -37,12 +37,22 @@ def test_the_papers_mixes_are_three_sliders_at_strength_one(tiny, space):
 def test_ways_without_directions_need_no_spectrum(tiny, space, found):
     names = [way.name for way in mixing_ways(tiny, space)]
     assert names == ["sparse 3", "both signs", "both signs, in range"]
-    assert [way.name for way in mixing_ways(tiny, space, found)] == [*names, "by singular value", "as the scores vary"]
+    assert [way.name for way in mixing_ways(tiny, space, found)] == [
+        *names,
+        "by singular value",
+        "as the scores vary",
+    ]
 
 
 def test_other_strengths_are_named(tiny, space):
-    plain, weak = mixing_ways(tiny, space, count=2)[0], mixing_ways(tiny, space, count=2, strength=0.5)[0]
-    assert (plain.name, weak.name) == ("sparse 2", "sparse 2, strength 0.5") and plain.card != weak.card
+    plain, weak = (
+        mixing_ways(tiny, space, count=2)[0],
+        mixing_ways(tiny, space, count=2, strength=0.5)[0],
+    )
+    assert (plain.name, weak.name) == (
+        "sparse 2",
+        "sparse 2, strength 0.5",
+    ) and plain.card != weak.card
 
 
 def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
@@ -61,7 +71,10 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
 
 def test_chances_follow_singular_values(tiny, space, found, monkeypatch):
     made = []
-    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", lambda m, s, mixes, *a, **k: made.append(mixes) or torch.zeros(len(mixes), *m.latent_shape))
+    monkeypatch.setattr(
+        "sliderspace.evaluation.comparison.mixed",
+        lambda m, s, mixes, *a, **k: made.append(mixes) or torch.zeros(len(mixes), *m.latent_shape),
+    )
     way = next(w for w in mixing_ways(tiny, space, found, count=1) if w.name == "by singular value")
     way.draw([PROMPT], list(range(3000)), 0)
     chance = found.singular_values[[0, 2, 5]]
@@ -70,17 +83,41 @@ def test_chances_follow_singular_values(tiny, space, found, monkeypatch):
 
 def test_a_concept_is_taken_apart_beside_a_control(tiny, space, found):
     control = random_space(tiny, seed=7, card=DIRECTED)
-    seen = decompose(tiny, space, found, images=6, encoders=[pixels(4)], control=control, count=2, progress=quiet, steps=2)
-    assert list(seen.rows) == ["unchanged", "sparse 2", "both signs", "both signs, in range", "by singular value",
-                               "as the scores vary", "control"]
-    assert seen.prompts == [PROMPT] and all(x.shape == (6, 3, 16, 16) for x in seen.pictures.values())
+    seen = decompose(
+        tiny,
+        space,
+        found,
+        images=6,
+        encoders=[pixels(4)],
+        control=control,
+        count=2,
+        progress=quiet,
+        steps=2,
+    )
+    assert list(seen.rows) == [
+        "unchanged",
+        "sparse 2",
+        "both signs",
+        "both signs, in range",
+        "by singular value",
+        "as the scores vary",
+        "control",
+    ]
+    assert seen.prompts == [PROMPT] and all(
+        x.shape == (6, 3, 16, 16) for x in seen.pictures.values()
+    )
     assert not torch.equal(seen.pictures["control"], seen.pictures["sparse 2"])
 
 
 def test_rivals_start_from_the_same_noise(tiny, tiny_of):
     other = tiny_of("epsilon", 1)
     ways = rivals(tiny, other, guidances=(3.0,), steps=3)
-    assert [w.name for w in ways] == ["unchanged", "the other model", "its first step", "guidance 3"]
+    assert [w.name for w in ways] == [
+        "unchanged",
+        "the other model",
+        "its first step",
+        "guidance 3",
+    ]
     images = [w.draw([PROMPT], [0, 1], 0) for w in ways]
     assert_close(images[0], pictures(tiny, PROMPT, [0, 1], steps=3), rtol=0, atol=1e-5)
     assert_close(images[1], pictures(other, PROMPT, [0, 1]), rtol=0, atol=1e-5)  # at its own pace
@@ -91,14 +128,28 @@ def test_transfer_is_what_a_sweep_changes(tiny, space):
     found = random_directions(tiny, pixels(16))  # an encoder that is found again by its name
     other = f"{PROMPT}, glasses"
     moved = transfer(tiny, {"mine": (space, found)}, [PROMPT, other], samples=3, progress=quiet)
-    assert moved.alignment[0].shape == moved.effect[0].shape == (2, 3) and moved.latents[0].shape[:4] == (2, 3, 3, 3)
+    assert moved.alignment[0].shape == moved.effect[0].shape == (2, 3) and moved.latents[0].shape[
+        :4
+    ] == (2, 3, 3, 3)
     fresh = [24 + 4000 + i for i in range(3)]
-    latents = sweep(tiny, space, other, fresh, 0, (-1.0, 0.0, 1.0), steps=3, guidance=2.0, progress=quiet)
+    latents = sweep(
+        tiny, space, other, fresh, 0, (-1.0, 0.0, 1.0), steps=3, guidance=2.0, progress=quiet
+    )
     assert_close(moved.latents[0][1], latents, rtol=0, atol=1e-5)
     phi = unit_rows(pixels(16), tiny.decode(latents.flatten(0, 2))).view(3, 3, 3, -1)
     change, axes = phi[:, 2] - phi[:, 0], found.vectors[[0, 2, 5]]
-    assert_close(moved.alignment[0][1], torch.cosine_similarity(change, axes[:, None], dim=2).mean(1), rtol=0, atol=1e-4)
-    assert_close(moved.effect[0][1], (change * axes[:, None]).sum(2).mean(1) / 2 / found.unit[[0, 2, 5]], rtol=1e-3, atol=1e-4)
+    assert_close(
+        moved.alignment[0][1],
+        torch.cosine_similarity(change, axes[:, None], dim=2).mean(1),
+        rtol=0,
+        atol=1e-4,
+    )
+    assert_close(
+        moved.effect[0][1],
+        (change * axes[:, None]).sum(2).mean(1) / 2 / found.unit[[0, 2, 5]],
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def test_a_table_of_transfer_names_spaces_and_prompts(tiny, space):
@@ -109,15 +160,35 @@ def test_a_table_of_transfer_names_spaces_and_prompts(tiny, space):
 
 
 REFUSED = {
-    "more sliders than there are": (lambda m, s, f: mixing_ways(m, s, count=4), "count must be 1 to 3"),
-    "sliders of other directions": (lambda m, s, f: mixing_ways(m, s, random_directions(m, pixels(4), count=3)), "other directions"),
-    "sliders of no direction": (lambda m, s, f: mixing_ways(m, random_space(m), f), "other directions"),
-    "a space without a prompt": (lambda m, s, f: decompose(m, random_space(m, card={"prompts": None}), progress=quiet), "prompt must be"),
-    "no samples": (lambda m, s, f: transfer(m, {"a": (s, f)}, [PROMPT], samples=0), "samples must be 1 or more"),
+    "more sliders than there are": (
+        lambda m, s, f: mixing_ways(m, s, count=4),
+        "count must be 1 to 3",
+    ),
+    "sliders of other directions": (
+        lambda m, s, f: mixing_ways(m, s, random_directions(m, pixels(4), count=3)),
+        "other directions",
+    ),
+    "sliders of no direction": (
+        lambda m, s, f: mixing_ways(m, random_space(m), f),
+        "other directions",
+    ),
+    "a space without a prompt": (
+        lambda m, s, f: decompose(m, random_space(m, card={"prompts": None}), progress=quiet),
+        "prompt must be",
+    ),
+    "no samples": (
+        lambda m, s, f: transfer(m, {"a": (s, f)}, [PROMPT], samples=0),
+        "samples must be 1 or more",
+    ),
     "an empty prompt": (lambda m, s, f: transfer(m, {"a": (s, f)}, [" "]), "prompt must be"),
-    "another encoder": (lambda m, s, f: transfer(m, {"a": (s, f)}, [PROMPT], encoder="pixels-8"), "is not the one"),
+    "another encoder": (
+        lambda m, s, f: transfer(m, {"a": (s, f)}, [PROMPT], encoder="pixels-8"),
+        "is not the one",
+    ),
     "one space of many that does not fit": (
-        lambda m, s, f: transfer(m, {"a": (s, f), "b": (random_space(m), f)}, [PROMPT]), "other directions"),
+        lambda m, s, f: transfer(m, {"a": (s, f), "b": (random_space(m), f)}, [PROMPT]),
+        "other directions",
+    ),
 }
 
 
@@ -137,5 +208,11 @@ def test_sliders_of_another_model_are_refused(tiny_of, space):
 
 def test_a_comparison_may_have_several_eyes(tiny, space):
     bright = Encoder("bright", lambda x: torch.stack([x.mean((1, 2, 3)), torch.ones(len(x))], 1))
-    seen = compare_ways(mixing_ways(tiny, space, count=2, steps=2)[:2], PROMPT, 4, [pixels(4), bright], progress=quiet)
+    seen = compare_ways(
+        mixing_ways(tiny, space, count=2, steps=2)[:2],
+        PROMPT,
+        4,
+        [pixels(4), bright],
+        progress=quiet,
+    )
     assert {n.partition(" (")[2] for n in seen["sparse 2"]} == {"pixels-4)", "bright)"}

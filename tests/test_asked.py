@@ -26,7 +26,9 @@ def turned(space):
 def test_scores_are_along_the_other_halfs_change(tiny):
     space = random_space(tiny, ["one", "two"])
     report = measure_asked(tiny, space, **SWEEP)
-    phi = torch.stack([unit_rows(pixels(8), tiny.decode(x)) for x in report.latents[1]])  # (S, n, d)
+    phi = torch.stack(
+        [unit_rows(pixels(8), tiny.decode(x)) for x in report.latents[1]]
+    )  # (S, n, d)
     base = unit_rows(pixels(8), tiny.decode(final_latents(tiny, PROMPT, range(2500, 2508))))
     for n in range(4):
         others = [i for i in range(4) if i // 2 != n // 2]  # the other half
@@ -73,37 +75,52 @@ def test_sliders_that_do_nothing_have_figures_and_a_file(tiny, tmp_path):
 @pytest.mark.parametrize("samples", [2, 700])
 def test_unchanged_images_have_noise_of_their_own(tiny, monkeypatch, samples):
     seen = []
-    monkeypatch.setattr(asked, "sweep", lambda model, space, prompt, numbers, *args, **rest: seen.append({*numbers}))
-    monkeypatch.setattr(asked, "final_latents", lambda model, prompt, numbers, *args, **rest: seen.append({*numbers}) or never())
+    monkeypatch.setattr(
+        asked, "sweep", lambda model, space, prompt, numbers, *args, **rest: seen.append({*numbers})
+    )
+    monkeypatch.setattr(
+        asked,
+        "final_latents",
+        lambda model, prompt, numbers, *args, **rest: seen.append({*numbers}) or never(),
+    )
     with pytest.raises(AssertionError, match="work began"):
-        measure_asked(tiny, random_space(tiny), PROMPT, samples, 8, "pixels", (-1.0, 0.0, 1.0), progress=quiet)
+        measure_asked(
+            tiny, random_space(tiny), PROMPT, samples, 8, "pixels", (-1.0, 0.0, 1.0), progress=quiet
+        )
     assert [*map(len, seen)] == [samples, 8] and not seen[0] & seen[1]
 
 
 def test_words_are_scored_by_the_text_tower_too(model):
     words = {"positive": f"{PROMPT}, glasses", "negative": f"{PROMPT}, no glasses"}
     space = random_space(model, ["glasses", "from pictures"], card={"sliders": [words, {}]})
-    report = measure_asked(model, space, samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), progress=quiet)
+    report = measure_asked(
+        model, space, samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), progress=quiet
+    )
     one, two = report.space.card["sliders"]
     assert -1 < one["dclip"] < 1 and one["dclip"] != 0 and "dclip" not in two
     assert all(advice for advice in report.advice) and "alignment" not in one
 
 
 def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
-    measure_asked(tiny, random_space(tiny, ["one"]), start=0.5, **SWEEP).space.save(tmp_path / "a.safetensors")
+    measure_asked(tiny, random_space(tiny, ["one"]), start=0.5, **SWEEP).space.save(
+        tmp_path / "a.safetensors"
+    )
     again = SliderSpace.load(tmp_path / "a.safetensors", tiny)
     assert again.card["measured_from"] == 0.5 and again.card["sliders"][0]["consistency"] <= 1
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(samples=1), "samples must be 2 or more, not 1"),
-    (dict(reference=7), "reference must be 8 or more, not 7"),
-    (dict(strengths=(-1, 1)), "with -1, 0 and 1 among them"),
-    (dict(strengths=(1, 0, -1)), "must be ascending"),
-    (dict(prompt=""), "prompt must be a non-empty text"),
-    (dict(encoder="nothing"), "nothing"),
-    (dict(start=2.0), "start"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(samples=1), "samples must be 2 or more, not 1"),
+        (dict(reference=7), "reference must be 8 or more, not 7"),
+        (dict(strengths=(-1, 1)), "with -1, 0 and 1 among them"),
+        (dict(strengths=(1, 0, -1)), "must be ascending"),
+        (dict(prompt=""), "prompt must be a non-empty text"),
+        (dict(encoder="nothing"), "nothing"),
+        (dict(start=2.0), "start"),
+    ],
+)
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, message):
     monkeypatch.setattr(asked, "final_latents", never)
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
@@ -128,7 +145,9 @@ def test_found_and_asked_for_are_compared(tiny):
     cosines = compare(tiny, space, found, rows=4)
     assert cosines.shape == (2, len(found.vectors)) and cosines.abs().max() <= 1
     assert_close(compare(tiny, space.take([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4)
-    other = replace(found, samples=replace(found.samples, run=replace(found.samples.run, identity="another")))
+    other = replace(
+        found, samples=replace(found.samples, run=replace(found.samples.run, identity="another"))
+    )
     with pytest.raises(ValueError, match="another"):
         compare(tiny, space, other)
 
@@ -137,7 +156,10 @@ def test_a_slider_is_found_by_what_its_images_show(model):
     """Latents of real words in place of a sweep: nothing trained is needed."""
     words = ["beard", "blond hair", "dark skin"]
     noise = start_noise(model, 0, range(6))
-    ends = [torch.stack([sample(model, PROMPT, noise), sample(model, f"{PROMPT}, {w}", noise)]) for w in words]
+    ends = [
+        torch.stack([sample(model, PROMPT, noise), sample(model, f"{PROMPT}, {w}", noise)])
+        for w in words
+    ]
     space = random_space(model, ["first", "second", "third"])
     report = Report(space, (-1.0, 1.0), torch.stack(ends), *[torch.zeros(3, 2, 6)] * 3)
     for word, label in zip(words, space.labels):

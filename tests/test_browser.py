@@ -53,12 +53,18 @@ def configure(home):
     """Settings of a JupyterLab that asks nothing; the user's own are neither read nor changed."""
     pages = home / "config/labconfig/page_config.json"
     pages.parent.mkdir(parents=True)
-    pages.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    pages.write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
+    )
     # Cells outside the window would otherwise not be in the page, and could not be checked.
-    tracker = home / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker = (
+        home / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    )
     tracker.parent.mkdir(parents=True)
     tracker.write_text(json.dumps({"windowingMode": "none"}))
-    folders = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "data", "runtime")}
+    folders = {
+        f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "data", "runtime")
+    }
     return folders | {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
 
 
@@ -72,10 +78,16 @@ def jupyterlab(folder, home):
     command.append(f"--ServerApp.root_dir={folder}")
     log = home / "jupyterlab.log"
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=os.environ | configure(home), stdout=output, stderr=output)
+        server = subprocess.Popen(
+            command, env=os.environ | configure(home), stdout=output, stderr=output
+        )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: server.poll() is not None or answers(f"{url}/api/status"), 60, "JupyterLab to start")
+        wait_until(
+            lambda: server.poll() is not None or answers(f"{url}/api/status"),
+            60,
+            "JupyterLab to start",
+        )
         assert server.poll() is None, log.read_text()
         yield url
     finally:
@@ -88,7 +100,9 @@ def chromium():
     """A page of Debian's chromium; without one the test is skipped, or fails in CI."""
     path = shutil.which("chromium")
     if path is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("chromium is not on the PATH")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            "chromium is not on the PATH"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         yield browser.new_page(viewport={"width": 1280, "height": 1600})
@@ -125,7 +139,9 @@ def run_all_cells(page, url, notebook, seconds):
 
 def executed_cells(notebook):
     """Cells that the saved notebook says were run: none before JupyterLab has written it."""
-    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.get("execution_count")]
+    return [
+        cell for cell in nbformat.read(notebook, as_version=4).cells if cell.get("execution_count")
+    ]
 
 
 def widget_area(page):
@@ -198,9 +214,15 @@ def test_the_board_of_the_quickstart_works_for_hands(lab):
     screenshot(page, "quickstart.png")
 
     drag(page, board, 1, 25)
-    wait_until(lambda: readout(board, 1) != "0.0" and shown_image(board) != by_keys, 60, "the mouse to move a slider")
+    wait_until(
+        lambda: readout(board, 1) != "0.0" and shown_image(board) != by_keys,
+        60,
+        "the mouse to move a slider",
+    )
     dragged = settled(board)
-    press_keys_on_slider(board, ["ArrowLeft", "ArrowRight"], 1)  # the last value of the drag, made again or kept
+    press_keys_on_slider(
+        board, ["ArrowLeft", "ArrowRight"], 1
+    )  # the last value of the drag, made again or kept
     page.wait_for_timeout(1000)
     assert settled(board) == dragged
 
@@ -236,9 +258,13 @@ def test_the_board_of_the_quickstart_works_for_hands(lab):
     board.get_by_label("name", exact=True).first.press("Enter")
     board.get_by_label("note").first.fill("<b>bold</b>")
     board.get_by_label("note").first.press("Enter")
-    expect(board.locator(".widget-slider label", has_text="<script>alert(1)</script>")).to_be_visible(timeout=20_000)
+    expect(
+        board.locator(".widget-slider label", has_text="<script>alert(1)</script>")
+    ).to_be_visible(timeout=20_000)
     board.get_by_placeholder("find a slider").fill("bold")
-    expect(board.locator(".widget-slider label")).to_have_count(2, timeout=20_000)  # that one, and the window
+    expect(board.locator(".widget-slider label")).to_have_count(
+        2, timeout=20_000
+    )  # that one, and the window
     screenshot(page, "board.png")
 
 
@@ -268,7 +294,9 @@ def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab):
     picture = chosen.locator(".jp-OutputArea-output img")
     before, box = picture.evaluate("image => image.naturalWidth"), canvas.bounding_box()
     corners = [(0.95, 0.05), (0.2, 0.05), (0.2, 0.95), (0.95, 0.95), (0.95, 0.2)]
-    page.locator(".jp-OutputArea-output").filter(has=page.locator("canvas")).locator("button").nth(1).click()  # the lasso
+    page.locator(".jp-OutputArea-output").filter(has=page.locator("canvas")).locator("button").nth(
+        1
+    ).click()  # the lasso
     for i, (right, down) in enumerate(corners):
         page.mouse.move(box["x"] + right * box["width"], box["y"] + down * box["height"], steps=20)
         if i == 0:
@@ -277,7 +305,9 @@ def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab):
     screenshot(page, "map-lasso.png")
     chosen.locator(".jp-InputArea-editor").click()
     page.keyboard.press("Control+Enter")
-    wait_until(lambda: picture.evaluate("image => image.naturalWidth") > before, 30, "the circled samples")
+    wait_until(
+        lambda: picture.evaluate("image => image.naturalWidth") > before, 30, "the circled samples"
+    )
 
 
 def test_the_page_of_a_map_shows_images_without_a_network(tiny, tmp_path):

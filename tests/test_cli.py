@@ -26,19 +26,33 @@ ROOT = Path(__file__).parents[1]
 def python(*arguments, folder, **environment):
     """Run Python in another folder, with this package on its path."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 # --- the whole job ---------------------------------------------------------------------------------------------------
 
 SMALL = ["demo", "--samples", "24", "--sliders", "2", "--updates", "1", "--seed", "3"]
-PICTURES = ["spectrum.png", "ends.png", "report.png", "sliders.png", "strips/00.png", "strips/01.png"]
+PICTURES = [
+    "spectrum.png",
+    "ends.png",
+    "report.png",
+    "sliders.png",
+    "strips/00.png",
+    "strips/01.png",
+]
 FILES = ["index.html", "space.safetensors", "directions.safetensors", "table.csv", *PICTURES]
 
 
 def written(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @contextmanager
@@ -63,9 +77,13 @@ def test_a_demo_writes_its_files(demo, model):
     files = written(demo)
     assert {name for name in files if not name.startswith(("samples/", "training/"))} == set(FILES)
     assert sorted(Path(name).name for name in files if name.startswith("training/")) == [
-        "start.safetensors", "state.safetensors"]
+        "start.safetensors",
+        "state.safetensors",
+    ]
     assert sorted(Path(name).name for name in files if name.startswith("samples/")) == [
-        "features-000000-24.safetensors", "latents-000000-24.safetensors"]
+        "features-000000-24.safetensors",
+        "latents-000000-24.safetensors",
+    ]
     for name in PICTURES:
         Image.open(demo / name).verify()
     space = SliderSpace.load(demo / "space.safetensors", model)
@@ -86,7 +104,18 @@ def test_the_same_seed_gives_the_same_bytes(demo, tmp_path, capsys):
 def test_another_model_by_its_folder_and_size(tiny_folder, tmp_path, capsys):
     """The lines that the command ends with load the sliders that it wrote, on the model as it was."""
     folder, out = tiny_folder("epsilon"), tmp_path / "own"
-    more = ["--model", str(folder), "--encoder", "pixels-4", "--size", "32", "--steps", "2", "--guidance", "1"]
+    more = [
+        "--model",
+        str(folder),
+        "--encoder",
+        "pixels-4",
+        "--size",
+        "32",
+        "--steps",
+        "2",
+        "--guidance",
+        "1",
+    ]
     with few():
         assert main([*SMALL, *more, "--output", str(out)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()[-3:]]
@@ -140,7 +169,10 @@ BAD = {
     "size must be (height, width) in pixels, not (0, 0)": ["--size", "0"],
     "have to be divisible by 8 but are 65 and 65": ["--size", "65"],
     "open_clip knows no model 'eye'": ["--encoder", "eye"],
-    "pretrained='nobody' is no weights file and no weights tag of ViT-B-32": ["--encoder", "ViT-B-32:nobody"],
+    "pretrained='nobody' is no weights file and no weights tag of ViT-B-32": [
+        "--encoder",
+        "ViT-B-32:nobody",
+    ],
 }
 
 
@@ -151,12 +183,16 @@ def test_bad_input_is_refused_before_sampling(complaint, monkeypatch, message):
 
 
 def test_another_model_needs_an_encoder(complaint, tiny_folder):
-    assert "encoder=None is only for the bundled model: name one" in complaint("--model", str(tiny_folder("epsilon")))
+    assert "encoder=None is only for the bundled model: name one" in complaint(
+        "--model", str(tiny_folder("epsilon"))
+    )
 
 
 DAMAGES = {
     "weights cut": lambda folder: cut(folder / "unet" / "diffusion_pytorch_model.safetensors"),
-    "weights gone": lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
+    "weights gone": lambda folder: (
+        folder / "unet" / "diffusion_pytorch_model.safetensors"
+    ).unlink(),
     "part gone": lambda folder: shutil.rmtree(folder / "vae"),
     "no JSON": lambda folder: cut(folder / "model_index.json"),
 }
@@ -174,7 +210,9 @@ def test_a_damaged_model_is_refused(complaint, tiny_folder, tmp_path, damage):
     assert "broken-model" in complaint("--model", str(folder), "--encoder", "latents")
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(complaint, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    complaint, tmp_path, monkeypatch
+):
     monkeypatch.setattr(cli, "load", never)
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "deeper"):
@@ -206,7 +244,9 @@ def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
         main(["demo", "--output", str(tmp_path)])
 
 
-@pytest.mark.parametrize("arguments", [[], ["demon"], ["demo", "--samples", "many"], ["demo", "--slider-count", "3"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["demon"], ["demo", "--samples", "many"], ["demo", "--slider-count", "3"]]
+)
 def test_unknown_words_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -217,11 +257,16 @@ def test_help_and_status_of_the_command(tmp_path):
     run = "import sys; from sliderspace.cli import main; sys.exit(main())"
     told = python("-c", run, "demo", "--help", folder=tmp_path)
     assert told.returncode == 0 and told.stderr == ""
-    for option in "--prompt --model --encoder --samples --sliders --method --updates --seed --output".split():
+    for option in (
+        "--prompt --model --encoder --samples --sliders --method --updates --seed --output".split()
+    ):
         assert option in told.stdout
     assert "(default: 400)" in told.stdout
     refused = python("-c", run, "demo", "--sliders", "0", folder=tmp_path)
-    assert (refused.returncode, refused.stderr) == (1, "sliderspace: sliders must be 1 to 100, not 0\n")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "sliderspace: sliders must be 1 to 100, not 0\n",
+    )
 
 
 # --- what is shipped -------------------------------------------------------------------------------------------------
@@ -235,14 +280,34 @@ def unpacked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "settings.ini",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+    ):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "sliderspace", source / "sliderspace", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "sliderspace", source / "sliderspace", ignore=shutil.ignore_patterns("__pycache__")
+    )
     made = python("-c", SDIST, folder, folder=source)
     assert made.returncode == 0, made.stderr
     (sdist,) = folder.glob("*.tar.gz")
-    made = python("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, sdist,
-                  folder=folder)
+    made = python(
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        folder,
+        sdist,
+        folder=folder,
+    )
     assert made.returncode == 0, made.stderr
     (wheel,) = folder.glob("*.whl")
     assert sdist.stat().st_size <= 60e6 and wheel.stat().st_size <= 60e6

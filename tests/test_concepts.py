@@ -34,8 +34,10 @@ QUICK = dict(steps=2, rank=2, updates=4, targets="keys-values", progress=quiet)
 
 
 def test_attributes_are_read_from_yaml_and_json(tmp_path):
-    asked = [dict(target="a", positive="b", negative="c"),
-             dict(target="ü", positive="b", negative="c", preserve=["x", "y"], eta=2, label="l")]
+    asked = [
+        dict(target="a", positive="b", negative="c"),
+        dict(target="ü", positive="b", negative="c", preserve=["x", "y"], eta=2, label="l"),
+    ]
     (tmp_path / "a.json").write_text(json.dumps(asked))
     text = "- {target: a, positive: b, negative: c}\n- target: ü\n  positive: b\n  negative: c\n  preserve: [x, y]\n"
     (tmp_path / "a.yaml").write_text(text + "  eta: 2\n  label: l\n", encoding="utf-8")
@@ -49,24 +51,33 @@ def test_attributes_are_read_from_yaml_and_json(tmp_path):
 GOOD = {"target": "a", "positive": "b", "negative": "c"}
 
 
-@pytest.mark.parametrize("entries, message", [
-    ([GOOD, GOOD | {"preserved": ["x"]}], r"attribute 2 in .* unknown key 'preserved' \(did you mean 'preserve'\?\)"),
-    ([GOOD | {"guidance_scale": 4}], "unknown key 'guidance_scale': known are target, positive, negative, preserve, eta"),
-    ([{"target": "a", "positive": "b"}], "lacks 'negative'"),
-    ([GOOD | {"preserve": "x"}], "preserve must be a list of texts, not 'x'"),
-    ([GOOD | {"preserve": ["x", " "]}], "preserve must be a text, not ' '"),
-    ([GOOD | {"preserve": 3}], "attribute 1"),
-    ([GOOD | {"positive": ""}], "positive must be a text, not ''"),
-    ([GOOD | {"target": 3}], "target must be a text, not 3"),
-    ([GOOD | {"eta": 0}], "eta must be a number above 0, not 0"),
-    ([GOOD | {"eta": "4"}], "eta must be a number above 0, not '4'"),
-    ([GOOD | {"eta": True}], "eta must be a number above 0"),
-    ([GOOD | {"positive": "c"}], "positive and negative are the same: 'c'"),
-    ([GOOD | {"label": ["x"]}], "label must be a text"),
-    ([], "holds no attributes"),
-    (["a"], "attribute 1 in .* must have the keys"),
-    (None, "must have the keys"),
-])
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        (
+            [GOOD, GOOD | {"preserved": ["x"]}],
+            r"attribute 2 in .* unknown key 'preserved' \(did you mean 'preserve'\?\)",
+        ),
+        (
+            [GOOD | {"guidance_scale": 4}],
+            "unknown key 'guidance_scale': known are target, positive, negative, preserve, eta",
+        ),
+        ([{"target": "a", "positive": "b"}], "lacks 'negative'"),
+        ([GOOD | {"preserve": "x"}], "preserve must be a list of texts, not 'x'"),
+        ([GOOD | {"preserve": ["x", " "]}], "preserve must be a text, not ' '"),
+        ([GOOD | {"preserve": 3}], "attribute 1"),
+        ([GOOD | {"positive": ""}], "positive must be a text, not ''"),
+        ([GOOD | {"target": 3}], "target must be a text, not 3"),
+        ([GOOD | {"eta": 0}], "eta must be a number above 0, not 0"),
+        ([GOOD | {"eta": "4"}], "eta must be a number above 0, not '4'"),
+        ([GOOD | {"eta": True}], "eta must be a number above 0"),
+        ([GOOD | {"positive": "c"}], "positive and negative are the same: 'c'"),
+        ([GOOD | {"label": ["x"]}], "label must be a text"),
+        ([], "holds no attributes"),
+        (["a"], "attribute 1 in .* must have the keys"),
+        (None, "must have the keys"),
+    ],
+)
 def test_bad_attributes_are_named(tmp_path, entries, message):
     (tmp_path / "a.yaml").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=message):
@@ -119,8 +130,10 @@ def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled)
             c = (BEARD, GLASSES)[k]
             options = []
             for words in [[w] for w in c.preserve] if one and c.preserve else [c.preserve or ("",)]:
+
                 def joined(prompt, w):
                     return f"{prompt}, {w}" if w else prompt
+
                 ups = torch.stack([e(rows, i, joined(c.positive, w)) for w in words])
                 downs = torch.stack([e(rows, i, joined(c.negative, w)) for w in words])
                 wanted = e(rows, i, c.target) + s * c.eta * (ups - downs).mean(0)
@@ -128,12 +141,20 @@ def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled)
                     wanted = wanted * ((ups if s > 0 else downs).mean(0).norm() / wanted.norm())
                 options.append(wanted)
             assert any(torch.allclose(rows.wanted[i], o, rtol=1e-4, atol=1e-4) for o in options)
-            assert_close(rows.base[i], (e(rows, i, c.target) - rows.wanted[i]).pow(2).mean(), rtol=1e-3, atol=1e-6)
+            assert_close(
+                rows.base[i],
+                (e(rows, i, c.target) - rows.wanted[i]).pow(2).mean(),
+                rtol=1e-3,
+                atol=1e-6,
+            )
 
 
 def test_states_are_those_of_sampling_with_the_slider_on(tiny, adapter_of):
     adapter, gen = adapter_of(tiny, 2), torch.Generator().manual_seed(0)
-    rows = sorted(Words(tiny, [BEARD, GLASSES], Regression(), 3, 64).more(adapter, gen), key=lambda r: -r.timestep)
+    rows = sorted(
+        Words(tiny, [BEARD, GLASSES], Regression(), 3, 64).more(adapter, gen),
+        key=lambda r: -r.timestep,
+    )
     noise = torch.randn(4, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
     for i in range(4):
         adapter.set(F.one_hot(rows[0].slider[i], 2) * rows[0].strength[i])
@@ -146,10 +167,16 @@ def test_states_are_those_of_sampling_with_the_slider_on(tiny, adapter_of):
 # --- attributes in pairs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction", "trigflow"])
+@pytest.mark.parametrize(
+    "kind", ["epsilon", "v_prediction", "sample", "flow_prediction", "trigflow"]
+)
 def test_the_wanted_prediction_leads_to_the_image(kind):
     x0, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    s, n = (torch.tensor([0.6, 0.1]), torch.tensor([0.8, 0.9])) if "flow_p" not in kind else (torch.tensor([0.7, 0.2]), torch.tensor([0.3, 0.8]))
+    s, n = (
+        (torch.tensor([0.6, 0.1]), torch.tensor([0.8, 0.9]))
+        if "flow_p" not in kind
+        else (torch.tensor([0.7, 0.2]), torch.tensor([0.3, 0.8]))
+    )
     x = s.view(-1, 1, 1, 1) * x0[:2] + n.view(-1, 1, 1, 1) * noise[:2]
     wanted = prediction_of(x0[:2], x, s, n, kind)
     assert_close(x0_estimate(wanted, x, s, n, kind), x0[:2], rtol=1e-4, atol=1e-4)
@@ -161,12 +188,21 @@ def test_the_wanted_prediction_is_diffusers_own_target():
     ddim = DDIMScheduler(prediction_type="v_prediction")
     a = ddim.alphas_cumprod[t]
     x = ddim.add_noise(x0, noise, t)
-    assert_close(prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "v_prediction"), ddim.get_velocity(x0, noise, t), rtol=1e-4, atol=1e-4)
-    assert_close(prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "epsilon"), noise, rtol=1e-4, atol=1e-4)
+    assert_close(
+        prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "v_prediction"),
+        ddim.get_velocity(x0, noise, t),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert_close(
+        prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "epsilon"), noise, rtol=1e-4, atol=1e-4
+    )
     flow = FlowMatchEulerDiscreteScheduler()
     sigma = flow.sigmas[[100]]
     x = flow.scale_noise(x0, flow.timesteps[[100]], noise)
-    assert_close(prediction_of(x0, x, 1 - sigma, sigma, "flow_prediction"), noise - x0, rtol=1e-4, atol=1e-4)
+    assert_close(
+        prediction_of(x0, x, 1 - sigma, sigma, "flow_prediction"), noise - x0, rtol=1e-4, atol=1e-4
+    )
     with pytest.raises(ValueError, match="prediction_type must be"):
         prediction_of(x0, x, 1.0, 1.0, "score")
 
@@ -179,9 +215,17 @@ def images_of(model, count=3, seed=0):
 def test_a_pair_shares_noise_and_timestep(tiny_of, adapter_of, kind):
     model = tiny_of(kind)
     adapter = adapter_of(model, 2)
-    shown = [{-1.0: torch.randn(3, *model.latent_shape), 1.0: torch.randn(3, *model.latent_shape)},
-             {0.5: torch.randn(2, *model.latent_shape), 1.0: torch.randn(2, *model.latent_shape), 2.0: torch.randn(2, *model.latent_shape)}]
-    listed = Shown(model, shown, PROMPT, Regression(rows=2), 3, 64).more(adapter, torch.Generator().manual_seed(0))
+    shown = [
+        {-1.0: torch.randn(3, *model.latent_shape), 1.0: torch.randn(3, *model.latent_shape)},
+        {
+            0.5: torch.randn(2, *model.latent_shape),
+            1.0: torch.randn(2, *model.latent_shape),
+            2.0: torch.randn(2, *model.latent_shape),
+        },
+    ]
+    listed = Shown(model, shown, PROMPT, Regression(rows=2), 3, 64).more(
+        adapter, torch.Generator().manual_seed(0)
+    )
     assert len({r.timestep.item() for r in listed}) == 3
     for rows in listed:
         assert rows.slider.tolist() == [0] * 4 + [1] * 6
@@ -195,7 +239,9 @@ def test_a_pair_shares_noise_and_timestep(tiny_of, adapter_of, kind):
             assert near.min() < 1e-3
         with torch.no_grad():
             base = model.predict(rows.latents, rows.timestep, PROMPT, 1.0)[0]
-        assert_close(rows.base, (base - rows.wanted).pow(2).flatten(1).mean(1), rtol=1e-3, atol=1e-5)
+        assert_close(
+            rows.base, (base - rows.wanted).pow(2).flatten(1).mean(1), rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.fixture
@@ -218,20 +264,35 @@ def folders(tmp_path):
 
 
 def test_pairs_are_matched_by_name(folders):
-    read = read_pairs(folders({"b.png": (8, 8), "a.png": (8, 8)}, {"a.bmp": (8, 8), "b.webp": (8, 8)}))
+    read = read_pairs(
+        folders({"b.png": (8, 8), "a.png": (8, 8)}, {"a.bmp": (8, 8), "b.webp": (8, 8)})
+    )
     assert list(read) == [-1, 1]
-    assert [[p.name for p in x.paths] for x in read.values()] == [["a.png", "b.png"], ["a.bmp", "b.webp"]]
+    assert [[p.name for p in x.paths] for x in read.values()] == [
+        ["a.png", "b.png"],
+        ["a.bmp", "b.webp"],
+    ]
     assert read[1].read([0, 1], (16, 16)).shape == (2, 3, 16, 16)
 
 
 def test_all_faults_of_pairs_are_in_one_error(folders):
-    asked = folders({"a.png": (8, 8), "b.png": (8, 8), "c.png": None, "d.png": (8, 8), "d.jpg": (8, 8)},
-                    {"a.png": (8, 9), "c.png": (8, 8), "d.png": (8, 8), "e.png": (8, 8)})
+    asked = folders(
+        {"a.png": (8, 8), "b.png": (8, 8), "c.png": None, "d.png": (8, 8), "d.jpg": (8, 8)},
+        {"a.png": (8, 9), "c.png": (8, 8), "d.png": (8, 8), "e.png": (8, 8)},
+    )
     with pytest.raises(ValueError) as error:
         read_pairs(asked)
     text = str(error.value)
-    for part in ("5 faults", "'a' has sizes [(8, 8), (9, 8)]", "'b' is not in", "after", "c.png cannot be read",
-                 "have one name", "'e' is not in", "before"):
+    for part in (
+        "5 faults",
+        "'a' has sizes [(8, 8), (9, 8)]",
+        "'b' is not in",
+        "after",
+        "c.png cannot be read",
+        "have one name",
+        "'e' is not in",
+        "before",
+    ):
         assert part in text
 
 
@@ -258,12 +319,16 @@ def same(a, b):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_sliders_learn_what_words_want(tiny_of, kind):
     model = tiny_of(kind)
-    space = train_concepts(model, [BEARD, GLASSES], **QUICK | dict(updates=60, lr=0.05, targets="attention"))
+    space = train_concepts(
+        model, [BEARD, GLASSES], **QUICK | dict(updates=60, lr=0.05, targets="attention")
+    )
     assert space.labels == [f"{PROMPT}, beard", "glasses"] and space.rank == 2
     reached = [row["reached"] for row in space.card["sliders"]]
     assert min(reached) > 0.3, reached
     assert space.card["sliders"][0]["preserve"] == ("smiling", "frowning")
-    assert train_concepts(model, BEARD, **QUICK | dict(updates=0)).card["sliders"][0]["reached"] == pytest.approx(0, abs=1e-5)
+    assert train_concepts(model, BEARD, **QUICK | dict(updates=0)).card["sliders"][0][
+        "reached"
+    ] == pytest.approx(0, abs=1e-5)
 
 
 def test_sliders_learn_what_pairs_show(tiny):
@@ -277,7 +342,11 @@ def test_sliders_learn_what_pairs_show(tiny):
     assert (x[1.0] - x[0.0]).abs().max() > 1e-3 and (x[-1.0] - x[0.0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("train_one", [lambda m, **o: train_concepts(m, [BEARD, GLASSES], **QUICK | o), trained_on], ids=["words", "pairs"])
+@pytest.mark.parametrize(
+    "train_one",
+    [lambda m, **o: train_concepts(m, [BEARD, GLASSES], **QUICK | o), trained_on],
+    ids=["words", "pairs"],
+)
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny, tmp_path, train_one):
     options = dict(updates=9, every=2)
     whole = train_one(tiny, **options)
@@ -297,7 +366,9 @@ def stopped(after):
                 if i == after:
                     raise RuntimeError("power cut")
                 yield item
+
         return some() if desc == "training" else items
+
     return bar
 
 
@@ -320,7 +391,10 @@ train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLAS
     assert died.returncode == -signal.SIGKILL, died.stderr
     options = QUICK | dict(updates=9, every=2)
     model = tiny_of("epsilon")
-    assert same(train_concepts(model, [BEARD, GLASSES], folder=tmp_path, **options), train_concepts(model, [BEARD, GLASSES], **options))
+    assert same(
+        train_concepts(model, [BEARD, GLASSES], folder=tmp_path, **options),
+        train_concepts(model, [BEARD, GLASSES], **options),
+    )
 
 
 def test_rows_that_are_not_finite_are_left_out_and_counted(tiny, monkeypatch):
@@ -361,24 +435,30 @@ def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, messag
         train_concepts(tiny, **dict(concepts=[GLASSES]) | QUICK | options)
 
 
-@pytest.mark.parametrize("shown, message", [
-    ({}, "pairs must hold an attribute"),
-    ({"a": {1: torch.zeros(1, 3, 16, 16)}}, "two or more strengths"),
-    ({"a": {-1: torch.zeros(1, 3, 16, 16), 1: torch.zeros(2, 3, 16, 16)}}, r"\[1, 2\] images"),
-    ({"a": {-1: torch.zeros(0, 3, 16, 16), 1: torch.zeros(0, 3, 16, 16)}}, "one or more"),
-    ({"a": {-1: torch.zeros(1, 3, 8, 8), 1: torch.zeros(1, 3, 8, 8)}}, "images must be of"),
-])
+@pytest.mark.parametrize(
+    "shown, message",
+    [
+        ({}, "pairs must hold an attribute"),
+        ({"a": {1: torch.zeros(1, 3, 16, 16)}}, "two or more strengths"),
+        ({"a": {-1: torch.zeros(1, 3, 16, 16), 1: torch.zeros(2, 3, 16, 16)}}, r"\[1, 2\] images"),
+        ({"a": {-1: torch.zeros(0, 3, 16, 16), 1: torch.zeros(0, 3, 16, 16)}}, "one or more"),
+        ({"a": {-1: torch.zeros(1, 3, 8, 8), 1: torch.zeros(1, 3, 8, 8)}}, "images must be of"),
+    ],
+)
 def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message):
     monkeypatch.setattr(regression, "new_adapter", never)
     with pytest.raises(ValueError, match=message):
         train_pairs(tiny, shown, PROMPT, **QUICK)
 
 
-@pytest.mark.parametrize("images, message", [
-    ({}, "images must hold a set"),
-    ({"a": torch.zeros(0, 3, 16, 16)}, r"images\['a'\] must be one image or more"),
-    ({"a": torch.zeros(1, 3, 8, 8)}, "images must be of"),
-])
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        ({}, "images must hold a set"),
+        ({"a": torch.zeros(0, 3, 16, 16)}, r"images\['a'\] must be one image or more"),
+        ({"a": torch.zeros(1, 3, 8, 8)}, "images must be of"),
+    ],
+)
 def test_bad_sets_of_images_are_refused_before_any_work(tiny, monkeypatch, images, message):
     monkeypatch.setattr(regression, "new_adapter", never)
     with pytest.raises(ValueError, match=message):
@@ -388,10 +468,20 @@ def test_bad_sets_of_images_are_refused_before_any_work(tiny, monkeypatch, image
 def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
     model = tiny_of("sample")  # what is wanted is the image itself
     shown = {"one": images_of(model, 1), "two": images_of(model, 1, seed=1)}
-    space = train_images(model, shown, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention"))
-    assert space.labels == ["one", "two"] and [row["strengths"] for row in space.rows] == [[1.0], [1.0]]
+    space = train_images(
+        model, shown, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention")
+    )
+    assert space.labels == ["one", "two"] and [row["strengths"] for row in space.rows] == [
+        [1.0],
+        [1.0],
+    ]
     assert min(row["reached"] for row in space.rows) > 0.02
-    alone = train_images(model, {"two": shown["two"]}, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention"))
+    alone = train_images(
+        model,
+        {"two": shown["two"]},
+        PROMPT,
+        **QUICK | dict(updates=60, lr=0.05, targets="attention"),
+    )
     assert alone.rows[0]["images"] == space.rows[1]["images"]
 
 
@@ -409,7 +499,10 @@ def test_training_leaves_the_model_as_it_was(tiny):
 
 
 def test_spaces_of_several_ranks_add_up(tiny):
-    found, asked = random_space(tiny, ["one", "two"], rank=1), random_space(tiny, ["three"], rank=3, seed=1)
+    found, asked = (
+        random_space(tiny, ["one", "two"], rank=1),
+        random_space(tiny, ["three"], rank=3, seed=1),
+    )
     for both in (found + asked, asked + found):
         assert both.rank == 3 and len(both) == 3
         for space, mix in ((found, {"one": 0.7, "two": -1}), (asked, {"three": 0.5})):
@@ -434,7 +527,10 @@ def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind
                 torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(1))
         rows = sorted(source.more(adapter, gen), key=lambda r: -float(r.timestep))
     assert len(rows) == len(source.acting) < 4
-    noise, seen = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0)), []
+    noise, seen = (
+        torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0)),
+        [],
+    )
     sample(model, PROMPT, noise, 4, on_step=seen.append)
     first = seen[source.acting[0]]
     assert_close(rows[0].timestep, first.timestep)
@@ -446,11 +542,15 @@ def test_late_sliders_act_late_wherever_they_are_used(tiny):
     space = train_concepts(tiny, BEARD, acts_from=0.5, **QUICK | dict(steps=4))
     assert space.acts_from == space.card["acts_from"] == 0.5
     noise = start_noise(tiny, 0, [0])
+
     def final(**window):
         with space.on(tiny, {0: 8.0}, **window):
             return sample(tiny, PROMPT, noise, 4)
+
     assert torch.equal(final(), final(start=0.5)) and not torch.equal(final(), final(start=0.0))
-    shown = train_pairs(tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=0.5, **QUICK)
+    shown = train_pairs(
+        tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=0.5, **QUICK
+    )
     assert shown.acts_from == 0.5 and (space + shown).acts_from == 0.5
     assert (space + random_space(tiny, rank=2, targets="keys-values")).acts_from == 0.0
 
@@ -461,8 +561,14 @@ def test_training_and_use_agree_on_the_steps(tiny, steps, late):
     open_in, space = [], random_space(tiny, ["one"])
     with space.on(tiny, {0: 1.0}, start=late):
         now = space.attach(tiny).now
-        sample(tiny, PROMPT, start_noise(tiny, 0, [0]), steps, 0.0,
-               on_step=lambda step: now.gate.any() and open_in.append(step.index))
+        sample(
+            tiny,
+            PROMPT,
+            start_noise(tiny, 0, [0]),
+            steps,
+            0.0,
+            on_step=lambda step: now.gate.any() and open_in.append(step.index),
+        )
     assert regression.acting_steps(tiny, steps, Regression(acts_from=late)) == open_in != []
 
 
@@ -472,7 +578,13 @@ def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
     with pytest.raises(ValueError, match="acts_from"):
         train_concepts(tiny, BEARD, acts_from=value, **QUICK)
     with pytest.raises(ValueError, match="acts_from"):
-        train_pairs(tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=value, **QUICK)
+        train_pairs(
+            tiny,
+            {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}},
+            PROMPT,
+            acts_from=value,
+            **QUICK,
+        )
 
 
 # --- real images -----------------------------------------------------------------------------------------------------
@@ -493,7 +605,9 @@ def test_an_inverted_image_comes_back(tiny_of, kind, method):
 def test_ddim_inversion_is_diffusers_own_walk(tiny):
     images = images_of(tiny, 2)
     found = invert(tiny, images, PROMPT, 5, "ddim", guidance=1.0)
-    assert_close(replay(tiny, found), sample(tiny, PROMPT, found.start, 5, 1.0), rtol=1e-3, atol=1e-3)
+    assert_close(
+        replay(tiny, found), sample(tiny, PROMPT, found.start, 5, 1.0), rtol=1e-3, atol=1e-3
+    )
     closer = [invert(tiny, images, PROMPT, 5, "ddim", rounds=n, guidance=1.0) for n in (0, 2, 8)]
     away = [(replay(tiny, f) - tiny.encode(images)).abs().mean() for f in closer]
     assert away[0] > away[1] > away[2]
@@ -518,14 +632,17 @@ def test_a_step_back_undoes_the_step(tiny_of, kind, monkeypatch):
         assert_close(replay(model, found), model.encode(images), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(method="renoise"), "method must be one of"),
-    (dict(rounds=-1), "rounds must be 0 or more"),
-    (dict(prompt=""), "prompt must be a non-empty text"),
-    (dict(prompt=["a"]), "prompt must be one text, or 2, not 1"),
-    (dict(images=torch.zeros(2, 3, 5, 5)), "images must be of"),
-    (dict(steps=0), "steps must be 1 or more"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(method="renoise"), "method must be one of"),
+        (dict(rounds=-1), "rounds must be 0 or more"),
+        (dict(prompt=""), "prompt must be a non-empty text"),
+        (dict(prompt=["a"]), "prompt must be one text, or 2, not 1"),
+        (dict(images=torch.zeros(2, 3, 5, 5)), "images must be of"),
+        (dict(steps=0), "steps must be 1 or more"),
+    ],
+)
 def test_bad_inversions_are_refused(tiny, options, message):
     with pytest.raises(ValueError, match=message):
         invert(tiny, **dict(images=images_of(tiny, 2), prompt=PROMPT, steps=2) | options)
@@ -539,7 +656,9 @@ def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
     noise, more = start_noise(tiny, 0, range(2)), f"{PROMPT}, glasses"
     before = [type(p) for p in tiny.denoiser.attn_processors.values()]
     plain = [sample(tiny, p, noise, 4, guidance) for p in (PROMPT, more)]
-    for ours, theirs in zip(prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, share=0), plain):
+    for ours, theirs in zip(
+        prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, share=0), plain
+    ):
         assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     source, edited = prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, share=1)
     assert_close(source, plain[0], rtol=1e-3, atol=1e-3)  # the source is as it was
@@ -550,10 +669,15 @@ def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
     assert not any("get_attention_scores" in vars(m) for m in tiny.denoiser.modules())
 
 
-@pytest.mark.parametrize("options, message", [(dict(share=2), "share must be 0 to 1"), (dict(edited=" "), "non-empty text")])
+@pytest.mark.parametrize(
+    "options, message",
+    [(dict(share=2), "share must be 0 to 1"), (dict(edited=" "), "non-empty text")],
+)
 def test_bad_prompt_to_prompt_is_refused(tiny, options, message):
     with pytest.raises(ValueError, match=message):
-        prompt_to_prompt(tiny, **dict(prompt=PROMPT, edited="a", noise=start_noise(tiny, 0, [0])) | options)
+        prompt_to_prompt(
+            tiny, **dict(prompt=PROMPT, edited="a", noise=start_noise(tiny, 0, [0])) | options
+        )
 
 
 def test_a_replay_needs_a_prompt_an_image(tiny):

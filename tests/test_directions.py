@@ -12,7 +12,13 @@ from sklearn.decomposition import PCA
 from tiny import PROMPT, never, quiet, random_space
 from torch.testing import assert_close
 
-from sliderspace.directions.discovery import Directions, Moments, discover, find_directions, principal_directions
+from sliderspace.directions.discovery import (
+    Directions,
+    Moments,
+    discover,
+    find_directions,
+    principal_directions,
+)
 from sliderspace.features.encoders import pixels
 from sliderspace.features.collect import Run, Samples
 
@@ -57,19 +63,27 @@ def planted(variances, rows=200, width=12, seed=0):
     gen = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, len(variances), generator=gen, dtype=torch.float64)
     scores = torch.linalg.qr(scores - scores.mean(0))[0]
-    directions = torch.linalg.qr(torch.randn(width, len(variances), generator=gen, dtype=torch.float64))[0].T
+    directions = torch.linalg.qr(
+        torch.randn(width, len(variances), generator=gen, dtype=torch.float64)
+    )[0].T
     singular = (torch.tensor(variances, dtype=torch.float64) * (rows - 1)).sqrt()
     return scores * singular @ directions + 5, directions, singular
 
 
-@pytest.mark.parametrize("variances", [(9, 4, 1), (1, 0.99, 0.98), (1e4, 1, 1e-4), (5, 4, 3, 2, 1e-3, 1e-3)])
+@pytest.mark.parametrize(
+    "variances", [(9, 4, 1), (1, 0.99, 0.98), (1e4, 1, 1e-4), (5, 4, 3, 2, 1e-3, 1e-3)]
+)
 def test_a_planted_subspace_is_found_again(variances):
     rows, directions, singular = planted(variances)
     distinct = len(set(variances))
     vectors, values = principal_directions(moments_of(rows), len(variances))
     assert_close(values[: len(variances)], singular, rtol=1e-6, atol=0)
-    assert_close((vectors @ directions.T).abs()[: distinct - 1], torch.eye(len(variances)).double()[: distinct - 1],
-                 rtol=0, atol=1e-6)
+    assert_close(
+        (vectors @ directions.T).abs()[: distinct - 1],
+        torch.eye(len(variances)).double()[: distinct - 1],
+        rtol=0,
+        atol=1e-6,
+    )
     # directions of one variance are a plane: any basis of it is right
     assert_close(vectors.T @ vectors, directions.T @ directions, rtol=0, atol=1e-6)
 
@@ -95,11 +109,15 @@ def test_directions_are_orthonormal_with_the_largest_coordinate_positive():
 
 def test_negated_rows_have_the_same_directions():
     rows = random_rows()
-    assert_close(principal_directions(moments_of(-rows), 4), principal_directions(moments_of(rows), 4))
+    assert_close(
+        principal_directions(moments_of(-rows), 4), principal_directions(moments_of(rows), 4)
+    )
 
 
-@pytest.mark.parametrize("rows, width, count, limit", [(5, 8, 5, 4), (60, 8, 9, 8), (60, 8, 0, 8), (60, 8, -1, 8),
-                                                       (1, 8, 1, 0), (0, 8, 1, -1)])
+@pytest.mark.parametrize(
+    "rows, width, count, limit",
+    [(5, 8, 5, 4), (60, 8, 9, 8), (60, 8, 0, 8), (60, 8, -1, 8), (1, 8, 1, 0), (0, 8, 1, -1)],
+)
 def test_counts_that_the_rows_cannot_hold_are_refused(rows, width, count, limit):
     message = f"count must be 1 to {limit} for {rows} rows of {width} features, not {count}"
     with pytest.raises(ValueError, match=message):
@@ -143,7 +161,9 @@ def test_any_order_of_splits_and_merges_equals_one_pass(seed):
     cuts = sorted(rng.integers(0, len(rows), 6).tolist())
     sets = [moments_of(part) for part in rows[rng.permutation(len(rows))].tensor_split(cuts)]
     while len(sets) > 1:  # a random tree, empty sets in it
-        one, other = (sets.pop(i) for i in sorted(rng.choice(len(sets), 2, replace=False), reverse=True))
+        one, other = (
+            sets.pop(i) for i in sorted(rng.choice(len(sets), 2, replace=False), reverse=True)
+        )
         sets.append(one.merge(other.n, other.mean, other.scatter))
     assert_moments_of(sets[0], rows)
     vectors, values = principal_directions(moments_of(rows), 8)
@@ -188,7 +208,9 @@ def test_rows_are_every_estimate_or_the_final_images(timesteps, rows):
     theirs = PCA(svd_solver="full").fit(features.numpy())
     assert (found.rows, found.timesteps) == (rows, timesteps) and len(features) == rows
     assert_close(found.mean, features.mean(0).float())
-    assert_close(found.singular_values.numpy(), theirs.singular_values_.astype("f4"), rtol=1e-5, atol=1e-5)
+    assert_close(
+        found.singular_values.numpy(), theirs.singular_values_.astype("f4"), rtol=1e-5, atol=1e-5
+    )
     assert_same_axes(found.vectors, theirs.components_[:4], 1e-5)
     assert_close(found.explained.numpy(), theirs.explained_variance_ratio_[:4].astype("f4"))
     scores = (samples.features.double() - features.mean(0)) @ found.vectors.double().T
@@ -228,10 +250,14 @@ def test_timing_is_the_share_that_the_step_explains(composed):
 
 def test_timing_is_in_between_where_step_and_sample_both_matter():
     samples = random_samples()
-    scores = find_directions(samples, 4).scores.double().numpy()  # analysis of variance, written out
+    scores = (
+        find_directions(samples, 4).scores.double().numpy()
+    )  # analysis of variance, written out
     between = ((scores.mean(0) - scores.mean((0, 1))) ** 2).mean(0)
     timing = find_directions(samples, 4).timing
-    assert_close(timing.numpy(), (between / ((scores - scores.mean((0, 1))) ** 2).mean((0, 1))).astype("f4"))
+    assert_close(
+        timing.numpy(), (between / ((scores - scores.mean((0, 1))) ** 2).mean((0, 1))).astype("f4")
+    )
     assert ((timing > 0) & (timing < 1)).all()
 
 
@@ -250,7 +276,10 @@ def test_ends_are_the_lowest_and_the_highest_samples(composed, count):
 
 def test_the_table_escapes_the_prompt():
     found = random_samples()
-    found = find_directions(Samples(replace(found.run, prompts=["<script>x</script>"]), found.features, found.latents), 3)
+    found = find_directions(
+        Samples(replace(found.run, prompts=["<script>x</script>"]), found.features, found.latents),
+        3,
+    )
     html = found._repr_html_()
     assert "&lt;script&gt;x" in html and "<script>" not in html
     assert html.count("<tr><td>") == 3 and f"{found.explained[0].item():.1%}" in html
@@ -267,7 +296,11 @@ def test_a_file_holds_all_of_it(tmp_path):
         assert torch.equal(getattr(again, name), getattr(found, name))
     for name in ("features", "latents"):
         assert torch.equal(getattr(again.samples, name)[:], getattr(found.samples, name)[:])
-    assert (again.rows, again.timesteps, asdict(again.samples.run)) == (36, "all", asdict(found.samples.run))
+    assert (again.rows, again.timesteps, asdict(again.samples.run)) == (
+        36,
+        "all",
+        asdict(found.samples.run),
+    )
     assert torch.equal(again.scores, found.scores) and again._repr_html_() == found._repr_html_()
 
 
@@ -281,8 +314,16 @@ def test_one_content_always_makes_the_same_bytes(tmp_path):
     assert len(files) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-8], lambda data: data[:3], lambda data: b"{}" + data,
-                                    lambda data: b"", lambda data: b"not tensors"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-8],
+        lambda data: data[:3],
+        lambda data: b"{}" + data,
+        lambda data: b"",
+        lambda data: b"not tensors",
+    ],
+)
 def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
     path = tmp_path / "found.safetensors"
     find_directions(random_samples(), 4).save(path)
@@ -293,7 +334,9 @@ def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
 
 def test_foreign_and_missing_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="other.safetensors' is not a sliderspace file, wanted: directions"):
+    with pytest.raises(
+        ValueError, match="other.safetensors' is not a sliderspace file, wanted: directions"
+    ):
         Directions.load(tmp_path / "other.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file: .*none.safetensors"):
         Directions.load(tmp_path / "none.safetensors")
@@ -331,7 +374,9 @@ def test_bad_input_is_refused_before_any_sampling(tiny, monkeypatch, message):
 
 
 def test_more_directions_than_features_are_refused(tiny):
-    with pytest.raises(ValueError, match="count must be 1 to 3, the width of 'pixels-1''s features, not 5"):
+    with pytest.raises(
+        ValueError, match="count must be 1 to 3, the width of 'pixels-1''s features, not 5"
+    ):
         discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixels(1), count=5))
 
 
@@ -344,7 +389,12 @@ def test_discovery_is_the_pca_of_what_was_collected(tiny):
 
 def test_two_runs_with_one_seed_write_the_same_bytes(tiny, tmp_path):
     store, files = dict(folder=tmp_path / "store"), []
-    for name, options in {"plain": {}, "stored": store, "resumed": store, "other seed": dict(seed=1)}.items():
+    for name, options in {
+        "plain": {},
+        "stored": store,
+        "resumed": store,
+        "other seed": dict(seed=1),
+    }.items():
         torch.manual_seed(len(name))  # the caller's own randomness is nobody's business
         found = discover(tiny, PROMPT, **OPTIONS | dict(batch=2) | options)
         found.save(tmp_path / name)

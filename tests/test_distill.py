@@ -5,8 +5,15 @@ import torch
 from tiny import PROMPT, pipeline_of, tiny_parts
 
 from sliderspace.portraits.distill import (
-    STUDENT_STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, Distillation, make_student, matching_loss, new_student_scheduler,
-    student_x0, teacher_pairs,
+    STUDENT_STEPS,
+    TEACHER_GUIDANCE,
+    TEACHER_STEPS,
+    Distillation,
+    make_student,
+    matching_loss,
+    new_student_scheduler,
+    student_x0,
+    teacher_pairs,
 )
 from sliderspace.portraits.networks import new_scheduler
 from sliderspace.portraits.recipe import Build
@@ -35,8 +42,14 @@ def test_all_steps_equal_the_pipeline(parts, words):
     pipe = pipeline_of(parts)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(3, 4, 8, 8, generator=gen(1))
-    theirs = pipe(prompt_embeds=words, latents=noise, num_inference_steps=STUDENT_STEPS, guidance_scale=1.0,
-                  generator=gen(2), output_type="latent").images
+    theirs = pipe(
+        prompt_embeds=words,
+        latents=noise,
+        num_inference_steps=STUDENT_STEPS,
+        guidance_scale=1.0,
+        generator=gen(2),
+        output_type="latent",
+    ).images
     with torch.no_grad():
         ours = student_x0(parts["unet"], words, noise, STUDENT_STEPS - 1, gen(2))
     assert torch.allclose(ours, theirs, atol=1e-4)
@@ -45,7 +58,9 @@ def test_all_steps_equal_the_pipeline(parts, words):
 def test_gradients_come_from_the_last_step_alone(parts, words):
     unet, noise = parts["unet"], torch.randn(3, 4, 8, 8, generator=gen(1))
     calls = []
-    hook = unet.register_forward_hook(lambda module, args, out: calls.append(out.sample.requires_grad))
+    hook = unet.register_forward_hook(
+        lambda module, args, out: calls.append(out.sample.requires_grad)
+    )
     x0 = student_x0(unet, words, noise, 2, gen(2))
     hook.remove()
     assert calls == [False, False, True] and x0.requires_grad
@@ -70,8 +85,13 @@ def test_pairs_are_what_the_teachers_pipeline_draws(parts):
     pipe.set_progress_bar_config(disable=True)
     captions = [PROMPT, "portrait of a person, red hair"]
     noise, drawn = teacher_pairs(parts["unet"], embedder(parts), captions, (4, 8, 8), gen(3))
-    theirs = pipe(captions, latents=noise, num_inference_steps=TEACHER_STEPS, guidance_scale=TEACHER_GUIDANCE,
-                  output_type="latent").images
+    theirs = pipe(
+        captions,
+        latents=noise,
+        num_inference_steps=TEACHER_STEPS,
+        guidance_scale=TEACHER_GUIDANCE,
+        output_type="latent",
+    ).images
     assert torch.allclose(drawn, theirs, atol=1e-4)
 
 
@@ -79,7 +99,10 @@ def test_pairs_are_what_the_teachers_pipeline_draws(parts):
 def distillation(parts):
     people = [dict(style="pixel art style"), dict(style="lorelei style", hair="red hair")]
     nets = torch.nn.ModuleDict({k: tiny_parts("v_prediction")["unet"] for k in ("student", "fake")})
-    teacher, captions = tiny_parts("v_prediction", seed=1)["unet"].requires_grad_(False), [PROMPT] * 4
+    teacher, captions = (
+        tiny_parts("v_prediction", seed=1)["unet"].requires_grad_(False),
+        [PROMPT] * 4,
+    )
     pairs = (*teacher_pairs(teacher, embedder(parts), captions, (4, 8, 8), gen()), captions)
     return Distillation(nets, teacher, embedder(parts), people, pairs, batch=4)
 
@@ -91,7 +114,11 @@ def test_who_learns(distillation, share, moved):
     assert loss.isfinite()
     loss.backward()
     nets = distillation.model
-    assert {k for k, net in nets.items() if any(p.grad is not None and p.grad.any() for p in net.parameters())} == moved
+    assert {
+        k
+        for k, net in nets.items()
+        if any(p.grad is not None and p.grad.any() for p in net.parameters())
+    } == moved
     assert all(p.grad is None for p in distillation.teacher.parameters())
 
 
@@ -107,11 +134,15 @@ def test_holding_is_zero_for_a_student_that_draws_the_pairs(distillation):
     with torch.no_grad():
         own = student_x0(distillation.model.student, distillation.embed(captions), noise, 0, gen())
     distillation.pairs = noise, own, captions
-    assert distillation.holding(0, gen()).item() < 1e-6  # c_out of the sampler's boundary term is not quite 1
+    assert (
+        distillation.holding(0, gen()).item() < 1e-6
+    )  # c_out of the sampler's boundary term is not quite 1
     distillation.pairs = noise, drawn, captions
     assert distillation.holding(0, gen()).item() > 1e-3
 
 
 def test_a_folder_without_a_teacher_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished model: run sliderspace.portraits.recipe"):
+    with pytest.raises(
+        ValueError, match="holds no finished model: run sliderspace.portraits.recipe"
+    ):
         make_student(Build(tmp_path))

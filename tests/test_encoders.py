@@ -10,7 +10,14 @@ from tiny import PREDICTION_TYPES
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from sliderspace.features.encoders import encoder, features, latents, open_clip_encoder, pixels, random_view
+from sliderspace.features.encoders import (
+    encoder,
+    features,
+    latents,
+    open_clip_encoder,
+    pixels,
+    random_view,
+)
 from sliderspace.models.loading import load
 from sliderspace.models.pipeline import bundled
 
@@ -31,8 +38,15 @@ def clip_folder(tmp_path_factory):
     folder.mkdir()
     torch.manual_seed(0)
     save_file(open_clip.CLIP(**CONFIG).state_dict(), folder / "open_clip_model.safetensors")
-    seen = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": seen}))
+    seen = {
+        "mean": [0.48, 0.46, 0.41],
+        "std": [0.27, 0.26, 0.28],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": seen})
+    )
     return folder
 
 
@@ -64,7 +78,9 @@ def unit_range(image):
 def assert_sees_what_open_clip_sees(ours, source, pretrained, size):
     import open_clip
 
-    net, _, preprocess = open_clip.create_model_and_transforms(source, pretrained=pretrained, precision="fp32")
+    net, _, preprocess = open_clip.create_model_and_transforms(
+        source, pretrained=pretrained, precision="fp32"
+    )
     image = picture(size)
     theirs = net.eval().encode_image(preprocess(image)[None])
     assert_close(ours(unit_range(image)), theirs, rtol=1e-4, atol=1e-4)
@@ -88,7 +104,9 @@ def test_a_name_with_a_weights_file_sees_what_open_clip_sees(known_name, clip_fo
 
 
 @torch.no_grad()
-def test_weights_get_the_activation_that_they_were_trained_with(known_name, clip_folder, monkeypatch):
+def test_weights_get_the_activation_that_they_were_trained_with(
+    known_name, clip_folder, monkeypatch
+):
     # OpenAI's; open_clip's plain names have another, and it only warns
     import open_clip
 
@@ -96,7 +114,9 @@ def test_weights_get_the_activation_that_they_were_trained_with(known_name, clip
     tag = {"url": "", "hf_hub": "", "quick_gelu": True}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, known_name, {"openai": tag})
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *args, **options: weights)
-    net, _, preprocess = open_clip.create_model_and_transforms(known_name, weights, force_quick_gelu=True)
+    net, _, preprocess = open_clip.create_model_and_transforms(
+        known_name, weights, force_quick_gelu=True
+    )
     image = picture(48)
     theirs = net.eval().encode_image(preprocess(image)[None])
     assert_close(encoder(f"{known_name}:openai")(unit_range(image)), theirs, rtol=1e-4, atol=1e-4)
@@ -106,7 +126,9 @@ def test_other_sizes_are_resized_as_by_pillow(clip_folder):
     ours, image = encoder(str(clip_folder)), picture(96)
     small = image.resize((48, 48), Image.Resampling.BICUBIC)
     with torch.no_grad():
-        assert_close(ours(unit_range(image)), ours(unit_range(small)), rtol=0, atol=5e-3)  # Pillow rounds to 1/255
+        assert_close(
+            ours(unit_range(image)), ours(unit_range(small)), rtol=0, atol=5e-3
+        )  # Pillow rounds to 1/255
 
 
 def test_weights_do_not_want_gradients_and_images_get_them(clip_folder):
@@ -120,7 +142,10 @@ def test_weights_do_not_want_gradients_and_images_get_them(clip_folder):
 
 def test_pixels_latents_and_callables(tiny):
     images = torch.rand(2, 3, 32, 32)
-    assert encoder("pixels").name == "pixels-16" and encoder("pixels")(images).shape == (2, 3 * 16**2)
+    assert encoder("pixels").name == "pixels-16" and encoder("pixels")(images).shape == (
+        2,
+        3 * 16**2,
+    )
     assert_close(pixels(32)(images), images.flatten(1))
     assert (encoder("latents").space, encoder("latents").name) == ("latents", "latents")
     assert encoder(pixels(4)).name == "pixels-4"
@@ -163,7 +188,9 @@ def test_the_default_is_for_the_bundled_model_alone(tiny, tiny_folder, tmp_path)
 
 
 def test_a_folder_with_broken_weights_is_refused(clip_folder, tmp_path):
-    (tmp_path / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
+    (tmp_path / "open_clip_config.json").write_bytes(
+        (clip_folder / "open_clip_config.json").read_bytes()
+    )
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="could not be loaded"):
         open_clip_encoder(str(tmp_path))

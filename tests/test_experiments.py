@@ -26,8 +26,18 @@ from sliderspace.experiments.metrics import MEASURES
 from sliderspace.experiments.results import Results, plot_results, rank_correlation
 from sliderspace.experiments.trial import Setup
 
-SMALL = dict(samples=16, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
-             mixed=4, loading={"steps": 2, "guidance": 1.5})
+SMALL = dict(
+    samples=16,
+    encoder="pixels-4",
+    judge="pixels-4",
+    sliders=3,
+    updates=2,
+    start_rows=4,
+    noised=4,
+    held_out=2,
+    mixed=4,
+    loading={"steps": 2, "guidance": 1.5},
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,10 @@ STUDIES = Path(__file__).parent.parent / "nbs" / "ablations"
 
 
 def timeless(results):
-    return [row | {"figures": {n: v for n, v in row["figures"].items() if n != "seconds"}} for row in results.rows]
+    return [
+        row | {"figures": {n: v for n, v in row["figures"].items() if n != "seconds"}}
+        for row in results.rows
+    ]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -63,7 +76,9 @@ BAD = {
     "measures must be one or more of": dict(measures=()),
     "measures must be of .*, not 'speed'": dict(measures=("speed",)),
     "name must be letters": dict(name="../table"),
-    "way 'a': factors are known of the bundled models alone": dict(setup=Setup("sdxl"), measures=("factors",)),
+    "way 'a': factors are known of the bundled models alone": dict(
+        setup=Setup("sdxl"), measures=("factors",)
+    ),
 }
 
 
@@ -75,13 +90,18 @@ def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"encoder": "no-such-thing"}, "way 'b': .*no-such-thing"),
-    ({"targets": "atention"}, "way 'b': targets='atention' matches no layer"),
-    ({"rank": 4096}, "way 'b': rank must be 1 to"),
-    ({"used_from": 0.9999}, "way 'b': acts_from=0.9999 leaves none"),
-])
-def test_what_does_not_suit_the_model_is_refused_before_the_first_way(experiment, monkeypatch, tmp_path, changes, message):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"encoder": "no-such-thing"}, "way 'b': .*no-such-thing"),
+        ({"targets": "atention"}, "way 'b': targets='atention' matches no layer"),
+        ({"rank": 4096}, "way 'b': rank must be 1 to"),
+        ({"used_from": 0.9999}, "way 'b': acts_from=0.9999 leaves none"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_refused_before_the_first_way(
+    experiment, monkeypatch, tmp_path, changes, message
+):
     monkeypatch.setattr(experiments, "make_trial", never)
     with pytest.raises(ValueError, match=message):
         run(replace(experiment, ways={"a": {}, "b": changes}), tmp_path)
@@ -90,7 +110,10 @@ def test_what_does_not_suit_the_model_is_refused_before_the_first_way(experiment
 def test_a_measure_of_ones_own_needs_one_process(experiment, monkeypatch, tmp_path):
     monkeypatch.setitem(MEASURES, "mine", lambda judged: {"x": 1.0})
     own = replace(experiment, ways={"a": {}}, seeds=(0,), measures=("mine",))
-    with pytest.raises(ValueError, match="measure 'mine' is not known to other processes: processes must be 1, not 2"):
+    with pytest.raises(
+        ValueError,
+        match="measure 'mine' is not known to other processes: processes must be 1, not 2",
+    ):
         run(own, tmp_path, 2)
     assert run(own, tmp_path, progress=quiet).of("a", "x") == [1.0]
 
@@ -104,11 +127,15 @@ def test_a_bad_number_of_processes_is_refused(experiment):
 
 
 def test_a_row_for_each_way_and_seed(experiment, results):
-    assert [(row["way"], row["seed"]) for row in results.rows] == [(f"rank {r}", s) for r in (1, 2) for s in (0, 1)]
+    assert [(row["way"], row["seed"]) for row in results.rows] == [
+        (f"rank {r}", s) for r in (1, 2) for s in (0, 1)
+    ]
     assert [row["changes"] for row in results.rows] == [{"rank": 1}] * 2 + [{"rank": 2}] * 2
     assert results.of("rank 2", "weights")[0] == 2 * results.of("rank 1", "weights")[0]
     assert all(len(each) == 3 for each in results.each("rank 1", "alignment"))
-    assert results.of("rank 1", "alignment") == [mean(each) for each in results.each("rank 1", "alignment")]
+    assert results.of("rank 1", "alignment") == [
+        mean(each) for each in results.each("rank 1", "alignment")
+    ]
 
 
 FIGURES = [("a", 0, 1.0), ("a", 1, 3.0), ("b", 1, [5.0, None, 7.0]), ("b", 0, 2.0)]
@@ -117,14 +144,27 @@ TABLE = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for 
 
 def test_means_and_spreads_are_over_seeds():
     assert TABLE.of("b", "x") == [2, 6]  # by seed; the mean of the sliders that have one
-    assert TABLE.table() == [["", "x"], ["a", f"{2:.3g} ± {stdev([1, 3]):.2g}"], ["b", f"{4:.3g} ± {stdev([2, 6]):.2g}"]]
+    assert TABLE.table() == [
+        ["", "x"],
+        ["a", f"{2:.3g} ± {stdev([1, 3]):.2g}"],
+        ["b", f"{4:.3g} ± {stdev([2, 6]):.2g}"],
+    ]
     assert TABLE.against("b", "a", "x") == (2, stdev([1, 3]))
 
 
 def test_some_figures_alone_are_a_table_too():
-    both = Results("t", {"model": "m"}, [dict(way="a", changes={}, seed=0, figures={"x": 1.0, "y": [2.0, 4.0]}),
-                                         dict(way="b", changes={}, seed=0, figures={"x": 5.0})])
-    assert both[["y"]].table() == [["", "y"], ["a", "3"], ["b", ""]] and both[["y"]].setup == both.setup
+    both = Results(
+        "t",
+        {"model": "m"},
+        [
+            dict(way="a", changes={}, seed=0, figures={"x": 1.0, "y": [2.0, 4.0]}),
+            dict(way="b", changes={}, seed=0, figures={"x": 5.0}),
+        ],
+    )
+    assert (
+        both[["y"]].table() == [["", "y"], ["a", "3"], ["b", ""]]
+        and both[["y"]].setup == both.setup
+    )
     assert both[["y", "x"]].table()[0] == ["", "y", "x"]
     with pytest.raises(KeyError, match="no figure 'z': there are"):
         both[["x", "z"]]
@@ -132,8 +172,15 @@ def test_some_figures_alone_are_a_table_too():
 
 def test_ways_are_held_against_each_other_seed_by_seed():
     values = {"a": [1.0, 10.0, 20.0], "b": [None, 10.0, 20.0], "c": [None] * 3}
-    table = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for w, vs in values.items()
-                              for s, v in enumerate(vs)])
+    table = Results(
+        "t",
+        {},
+        [
+            dict(way=w, changes={}, seed=s, figures={"x": v})
+            for w, vs in values.items()
+            for s, v in enumerate(vs)
+        ],
+    )
     assert table.against("a", "b", "x") == (0, 0)
     with pytest.raises(ValueError, match="for no seed both"):
         table.against("a", "c", "x")
@@ -157,18 +204,35 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     TABLE.save(tmp_path / "t.json")
     again = Results.load(tmp_path / "t.json")
     assert (again.name, again.setup, again.rows) == (TABLE.name, TABLE.setup, TABLE.rows)
-    for text in ("{", "{}", '{"name": 1, "other": 2}', "[1]", '{"name": "x", "setup": {}, "rows": 3}',
-                 '{"name": "x", "setup": {}, "rows": [{"way": "a"}]}'):
+    for text in (
+        "{",
+        "{}",
+        '{"name": 1, "other": 2}',
+        "[1]",
+        '{"name": "x", "setup": {}, "rows": 3}',
+        '{"name": "x", "setup": {}, "rows": [{"way": "a"}]}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match="no table of an experiment"):
             Results.load(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("value, text", [(99.7, "99.7"), (999.6, "1,000"), (123456.0, "123,456"), (0.01234, "0.0123"), (-1523.0, "-1,523")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (99.7, "99.7"),
+        (999.6, "1,000"),
+        (123456.0, "123,456"),
+        (0.01234, "0.0123"),
+        (-1523.0, "-1,523"),
+    ],
+)
 def test_large_numbers_are_written_out(value, text):
     row = dict(way="a", changes={}, seed=0, figures={"art": value})
     assert Results("t", {}, [row]).table()[1] == ["a", text]
-    other = row | dict(seed=1, figures={"art": value + 2**0.5 * 99.7})  # a standard deviation that rounds to 100
+    other = row | dict(
+        seed=1, figures={"art": value + 2**0.5 * 99.7}
+    )  # a standard deviation that rounds to 100
     assert Results("t", {}, [row, other]).table()[1][1].endswith(" ± 100")
 
 
@@ -180,7 +244,10 @@ def test_names_of_ways_are_escaped():
 
 def test_a_panel_for_each_figure(results):
     picture = plot_results(results, ["alignment", "overlap"])
-    assert isinstance(picture, Figure) and [ax.get_title() for ax in picture.axes] == ["alignment", "overlap"]
+    assert isinstance(picture, Figure) and [ax.get_title() for ax in picture.axes] == [
+        "alignment",
+        "overlap",
+    ]
     with pytest.raises(KeyError, match="no figure 'speed'"):
         plot_results(results, ["speed"])
 
@@ -189,10 +256,19 @@ def test_a_panel_for_each_figure(results):
 def test_a_line_for_what_is_so_without_sliders(judge):
     def panels(base):
         figures = {f"art{judge}": 3.0, f"art without sliders{judge}": base, "overlap": 0.5}
-        return plot_results(Results("t", {}, [dict(way="a", changes={}, seed=0, figures=figures)]), [f"art{judge}", "overlap"])
-    lines = [[line.get_xdata() for line in ax.lines if line.get_linestyle() == ":"] for ax in panels(7.0).axes]
+        return plot_results(
+            Results("t", {}, [dict(way="a", changes={}, seed=0, figures=figures)]),
+            [f"art{judge}", "overlap"],
+        )
+
+    lines = [
+        [line.get_xdata() for line in ax.lines if line.get_linestyle() == ":"]
+        for ax in panels(7.0).axes
+    ]
     assert lines == [[[7.0, 7.0]], []]
-    assert not any(line.get_linestyle() == ":" for ax in panels(None).axes for line in ax.lines)  # another model
+    assert not any(
+        line.get_linestyle() == ":" for ax in panels(None).axes for line in ax.lines
+    )  # another model
 
 
 # --- kept, and found again -------------------------------------------------------------------------------------------
@@ -208,7 +284,11 @@ def test_what_is_kept_is_not_made_again(experiment, tmp_path, monkeypatch):
         run(more, tmp_path, progress=quiet)
     assert Results.load(tmp_path / "rank.json").rows == first.rows
     fewer = Experiment("rank", experiment.ways, experiment.setup, (0,), experiment.measures)
-    assert len(run(fewer, tmp_path, progress=quiet).rows) == len(Results.load(tmp_path / "rank.json").rows) == 2
+    assert (
+        len(run(fewer, tmp_path, progress=quiet).rows)
+        == len(Results.load(tmp_path / "rank.json").rows)
+        == 2
+    )
 
 
 def test_an_error_loses_nothing_that_was_measured(experiment, tmp_path, monkeypatch):
@@ -242,7 +322,9 @@ def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
         return {"x": [1.0, float("nan"), float("inf")], "y": float("nan")}
 
     monkeypatch.setitem(MEASURES, "edits", broken)
-    one = run(Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",)), tmp_path, progress=quiet)
+    one = run(
+        Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",)), tmp_path, progress=quiet
+    )
     assert one.rows[0]["figures"] == {"x": [1.0, None, None], "y": None}
     assert one.of("a", "x") == [1.0] and one.of("a", "y") == []
     assert one.table()[1] == ["a", "1", ""]
@@ -266,8 +348,18 @@ run(Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained", "edits")
 
 
 def test_a_run_that_was_killed_goes_on(experiment, results, tmp_path):
-    child = subprocess.run([sys.executable, "-c", CHILD.replace("{small}", repr(SMALL)), experiment.setup.model, tmp_path],
-                           capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            CHILD.replace("{small}", repr(SMALL)),
+            experiment.setup.model,
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert timeless(Results.load(tmp_path / "rank.json")) == timeless(results)[:3]
     assert timeless(run(experiment, tmp_path, progress=quiet)) == timeless(results)
@@ -296,10 +388,14 @@ def test_processes_end_with_the_one_that_began_them(experiment, results, tmp_pat
     script, folder = tmp_path / "parent.py", tmp_path / "made"
     script.write_text(PARENT.replace("{small}", repr(SMALL)))
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    child = subprocess.Popen([sys.executable, script, experiment.setup.model, folder], env=env, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, script, experiment.setup.model, folder], env=env, start_new_session=True
+    )
     assert child.wait() == -signal.SIGKILL
     for _ in range(100):  # its session's processes
-        left = subprocess.run(["ps", "-s", str(child.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
+        left = subprocess.run(
+            ["ps", "-s", str(child.pid), "-o", "pid="], capture_output=True, text=True
+        ).stdout.split()
         if not left:
             break
         time.sleep(0.1)
@@ -309,7 +405,9 @@ def test_processes_end_with_the_one_that_began_them(experiment, results, tmp_pat
 
 def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "check", lambda self: None)
-    bad = Experiment("bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",))
+    bad = Experiment(
+        "bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",)
+    )
     with pytest.raises(ValueError, match="no-such-thing"):
         run(bad, tmp_path, 2, quiet)
 
@@ -318,30 +416,51 @@ def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
 
 
 def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
-    large = Experiment("x", {"many": {"samples": 900, "sliders": 64}, "rank 16": {"rank": 16}, "no PCA": {"parts": "random"},
-                             "prompts": {"prompt": list("abcdefgh")}}, Setup().vary({"updates": 80, "sliders": 40, "used": 30}), (3, 4))
+    large = Experiment(
+        "x",
+        {
+            "many": {"samples": 900, "sliders": 64},
+            "rank 16": {"rank": 16},
+            "no PCA": {"parts": "random"},
+            "prompts": {"prompt": list("abcdefgh")},
+        },
+        Setup().vary({"updates": 80, "sliders": 40, "used": 30}),
+        (3, 4),
+    )
     small = shrunk(large)
     small.check()
-    assert list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
+    assert (
+        list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
+    )
     for changes in small.ways.values():
         made = small.setup.vary(changes)
-        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (16, 2, 2, 1, 8)
+        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (
+            16,
+            2,
+            2,
+            1,
+            8,
+        )
     assert small.ways["rank 16"]["rank"] == 2 and small.ways["prompts"]["prompt"] == list("abcd")
 
 
 def test_ranks_are_spearmans():
     rng = np.random.default_rng(0)
     x, y = rng.random((3, 12)), rng.random((3, 12))
-    found = rank_correlation((x ** 3).tolist(), y.tolist())
+    found = rank_correlation((x**3).tolist(), y.tolist())
     each = [spearmanr(a, b).statistic for a, b in zip(x, y)]
     assert found.value == pytest.approx(np.tanh(np.arctanh(each).mean()))
     assert -1 <= found.low < found.value < found.high <= 1
     assert rank_correlation(x.tolist(), (-x).tolist()).value == pytest.approx(-1, abs=1e-5)
-    assert rank_correlation([[1, 2, 3, 4, None]], [[1, 2, 3, 4, 0]]).value == pytest.approx(1, abs=1e-5)
+    assert rank_correlation([[1, 2, 3, 4, None]], [[1, 2, 3, 4, 0]]).value == pytest.approx(
+        1, abs=1e-5
+    )
     assert rank_correlation([[1, 2, 3, 4]], [[5, 5, 5, 5]]).value == 0
 
 
-@pytest.mark.parametrize("weight, rho", [(0, 0.0), (1, 0.690), (2, 0.885)])  # rho of normal x and weight x + normal noise
+@pytest.mark.parametrize(
+    "weight, rho", [(0, 0.0), (1, 0.690), (2, 0.885)]
+)  # rho of normal x and weight x + normal noise
 def test_intervals_of_ranks_hold_what_is_true(weight, rho):
     rng, held = np.random.default_rng(1), 0
     for _ in range(300):
@@ -351,8 +470,16 @@ def test_intervals_of_ranks_hold_what_is_true(weight, rho):
     assert 0.92 <= held / 300 <= 0.985
 
 
-@pytest.mark.parametrize("x, y", [([], []), ([[1, 2, 3]], [[1, 2, 3]]), ([[1, 2, 3, 4]], [[1, 2, 3]]),
-                                  ([[1, 2, 3, 4]], []), ([[1, 2, 3, 4]], [[1, 2, 3, None]])])
+@pytest.mark.parametrize(
+    "x, y",
+    [
+        ([], []),
+        ([[1, 2, 3]], [[1, 2, 3]]),
+        ([[1, 2, 3, 4]], [[1, 2, 3]]),
+        ([[1, 2, 3, 4]], []),
+        ([[1, 2, 3, 4]], [[1, 2, 3, None]]),
+    ],
+)
 def test_ranks_need_the_same_sliders(x, y):
     with pytest.raises(ValueError, match="the same sliders"):
         rank_correlation(x, y)
@@ -363,26 +490,51 @@ def test_ranks_need_the_same_sliders(x, y):
 
 def test_the_same_experiment_runs_on_sdxl(tmp_path):
     sdxl().save_pretrained(tmp_path / "sdxl")
-    setup = Setup(str(tmp_path / "sdxl")).vary({n: v for n, v in SMALL.items() if n != "start_rows"})
-    ways = {"principal": {}, "random": {"directions": "random"}, "no directions": {"parts": "clusters"}}
-    found = run(Experiment("sdxl", ways, setup, (0,), ("trained", "edits", "mixes")), tmp_path, progress=quiet)
+    setup = Setup(str(tmp_path / "sdxl")).vary(
+        {n: v for n, v in SMALL.items() if n != "start_rows"}
+    )
+    ways = {
+        "principal": {},
+        "random": {"directions": "random"},
+        "no directions": {"parts": "clusters"},
+    }
+    found = run(
+        Experiment("sdxl", ways, setup, (0,), ("trained", "edits", "mixes")),
+        tmp_path,
+        progress=quiet,
+    )
     assert found.ways == list(ways) and found.names[:2] == ["weights", "seconds"]
-    assert all(len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways)
+    assert all(
+        len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways
+    )
 
 
-OTHERS = ("no_pca", "singular_values", "pixel_space", "rank", "window", "additions")  # which take a minute or two each
+OTHERS = (
+    "no_pca",
+    "singular_values",
+    "pixel_space",
+    "rank",
+    "window",
+    "additions",
+)  # which take a minute or two each
 
 
-@pytest.mark.parametrize("study", ["number_of_directions", *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
+@pytest.mark.parametrize(
+    "study", ["number_of_directions", *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)]
+)
 def test_a_study_runs_on_sdxl_by_its_name_alone(study, tmp_path, monkeypatch):
     sdxl().save_pretrained(tmp_path / "sdxl")
     monkeypatch.setenv("SLIDERSPACE_SMALL", "1")
     clip = {"ViT-L-14:openai": "portraits-clip"}  # whose weights are a download
-    monkeypatch.setattr(trials, "find_encoder", lambda spec, model: encoder(clip.get(spec, spec), model))
+    monkeypatch.setattr(
+        trials, "find_encoder", lambda spec, model: encoder(clip.get(spec, spec), model)
+    )
     cells = json.loads((STUDIES / f"{study}.ipynb").read_text("utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert code.count("Setup(") == 1
-    (tmp_path / "study.py").write_text(code.replace("Setup(", f"Setup({str(tmp_path / 'sdxl')!r}, "), "utf-8")
+    (tmp_path / "study.py").write_text(
+        code.replace("Setup(", f"Setup({str(tmp_path / 'sdxl')!r}, "), "utf-8"
+    )
     found = runpy.run_path(str(tmp_path / "study.py"))["results"]
     assert found.setup["model"] == str(tmp_path / "sdxl") and len(found.rows) == len(found.ways)
     assert all(found.of(way, "overlap") and not found.of(way, "selectivity") for way in found.ways)

@@ -23,7 +23,9 @@ def found(model):
 
 @pytest.fixture
 def live(model):
-    space = random_space(model, ["one", "two", "three"], card={"sliders": [{"direction": 2}, {"direction": 0}, {}]})
+    space = random_space(
+        model, ["one", "two", "three"], card={"sliders": [{"direction": 2}, {"direction": 0}, {}]}
+    )
     shown = board(model, space, steps=1, thumbnails=False)
     yield shown
     shown.close()
@@ -39,14 +41,21 @@ def test_a_sample_by_number_and_the_board_at_its_place(model, found, live):
     assert (picture.int() - own.int()).abs().max() <= 1
     shown.reproduce.click()
     expected = {"one": at[2], "two": at[0]}
-    assert live.mix == {n: max(-2.0, min(2.0, round(s.item(), 1))) for n, s in expected.items() if round(s.item(), 1)}
+    assert live.mix == {
+        n: max(-2.0, min(2.0, round(s.item(), 1)))
+        for n, s in expected.items()
+        if round(s.item(), 1)
+    }
 
 
 def test_circled_points_come_back_as_samples(model, found):
     made = make_map(found, "pca", steps="all", neighbours=5)
     shown = explorer(model, found, made)
     shown._circled([0, 1, made.samples.tolist().index(7), made.samples.tolist().index(3)])
-    assert shown.samples == sorted({made.samples[0].item(), made.samples[1].item(), 7, 3}) and shown.reproduce.disabled
+    assert (
+        shown.samples == sorted({made.samples[0].item(), made.samples[1].item(), 7, 3})
+        and shown.reproduce.disabled
+    )
     shown._circled([])  # nothing circled: what was shown stays
     assert len(shown.samples) > 1
 
@@ -57,7 +66,9 @@ def test_ones_own_image_is_placed_and_a_file_that_is_none_is_said(model, found, 
     image.save(data, "png")
     shown._try(shown._read, memoryview(data.getvalue()))
     assert shown.says.value.startswith("your image lies at") and not shown.samples
-    assert_close(shown.at, found.place(found.samples.features[3:4, -1])[0], rtol=0, atol=0.3)  # but for the autoencoder
+    assert_close(
+        shown.at, found.place(found.samples.features[3:4, -1])[0], rtol=0, atol=0.3
+    )  # but for the autoencoder
     shown._try(shown._read, memoryview(b"<script>"))
     assert "UnidentifiedImageError" in shown.says.value and shown.says._view_name == "LabelView"
 
@@ -73,7 +84,9 @@ def test_without_the_map_widget_samples_are_chosen_by_number(model, found, monke
     monkeypatch.setattr(builtins, "__import__", missing)
     shown = explorer(model, found, make_map(found, "pca", neighbours=5))
     still, says = shown.scatter.children
-    assert bytes(still.value).startswith(b"\x89PNG") and "choose samples by their number" in says.value
+    assert (
+        bytes(still.value).startswith(b"\x89PNG") and "choose samples by their number" in says.value
+    )
     shown.sample.value = 2
     assert shown.samples == [2]
 
@@ -83,7 +96,9 @@ def test_sliders_without_directions_have_no_place(tiny):
     live = board(tiny, random_space(tiny, ["one"]), PROMPT, steps=1, thumbnails=False)
     shown = explorer(tiny, found, make_map(found, "pca", neighbours=5), live)
     shown.reproduce.click()
-    assert "none of these sliders was found along a direction" in shown.says.value and live.mix == {}
+    assert (
+        "none of these sliders was found along a direction" in shown.says.value and live.mix == {}
+    )
     with pytest.raises(ValueError, match="none of these sliders"):
         live.reproduce(shown.at)
     live.close()

@@ -64,7 +64,9 @@ def honest(images, text, high="bright", low="dark"):
 # --- order and agreement ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("high, low", [("bright", "dark"), ("light blond hair", "dark blond hair"), ("hat", "no hat")])
+@pytest.mark.parametrize(
+    "high, low", [("bright", "dark"), ("light blond hair", "dark blond hair"), ("hat", "no hat")]
+)
 @pytest.mark.parametrize("asks", [2, 3, 4])
 def test_the_order_is_undone(asks, high, low):
     found = label(partial(honest, high=high, low=low), shades(20), asks=asks)
@@ -74,12 +76,20 @@ def test_the_order_is_undone(asks, high, low):
 
 def test_the_order_is_random():
     orders = []
-    label(lambda images, text: (orders.append(brighter_right(images)), honest(images, text))[1], shades(40), asks=4)
+    label(
+        lambda images, text: (orders.append(brighter_right(images)), honest(images, text))[1],
+        shades(40),
+        asks=4,
+    )
     assert len(orders) == 160 and 0.35 < sum(orders) / 160 < 0.65
     assert len({tuple(orders[i : i + 4]) for i in range(0, 160, 4)}) >= 4
 
 
-SAME = [("bright", "dark"), ("light hair", "dark hair"), ("hair of the left person", "hair of the right person")]
+SAME = [
+    ("bright", "dark"),
+    ("light hair", "dark hair"),
+    ("hair of the left person", "hair of the right person"),
+]
 
 
 @pytest.mark.parametrize("names", SAME)
@@ -87,7 +97,9 @@ SAME = [("bright", "dark"), ("light hair", "dark hair"), ("hair of the left pers
 def test_who_answers_by_position_is_not_trusted(names, asks):
     """Words that both names share are no agreement, and orders that come out alike must not pass for it."""
     found = label(lambda images, text: answer(*names), shades(40), asks=asks)
-    assert sum(row.confident for row in found.rows) <= 4 and not any(row.error for row in found.rows)
+    assert sum(row.confident for row in found.rows) <= 4 and not any(
+        row.error for row in found.rows
+    )
     assert np.mean([row.confidence for row in found.rows]) < 0.6
 
 
@@ -124,8 +136,10 @@ def test_the_name_is_what_most_say():
 
 def test_how_much_agreement_is_enough_can_be_said():
     names = iter(["pale", "sunny", "sunny"] * 2)
-    (row,), (other,) = [label(lambda images, text: honest(images, text, next(names)), asks=3, least=least).rows
-                        for least in (0.6, 0.7)]
+    (row,), (other,) = [
+        label(lambda images, text: honest(images, text, next(names)), asks=3, least=least).rows
+        for least in (0.6, 0.7)
+    ]
     assert row.confident and not other.confident and 0.6 < row.confidence == other.confidence < 0.7
 
 
@@ -153,12 +167,26 @@ def test_pictures_are_both_images_side_by_side_and_enlarged(height, width):
     images = torch.rand(1, 2, 1, 3, height, width, generator=torch.Generator().manual_seed(0))
     ((pictures, _), *_) = shown(Ends(["a"], images, PROMPT), size=48)
     (picture,), zoom = pictures, 48 // max(height, width)
-    assert isinstance(picture, Image.Image) and picture.mode == "RGB" and picture.height == height * zoom
-    expected = (images[0, :, 0] * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(zoom, 1).repeat(zoom, 2)
+    assert (
+        isinstance(picture, Image.Image)
+        and picture.mode == "RGB"
+        and picture.height == height * zoom
+    )
+    expected = (
+        (images[0, :, 0] * 255)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+        .numpy()
+        .repeat(zoom, 1)
+        .repeat(zoom, 2)
+    )
     pixels, wide = np.asarray(picture), width * zoom
     left, between, right = pixels[:, :wide], pixels[:, wide:-wide], pixels[:, -wide:]
     assert between.shape[1] > 0 and (between == 255).all()
-    assert any(np.array_equal(left, a) and np.array_equal(right, b) for a, b in (expected, expected[::-1]))
+    assert any(
+        np.array_equal(left, a) and np.array_equal(right, b) for a, b in (expected, expected[::-1])
+    )
 
 
 def test_large_images_are_made_smaller():
@@ -175,7 +203,9 @@ def test_pairs_are_different_samples_and_others_each_time():
 
 
 def test_fewer_pairs_than_asked_for_are_all_shown():
-    assert all(sorted(samples_of(images)) == [0, 1, 2] for images, _ in shown(shades(pairs=3), pairs=9))
+    assert all(
+        sorted(samples_of(images)) == [0, 1, 2] for images, _ in shown(shades(pairs=3), pairs=9)
+    )
 
 
 def test_the_question_quotes_the_prompt_and_counts_the_pictures():
@@ -187,7 +217,10 @@ def test_the_question_quotes_the_prompt_and_counts_the_pictures():
 
 def test_a_seed_asks_the_same_questions():
     def asked(**options):
-        return [(samples_of(images), brighter_right(images), text) for images, text in shown(shades(4), **options)]
+        return [
+            (samples_of(images), brighter_right(images), text)
+            for images, text in shown(shades(4), **options)
+        ]
 
     assert asked() == asked() == asked(seed=0) != asked(seed=1)
 
@@ -199,53 +232,101 @@ def test_images_are_those_of_the_model(model):
 
     def colour(half):
         corner = half[:2, :2].reshape(-1, 3).mean(0)
-        return "blue background" if np.abs(corner - [0x93, 0xC5, 0xF3]).max() < 24 else "another one"
+        return (
+            "blue background" if np.abs(corner - [0x93, 0xC5, 0xF3]).max() < 24 else "another one"
+        )
 
     def ask(images, text):
         ((a, b),) = {(colour(left), colour(right)) for left, right in map(sides, images)}
         return answer(a, b)
 
     (row,) = label_by_eyes(model, ends, ask, progress=quiet).rows
-    assert (row.high, row.low, row.confidence, row.error) == ("blue background", "another one", 1, None)
+    assert (row.high, row.low, row.confidence, row.error) == (
+        "blue background",
+        "another one",
+        1,
+        None,
+    )
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", [
-    '{"A": "Red  Hair.", "B": "Blue\\u00a0hair "}', '{"C": 1} {"A": "red hair", "B": "blue hair"}',
-    '{"answer": {"A": "red hair", "B": "blue hair"}}', '[[{"A": "red hair", "B": "blue hair"}]]',
-    'Sure! {x}\n```json\n{"why": [1], "B": "blue hair", "A": "red hair"}\n```',
-])
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"A": "Red  Hair.", "B": "Blue\\u00a0hair "}',
+        '{"C": 1} {"A": "red hair", "B": "blue hair"}',
+        '{"answer": {"A": "red hair", "B": "blue hair"}}',
+        '[[{"A": "red hair", "B": "blue hair"}]]',
+        'Sure! {x}\n```json\n{"why": [1], "B": "blue hair", "A": "red hair"}\n```',
+    ],
+)
 def test_answers_are_found_wherever_they_stand(said):
     (row,) = label(lambda images, text: said).rows
     assert {row.high, row.low} == {"red hair", "blue hair"} and row.error is None
 
 
-@pytest.mark.parametrize("name", ["größer", "短い髪", "brother's hat", "black (dyed) hair", "3/4 view", "t-shirt & tie"])
+@pytest.mark.parametrize(
+    "name", ["größer", "短い髪", "brother's hat", "black (dyed) hair", "3/4 view", "t-shirt & tie"]
+)
 def test_names_may_be_of_letters_and_plain_signs(name):
     (row,) = label(lambda images, text: answer(name, "other")).rows
     assert {row.high, row.low} == {name, "other"}
 
 
 ANSWERS = {  # what is said -> what the error says of it
-    "": "is empty", " \n": "is empty", None: "the answer", 7: "the answer", b'{"A": "a", "B": "b"}': "the answer",
-    "x" * 10_001: "the answer has 10001 characters", '{"A":' * 100_000: "the answer has 500000 characters",
-    '{"A":' * 1_999: "no JSON object with A and B", '{"A":' + "[" * 9_000: "no JSON object with A and B",
-    "{" * 10_000: "no JSON object with A and B", "I am sorry, I cannot help with that.": "no JSON object with A and B",
-    '{"A": "red"}': "no JSON object with A and B", '["red", "blue"]': "no JSON object with A and B",
-    '{"A": "red", "B": "blue"': "no JSON object with A and B", "{'A': 'red', 'B': 'blue'}": "no JSON object",
-    '{"A": 1, "B": 2}': "has a name that is not", '{"A": null, "B": "b"}': "has a name that is not",
-    '{"A": ["a"], "B": {"A": "a", "B": "b"}}': "has a name that is not", answer("a", ""): "has a name that is not",
+    "": "is empty",
+    " \n": "is empty",
+    None: "the answer",
+    7: "the answer",
+    b'{"A": "a", "B": "b"}': "the answer",
+    "x" * 10_001: "the answer has 10001 characters",
+    '{"A":' * 100_000: "the answer has 500000 characters",
+    '{"A":' * 1_999: "no JSON object with A and B",
+    '{"A":' + "[" * 9_000: "no JSON object with A and B",
+    "{" * 10_000: "no JSON object with A and B",
+    "I am sorry, I cannot help with that.": "no JSON object with A and B",
+    '{"A": "red"}': "no JSON object with A and B",
+    '["red", "blue"]': "no JSON object with A and B",
+    '{"A": "red", "B": "blue"': "no JSON object with A and B",
+    "{'A': 'red', 'B': 'blue'}": "no JSON object",
+    '{"A": 1, "B": 2}': "has a name that is not",
+    '{"A": null, "B": "b"}': "has a name that is not",
+    '{"A": ["a"], "B": {"A": "a", "B": "b"}}': "has a name that is not",
+    answer("a", ""): "has a name that is not",
     answer("red hair", "Red  hair."): "gives both ends one name: 'red hair'",
 }
-NAMES = ["<b>bold</b>", "<img src=x onerror=alert(1)>", "red\x07hair", "red\x00", "red\x1b[31m", "\u202ered",
-         "re\u200bd", "\ufeffred", "\ud800", "../../etc/passwd", "/etc/passwd", "..\\windows", "c:\\windows", "~/.ssh",
-         "{prompt}", "${HOME}", "$x_1$", "`rm`", "%s", "x" * 61, "...", "🙂"]
+NAMES = [
+    "<b>bold</b>",
+    "<img src=x onerror=alert(1)>",
+    "red\x07hair",
+    "red\x00",
+    "red\x1b[31m",
+    "\u202ered",
+    "re\u200bd",
+    "\ufeffred",
+    "\ud800",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..\\windows",
+    "c:\\windows",
+    "~/.ssh",
+    "{prompt}",
+    "${HOME}",
+    "$x_1$",
+    "`rm`",
+    "%s",
+    "x" * 61,
+    "...",
+    "🙂",
+]
 ANSWERS |= {answer(name, "plain"): "has a name that is not" for name in NAMES}
 
 
-@pytest.mark.parametrize("said", ANSWERS, ids=lambda said: repr(said)[:40].encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "said", ANSWERS, ids=lambda said: repr(said)[:40].encode("ascii", "replace").decode()
+)
 def test_a_wrong_answer_is_an_error_on_its_slider_alone(said):
     mine = []
 
@@ -257,7 +338,10 @@ def test_a_wrong_answer_is_an_error_on_its_slider_alone(said):
     assert (bad.high, bad.low, bad.confidence, bad.confident) == ("", "", 0, False)
     assert bad.error.startswith("ValueError: the answer ") and ANSWERS[said] in bad.error
     assert bad.error.isprintable() and len(bad.error) < 300
-    assert all((row.high, row.low, row.error, row.confident) == ("bright", "dark", None, True) for row in good)
+    assert all(
+        (row.high, row.low, row.error, row.confident) == ("bright", "dark", None, True)
+        for row in good
+    )
 
 
 def test_an_echo_of_the_question_is_no_answer():
@@ -267,7 +351,9 @@ def test_an_echo_of_the_question_is_no_answer():
 
 def test_an_answer_behind_an_echo_is_found():
     """Models that think aloud repeat first what they are to do."""
-    (row,) = label(lambda images, text: f"I was told: {text}\nMy answer: {honest(images, text)}").rows
+    (row,) = label(
+        lambda images, text: f"I was told: {text}\nMy answer: {honest(images, text)}"
+    ).rows
     assert (row.high, row.low, row.confident) == ("bright", "dark", True)
 
 
@@ -276,10 +362,15 @@ def test_an_answer_behind_an_echo_is_found():
 
 def test_names_may_be_given_to_choose_from():
     choices = ["bright", "dark", 'ligh"t']
-    assert all(f"of this list: {json.dumps(choices)}" in text for _, text in shown(shades(), choices=choices))
+    assert all(
+        f"of this list: {json.dumps(choices)}" in text
+        for _, text in shown(shades(), choices=choices)
+    )
     (row,) = label(honest, choices=["dark", "bright", "medium"]).rows
     assert (row.high, row.low, row.confident) == ("bright", "dark", True)
-    (row,) = label(partial(honest, high="Bright.", low=" dark"), choices=["dark", "bright", "medium"]).rows
+    (row,) = label(
+        partial(honest, high="Bright.", low=" dark"), choices=["dark", "bright", "medium"]
+    ).rows
     assert (row.high, row.low, row.confident) == ("bright", "dark", True)
     (row,) = label(honest, choices=["dark", "light"]).rows
     assert "has a name that is not in the list: 'bright'" in row.error
@@ -300,13 +391,19 @@ def test_choices_are_given_as_they_are_spelled(high, low):
     assert (row.high, row.low, row.error) == (high, low, None)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(asks=1), "asks must be 2 or more, or there is no agreement, not 1"),
-    (dict(pairs=0), "pairs must be 1 or more, not 0"), (dict(choices=[]), "choices"),
-    (dict(choices=["bright"]), "choices"), (dict(choices=["bright", "Bright"]), "choices"),
-    (dict(choices="bright"), "choices"), (dict(choices=["bright", 1]), "choices"),
-    (dict(choices=["bright", " "]), "choices"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(asks=1), "asks must be 2 or more, or there is no agreement, not 1"),
+        (dict(pairs=0), "pairs must be 1 or more, not 0"),
+        (dict(choices=[]), "choices"),
+        (dict(choices=["bright"]), "choices"),
+        (dict(choices=["bright", "Bright"]), "choices"),
+        (dict(choices="bright"), "choices"),
+        (dict(choices=["bright", 1]), "choices"),
+        (dict(choices=["bright", " "]), "choices"),
+    ],
+)
 def test_bad_input_is_refused_before_anything_is_asked(options, message):
     asked = []
     with pytest.raises(ValueError, match=message):
@@ -317,10 +414,15 @@ def test_bad_input_is_refused_before_anything_is_asked(options, message):
 # --- exceptions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error, text", [
-    (TimeoutError("timed out"), "TimeoutError: timed out"), (ConnectionError(), "ConnectionError: "),
-    (RuntimeError("a\n  b\n" + "c" * 900), "RuntimeError: a b " + "c" * 196), (KeyError("x"), "KeyError: 'x'"),
-])
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (TimeoutError("timed out"), "TimeoutError: timed out"),
+        (ConnectionError(), "ConnectionError: "),
+        (RuntimeError("a\n  b\n" + "c" * 900), "RuntimeError: a b " + "c" * 196),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
 def test_what_eyes_raise_is_an_error_on_its_slider_alone(error, text):
     asked = []
 
@@ -375,7 +477,9 @@ def test_errors_in_html_are_text():
     def ask(images, text):
         raise RuntimeError("<script>alert(1)</script>")
 
-    assert "&lt;script&gt;" in label(ask)._repr_html_() and "<script" not in label(ask)._repr_html_()
+    assert (
+        "&lt;script&gt;" in label(ask)._repr_html_() and "<script" not in label(ask)._repr_html_()
+    )
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -416,14 +520,27 @@ def service(monkeypatch):
 
 
 def of_anthropic(content, stop="end_turn"):
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": content,
-            "stop_reason": stop, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": content,
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
 
 
 def of_openai(content, **more):
     message = {"role": "assistant", "content": content} | more
-    return {"id": "c", "object": "chat.completion", "created": 0, "model": "m",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    }
 
 
 def opened(data):
@@ -437,7 +554,11 @@ def claude_there(service):
     import anthropic
 
     def made(**options):
-        return claude("claude-x", anthropic.Anthropic(base_url=service.url, api_key="x", max_retries=0), **options)
+        return claude(
+            "claude-x",
+            anthropic.Anthropic(base_url=service.url, api_key="x", max_retries=0),
+            **options,
+        )
 
     return made
 
@@ -459,19 +580,30 @@ def test_claude_is_shown_the_pictures_and_asked(service, claude_there):
         seen = [opened(part["source"]["data"]) for part in images]
         # what is not text, such as thoughts, is no part of the answer, and a text may come in pieces
         thought = {"type": "thinking", "thinking": answer("no", "thought"), "signature": "s"}
-        said = [{"type": "text", "text": piece} for piece in (honest(seen, "")[:5], honest(seen, "")[5:])]
+        said = [
+            {"type": "text", "text": piece}
+            for piece in (honest(seen, "")[:5], honest(seen, "")[5:])
+        ]
         return 200, of_anthropic([thought, *said])
 
     service.reply = reply
     found = label(claude_there(tokens=77), shades(2), pairs=3)
-    assert [(row.high, row.low, row.confident, row.error) for row in found.rows] == [("bright", "dark", True, None)] * 2
+    assert [(row.high, row.low, row.confident, row.error) for row in found.rows] == [
+        ("bright", "dark", True, None)
+    ] * 2
     assert found.by == "claude-x" and len(service.requests) == 6
     for path, body in service.requests:
         assert (path, body["model"], body["max_tokens"]) == ("/v1/messages", "claude-x", 77)
         (message,) = body["messages"]
         *images, text = message["content"]
-        assert message["role"] == "user" and text["type"] == "text" and json.dumps(PROMPT) in text["text"]
-        kinds = [(part["type"], part["source"]["type"], part["source"]["media_type"]) for part in images]
+        assert (
+            message["role"] == "user"
+            and text["type"] == "text"
+            and json.dumps(PROMPT) in text["text"]
+        )
+        kinds = [
+            (part["type"], part["source"]["type"], part["source"]["media_type"]) for part in images
+        ]
         assert kinds == [("image", "base64", "image/png")] * 3
 
 
@@ -480,19 +612,30 @@ def test_openais_interface_is_shown_the_pictures_and_asked(service, openai_there
 
     def reply(body):
         *images, text = body["messages"][0]["content"]
-        return 200, of_openai(honest([opened(part["image_url"]["url"].removeprefix(head)) for part in images], ""))
+        return 200, of_openai(
+            honest([opened(part["image_url"]["url"].removeprefix(head)) for part in images], "")
+        )
 
     service.reply = reply
     found = label(openai_there(tokens=77), shades(2), pairs=3)
-    assert [(row.high, row.low, row.confident, row.error) for row in found.rows] == [("bright", "dark", True, None)] * 2
+    assert [(row.high, row.low, row.confident, row.error) for row in found.rows] == [
+        ("bright", "dark", True, None)
+    ] * 2
     assert found.by == "gpt-x" and len(service.requests) == 6
     for path, body in service.requests:
         assert (path, body["model"]) == ("/v1/chat/completions", "gpt-x")
         assert 77 in (body.get("max_tokens"), body.get("max_completion_tokens"))
         (message,) = body["messages"]
         *images, text = message["content"]
-        assert message["role"] == "user" and text["type"] == "text" and json.dumps(PROMPT) in text["text"]
-        assert all(part["type"] == "image_url" and part["image_url"]["url"].startswith(head) for part in images)
+        assert (
+            message["role"] == "user"
+            and text["type"] == "text"
+            and json.dumps(PROMPT) in text["text"]
+        )
+        assert all(
+            part["type"] == "image_url" and part["image_url"]["url"].startswith(head)
+            for part in images
+        )
         assert len(images) == 3
 
 
@@ -507,25 +650,45 @@ def assert_only_the_first_failed(found, text):
     assert good.error is None and {good.high, good.low} == {"a", "b"}
 
 
-@pytest.mark.parametrize("broken, text", [
-    ((500, {"type": "error", "error": {"type": "api_error", "message": "broken"}}), "InternalServerError: "),
-    ((429, {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}), "RateLimitError: "),
-    ((200, of_anthropic([], "refusal")), "the answer is empty"),
-    ((200, of_anthropic([{"type": "text", "text": '{"A": "cut'}], "max_tokens")), "no JSON object with A and B"),
-])
+@pytest.mark.parametrize(
+    "broken, text",
+    [
+        (
+            (500, {"type": "error", "error": {"type": "api_error", "message": "broken"}}),
+            "InternalServerError: ",
+        ),
+        (
+            (429, {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}),
+            "RateLimitError: ",
+        ),
+        ((200, of_anthropic([], "refusal")), "the answer is empty"),
+        (
+            (200, of_anthropic([{"type": "text", "text": '{"A": "cut'}], "max_tokens")),
+            "no JSON object with A and B",
+        ),
+    ],
+)
 def test_claudes_errors_and_refusals_are_errors_on_one_slider(service, claude_there, broken, text):
-    broken_at_first(service, broken, (200, of_anthropic([{"type": "text", "text": answer("a", "b")}])))
+    broken_at_first(
+        service, broken, (200, of_anthropic([{"type": "text", "text": answer("a", "b")}]))
+    )
     assert_only_the_first_failed(label(claude_there(), shades(2)), text)
 
 
-@pytest.mark.parametrize("broken, text", [
-    ((500, {"error": {"message": "broken"}}), "InternalServerError: "),
-    ((401, {"error": {"message": "no key"}}), "AuthenticationError: "),
-    ((200, of_openai(None, refusal="I cannot look at people.")), "I cannot look at people."),
-    ((200, of_openai(None)), "the answer is empty"), ((200, of_openai("Sorry, no.")), "no JSON object with A and B"),
-    ((200, of_openai("") | {"choices": []}), "Error: "),
-])
-def test_errors_and_refusals_of_openais_interface_are_errors_on_one_slider(service, openai_there, broken, text):
+@pytest.mark.parametrize(
+    "broken, text",
+    [
+        ((500, {"error": {"message": "broken"}}), "InternalServerError: "),
+        ((401, {"error": {"message": "no key"}}), "AuthenticationError: "),
+        ((200, of_openai(None, refusal="I cannot look at people.")), "I cannot look at people."),
+        ((200, of_openai(None)), "the answer is empty"),
+        ((200, of_openai("Sorry, no.")), "no JSON object with A and B"),
+        ((200, of_openai("") | {"choices": []}), "Error: "),
+    ],
+)
+def test_errors_and_refusals_of_openais_interface_are_errors_on_one_slider(
+    service, openai_there, broken, text
+):
     broken_at_first(service, broken, (200, of_openai(answer("a", "b"))))
     assert_only_the_first_failed(label(openai_there(), shades(2)), text)
 
@@ -553,19 +716,29 @@ def test_openais_own_models_get_the_limit_that_they_know(service, monkeypatch):
     assert all(body["max_completion_tokens"] == 300 for _, body in service.requests)
 
 
-@pytest.mark.parametrize("url, limit", [
-    ("https://api.openai.com/v1/", "max_completion_tokens"), ("http://localhost:11434/v1/", "max_tokens"),
-])
+@pytest.mark.parametrize(
+    "url, limit",
+    [
+        ("https://api.openai.com/v1/", "max_completion_tokens"),
+        ("http://localhost:11434/v1/", "max_tokens"),
+    ],
+)
 def test_a_clients_limit_is_the_one_that_its_service_knows(url, limit):
     asked = []
 
     def create(**given):
         asked.append(given)
-        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=answer("a", "b")))])
+        return SimpleNamespace(
+            choices=[SimpleNamespace(message=SimpleNamespace(content=answer("a", "b")))]
+        )
 
-    client = SimpleNamespace(base_url=url, chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    client = SimpleNamespace(
+        base_url=url, chat=SimpleNamespace(completions=SimpleNamespace(create=create))
+    )
     assert label(openai_eyes("gpt-x", client=client, tokens=300)).rows[0].error is None
-    assert [{name: n for name, n in given.items() if "tokens" in name} for given in asked] == [{limit: 300}] * 3
+    assert [{name: n for name, n in given.items() if "tokens" in name} for given in asked] == [
+        {limit: 300}
+    ] * 3
 
 
 @pytest.mark.parametrize("eyes, package", [(claude, "anthropic"), (openai_eyes, "openai")])
@@ -577,39 +750,76 @@ def test_packages_that_are_missing_are_named(monkeypatch, eyes, package):
 
 # --- a model that runs here ------------------------------------------------------------------------------------------
 
-WORDS = ["<s>", "</s>", "<image>", "<unk>", "USER", "ASSISTANT", "what", "is", "it", "red", "blue", "hair"]
-CHAT = ("<s>{% for m in messages %}{{ m['role'] | upper }} {% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
-        "{% if add_generation_prompt %} ASSISTANT{% endif %}")
+WORDS = [
+    "<s>",
+    "</s>",
+    "<image>",
+    "<unk>",
+    "USER",
+    "ASSISTANT",
+    "what",
+    "is",
+    "it",
+    "red",
+    "blue",
+    "hair",
+]
+CHAT = (
+    "<s>{% for m in messages %}{{ m['role'] | upper }} {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
 def tiny_llava(tmp_path_factory):
     """A folder with a random LLaVA of a dozen words, whose chat template and tokenizer both begin with <s>."""
     from transformers import (
-        CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
         PreTrainedTokenizerFast,
     )
 
     folder = tmp_path_factory.mktemp("llava")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
     eyes = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     LlavaProcessor(
-        eyes, fast, patch_size=8, vision_feature_select_strategy="default", chat_template=CHAT,
+        eyes,
+        fast,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
         num_additional_image_tokens=1,
     ).save_pretrained(folder)
     torch.manual_seed(0)
     small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    text = LlamaConfig(vocab_size=len(WORDS), bos_token_id=0, eos_token_id=1, pad_token_id=1, **small)
+    text = LlamaConfig(
+        vocab_size=len(WORDS), bos_token_id=0, eos_token_id=1, pad_token_id=1, **small
+    )
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **small), text_config=text, image_token_index=2,
-        vision_feature_layer=-1, vision_feature_select_strategy="default",
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **small),
+        text_config=text,
+        image_token_index=2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
@@ -624,7 +834,9 @@ def generated(monkeypatch):
 
     def generate(self, input_ids, **given):
         calls.append(dict(given, input_ids=input_ids))
-        return torch.cat([input_ids, torch.tensor([[WORDS.index(w) for w in ("red", "hair", "</s>")]])], 1)
+        return torch.cat(
+            [input_ids, torch.tensor([[WORDS.index(w) for w in ("red", "hair", "</s>")]])], 1
+        )
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
     return calls
@@ -638,8 +850,11 @@ def test_a_local_model_answers_the_same_every_time(tiny_llava):
     ask = local_eyes(tiny_llava, tokens=5)
     said = ask([plain("red"), plain("blue")], "what is it")
     assert isinstance(said, str) and set(said.split()) <= set(WORDS) and len(said.split()) <= 5
-    assert said == ask([plain("red"), plain("blue")], "what is it") == local_eyes(str(tiny_llava), tokens=5)(
-        [plain("red"), plain("blue")], "what is it")
+    assert (
+        said
+        == ask([plain("red"), plain("blue")], "what is it")
+        == local_eyes(str(tiny_llava), tokens=5)([plain("red"), plain("blue")], "what is it")
+    )
 
 
 def test_a_local_model_sees_all_pictures_and_the_question(tiny_llava, generated):
@@ -662,11 +877,15 @@ def test_a_local_model_reads_one_beginning(tiny_llava, generated):
 
 def test_what_a_local_model_stammers_is_an_error_on_each_slider(tiny_llava):
     found = label(local_eyes(tiny_llava, tokens=3), shades(2))
-    assert all(row.error.startswith("ValueError: the answer ") and not row.confident for row in found.rows)
+    assert all(
+        row.error.startswith("ValueError: the answer ") and not row.confident for row in found.rows
+    )
     assert found.by == str(tiny_llava)
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match="weights of .* could not be loaded .*hf download .* local folder"):
+        with pytest.raises(
+            ValueError, match="weights of .* could not be loaded .*hf download .* local folder"
+        ):
             local_eyes(folder)

@@ -26,7 +26,9 @@ STEPS = 3
 SOLVERS = {"LCMScheduler", "SCMScheduler"}  # jump to x0 and add noise anew
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+@pytest.fixture(
+    scope="module", params=[*FAMILIES, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 def name(request):
     return request.param
 
@@ -36,7 +38,9 @@ def fresh(name, tmp_path_factory):
     """Loads the family's pipeline from its folder."""
     folder = tmp_path_factory.mktemp("families") / name
     make(name, folder)
-    return lambda: load(folder, device="cpu", steps=STEPS, size=(32, 32) if "sana" in name else (16, 16))
+    return lambda: load(
+        folder, device="cpu", steps=STEPS, size=(32, 32) if "sana" in name else (16, 16)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +61,25 @@ def from_pipe(model, guidance, monkeypatch, seed=0, **options):
     def kept(*args, **kwargs):
         made = prepare(*args, **kwargs)
         first = made[0] if isinstance(made, tuple) else made
-        seen.extend([first / getattr(pipe.scheduler, "init_noise_sigma", 1.0), generator.get_state()])
+        seen.extend(
+            [first / getattr(pipe.scheduler, "init_noise_sigma", 1.0), generator.get_state()]
+        )
         return made
 
-    call = dict(num_images_per_prompt=2, num_inference_steps=STEPS, generator=generator, output_type="pt")
+    call = dict(
+        num_images_per_prompt=2, num_inference_steps=STEPS, generator=generator, output_type="pt"
+    )
     call |= {model.family.guidance: guidance} | model.family.options(STEPS, guidance) | options
     call |= dict(zip(("height", "width"), model.size))
     if type(pipe).__name__.startswith(("Sana", "PixArt")):
         call["use_resolution_binning"] = False
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "prepare_latents", kept, raising=False)
-        images = pipe(PROMPT, **call).images if "Klein" not in type(pipe).__name__ else pipe(prompt=PROMPT, **call).images
+        images = (
+            pipe(PROMPT, **call).images
+            if "Klein" not in type(pipe).__name__
+            else pipe(prompt=PROMPT, **call).images
+        )
     generator.set_state(seen[1])
     return images, seen[0], generator
 
@@ -91,7 +103,9 @@ def test_a_batch_of_several_prompts(model, noise, guidance):
     noise = start_noise(model, 0, [0, 1, 2])
     together = sample(model, prompts, noise, STEPS, guidance)
     order = [1, 0, 2]
-    again = sample(model, [prompts[i] for i in order], noise[order], STEPS, guidance)  # encoded before
+    again = sample(
+        model, [prompts[i] for i in order], noise[order], STEPS, guidance
+    )  # encoded before
     assert_close(again, together[order], rtol=0, atol=1e-4)
     for i, prompt in enumerate(prompts):
         alone = sample(model, prompt, noise[[i]], STEPS, guidance)
@@ -127,30 +141,45 @@ def test_estimates_at_every_step(model, noise):
     assert_close(run[-1].next, final, rtol=0, atol=0)
     assert len(run) == len(model.timesteps(STEPS)[0]) >= STEPS
     assert_close(torch.stack([s.timestep for s in run]), model.timesteps(STEPS)[0])
-    lcm = type(model.pipe.scheduler).__name__ == "LCMScheduler"  # its estimate holds on to a little of x_t
+    lcm = (
+        type(model.pipe.scheduler).__name__ == "LCMScheduler"
+    )  # its estimate holds on to a little of x_t
     for step in run:
         x0 = model.predict(step.latents, step.timestep, PROMPT, 2.0, (step.signal, step.noise))[1]
         assert_close(step.x0, x0, rtol=0, atol=(2e-2 if lcm else 1e-4) * x0.abs().max().item())
     if type(model.pipe.scheduler).__name__.startswith("FlowMatch"):
-        assert_close(run[-1].x0, final, rtol=1e-4, atol=1e-4)  # the last step of a flow goes to its estimate
+        assert_close(
+            run[-1].x0, final, rtol=1e-4, atol=1e-4
+        )  # the last step of a flow goes to its estimate
 
 
 def test_signal_and_noise_are_the_schedulers(model, noise):
     """Noised latents are those that the scheduler itself would make."""
     torch.manual_seed(0)
-    clean, scheduler = torch.randn_like(noise), type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
+    clean, scheduler = (
+        torch.randn_like(noise),
+        type(model.pipe.scheduler).from_config(model.pipe.scheduler.config),
+    )
     run = []
     sample(model, PROMPT, noise, STEPS, 0.0, on_step=run.append)
     for step in run:
         ours = step.signal * clean + step.noise * noise
         if hasattr(scheduler, "scale_noise"):  # flows; the share of noise is sigma
-            scheduler.timesteps, scheduler.sigmas = step.timestep[None].float(), step.noise[None].float()
+            scheduler.timesteps, scheduler.sigmas = (
+                step.timestep[None].float(),
+                step.noise[None].float(),
+            )
             theirs = scheduler.scale_noise(clean, scheduler.timesteps, noise)
-        elif model.prediction_type in ("trigflow", "flow_prediction"):  # no method of theirs: by the formula
+        elif model.prediction_type in (
+            "trigflow",
+            "flow_prediction",
+        ):  # no method of theirs: by the formula
             angle = step.timestep if model.prediction_type == "trigflow" else None
             theirs = angle.cos() * clean + angle.sin() * noise if angle is not None else ours
             assert angle is not None or abs(step.signal + step.noise - 1) < 1e-6
-            assert angle is not None or abs(step.noise - step.timestep / 1000) < 2e-3  # timesteps are whole numbers
+            assert (
+                angle is not None or abs(step.noise - step.timestep / 1000) < 2e-3
+            )  # timesteps are whole numbers
         else:
             variance_preserving = diffusers.DDIMScheduler.from_config(scheduler.config)
             theirs = variance_preserving.add_noise(clean, noise, step.timestep.long()[None])
@@ -179,9 +208,13 @@ def test_gradients_reach_every_slider(model, noise):
             a.requires_grad_(True), b.requires_grad_(True)
         adapter.set(torch.eye(2))
         model.predict(noise, model.timesteps(STEPS)[0][1], PROMPT, 2.0)[1].square().sum().backward()
-        deaf = re.compile(r"\.add_q_proj|\.to_add_out")  # of the last block of some: nobody reads the prompt after it
+        deaf = re.compile(
+            r"\.add_q_proj|\.to_add_out"
+        )  # of the last block of some: nobody reads the prompt after it
         for layer, (a, b) in adapter.parameters().items():
-            assert deaf.search(layer) or (a.grad != 0).any(1).all() and (b.grad != 0).any(0).all(), layer
+            assert (
+                deaf.search(layer) or (a.grad != 0).any(1).all() and (b.grad != 0).any(0).all()
+            ), layer
     finally:
         adapter.remove()
 
@@ -197,6 +230,7 @@ def with_weights(model, space, mix):
     def undo():
         for n, w in before.items():
             model.denoiser.get_submodule(n).weight = w
+
     return undo
 
 
@@ -208,11 +242,11 @@ def test_a_mix_is_the_sum_of_its_sliders_weights(model, noise, space):
     for i, mix in enumerate(mixes):
         undo = with_weights(model, space, mix)
         try:
-            theirs = sample(model, PROMPT, noise[i:i + 1], STEPS, 3.0)
+            theirs = sample(model, PROMPT, noise[i : i + 1], STEPS, 3.0)
         finally:
             undo()
-        assert_close(ours[i:i + 1], theirs, rtol=1e-3, atol=1e-3)
-        assert (theirs - sample(model, PROMPT, noise[i:i + 1], STEPS, 3.0)).abs().max() > 1e-2
+        assert_close(ours[i : i + 1], theirs, rtol=1e-3, atol=1e-3)
+        assert (theirs - sample(model, PROMPT, noise[i : i + 1], STEPS, 3.0)).abs().max() > 1e-2
 
 
 def test_a_mix_acts_in_any_call_of_the_pipeline(model, space, monkeypatch):
@@ -247,12 +281,18 @@ def test_the_denoisers_clock_is_read_right(model, noise):
         sample(model, PROMPT, noise, STEPS, 0.0)
     finally:
         hook.remove()
-    assert_close(torch.tensor(seen), torch.tensor([noise_share(model, t) for t in model.timesteps(STEPS)[0]]),
-                 rtol=0, atol=2e-3)
+    assert_close(
+        torch.tensor(seen),
+        torch.tensor([noise_share(model, t) for t in model.timesteps(STEPS)[0]]),
+        rtol=0,
+        atol=2e-3,
+    )
 
 
 def test_ten_steps_of_training_raise_the_alignment(model):
-    found = discover(model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet)
+    found = discover(
+        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+    )
     adapter = GatedAdapter(model, target_layers(model), sliders=2)
     try:
         for _, b in adapter.parameters().values():
@@ -269,10 +309,29 @@ def test_ten_steps_of_training_raise_the_alignment(model):
 
 
 def test_the_whole_way(model, fresh, tmp_path, noise):
-    found = discover(model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet)
+    found = discover(
+        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+    )
     assert found.vectors.shape[0] == 4
-    space = train(model, found, sliders=2, updates=2, start_rows=3, held_rows=3, encoder=pixels(4), progress=quiet)
-    measured = measure(model, space, found, samples=2, strengths=(-1.0, 0.0, 1.0), encoder=pixels(4), progress=quiet)
+    space = train(
+        model,
+        found,
+        sliders=2,
+        updates=2,
+        start_rows=3,
+        held_rows=3,
+        encoder=pixels(4),
+        progress=quiet,
+    )
+    measured = measure(
+        model,
+        space,
+        found,
+        samples=2,
+        strengths=(-1.0, 0.0, 1.0),
+        encoder=pixels(4),
+        progress=quiet,
+    )
     path = tmp_path / "space.safetensors"
     measured.space.save(path)
     again = SliderSpace.load(path, model)
@@ -288,7 +347,9 @@ def test_the_whole_way(model, fresh, tmp_path, noise):
         state = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
         layers = sorted({k.rsplit(".lora_", 1)[0] for k in state})
         model = fresh()
-        inject_adapter_in_model(LoraConfig(r=1, lora_alpha=1, target_modules=layers), model.denoiser, "mine")
+        inject_adapter_in_model(
+            LoraConfig(r=1, lora_alpha=1, target_modules=layers), model.denoiser, "mine"
+        )
         set_peft_model_state_dict(model.denoiser, state, "mine")
         theirs = sample(model, PROMPT, noise, STEPS, 3.0)
     assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -302,7 +363,13 @@ def acts_in(space, model, noise):
     open_in = []
     with space.on(model, {0: 1.0}):
         gate = space.attach(model).now
-        sample(model, PROMPT, noise, STEPS, on_step=lambda step: gate.gate.any() and open_in.append(step.index))
+        sample(
+            model,
+            PROMPT,
+            noise,
+            STEPS,
+            on_step=lambda step: gate.gate.any() and open_in.append(step.index),
+        )
     return open_in
 
 
@@ -310,14 +377,30 @@ def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
     """In words and from pairs; the steps that training takes to be late are those in which the denoiser is changed."""
     options = dict(updates=4, steps=STEPS, acts_from=0.4, progress=quiet)
     concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", eta=2.0)
-    shown = {s: torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(s)) for s in (1, 2)}
-    for space in (train_concepts(model, concept, **options), train_pairs(model, {"hat": shown}, PROMPT, **options)):
+    shown = {
+        s: torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(s))
+        for s in (1, 2)
+    }
+    for space in (
+        train_concepts(model, concept, **options),
+        train_pairs(model, {"hat": shown}, PROMPT, **options),
+    ):
         assert space.card["updates"] == 4 and space.acts_from == 0.4 and not any(space.card["lost"])
-        assert all(w.isfinite().all() for w in space.up.values()) and any(w.any() for w in space.up.values())
-        assert acts_in(space, model, noise) == acting_steps(model, STEPS, Regression(acts_from=0.4)) != []
+        assert all(w.isfinite().all() for w in space.up.values()) and any(
+            w.any() for w in space.up.values()
+        )
+        assert (
+            acts_in(space, model, noise)
+            == acting_steps(model, STEPS, Regression(acts_from=0.4))
+            != []
+        )
         assert len(acts_in(space, model, noise)) < STEPS
 
 
 def test_every_preset_has_its_family_tested():
-    same = {"sdxl-turbo": "sdxl", "sdxl-lightning": "sdxl-euler", "sd35-turbo": "sd35"}  # other weights
+    same = {
+        "sdxl-turbo": "sdxl",
+        "sdxl-lightning": "sdxl-euler",
+        "sd35-turbo": "sd35",
+    }  # other weights
     assert {same.get(p, p) for p in PRESETS} <= set(FAMILIES)

@@ -104,15 +104,21 @@ def test_damage_is_named_with_its_file(path, damage):
     data = path.read_bytes()
     path.write_bytes(DAMAGES[damage](data))
     assert path.read_bytes() != data
-    with pytest.raises(ValueError, match=r"some\.safetensors' is damaged or not a safetensors file .*another copy"):
+    with pytest.raises(
+        ValueError, match=r"some\.safetensors' is damaged or not a safetensors file .*another copy"
+    ):
         read_tensors(path, "space")
 
 
 def test_other_files_are_refused(path, tmp_path):
-    with pytest.raises(ValueError, match=r"some\.safetensors' is a sliderspace space file, wanted: samples"):
+    with pytest.raises(
+        ValueError, match=r"some\.safetensors' is a sliderspace space file, wanted: samples"
+    ):
         read_tensors(path, "samples")
     save_file(TENSORS, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match=r"lora\.safetensors' is not a sliderspace file, wanted: space"):
+    with pytest.raises(
+        ValueError, match=r"lora\.safetensors' is not a sliderspace file, wanted: space"
+    ):
         read_tensors(tmp_path / "lora.safetensors", "space")
 
 
@@ -140,5 +146,7 @@ def test_unwritable_folders_are_refused(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="cannot write into folder .*: Permission denied; name another folder"):
+    with pytest.raises(
+        ValueError, match="cannot write into folder .*: Permission denied; name another folder"
+    ):
         writable_folder(tmp_path)

@@ -26,7 +26,13 @@ each_way = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def network():
     """A small network with what makes resuming hard: convolutions in channels_last, running statistics, group norms."""
     torch.manual_seed(3)
-    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(8 * 36, 1)
+    layers = (
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.GroupNorm(2, 8),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 1),
+    )
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
@@ -61,7 +67,16 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, options, stop_at
     whole = trained(tmp_path / "whole", **options)
     module = network()
     with pytest.raises(KeyboardInterrupt):
-        fit("part", module, loss_on(module, stop_at), 12, tmp_path / "cut", every=5, log_every=2, **options)
+        fit(
+            "part",
+            module,
+            loss_on(module, stop_at),
+            12,
+            tmp_path / "cut",
+            every=5,
+            log_every=2,
+            **options,
+        )
     assert same(trained(tmp_path / "cut", **options), whole)
     tables = [(tmp_path / name / "part.csv").open(newline="") for name in ("whole", "cut")]
     rows = [[(row["step"], row["loss"]) for row in csv.DictReader(table)] for table in tables]
@@ -107,7 +122,9 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     assert not (folder / "part.safetensors").exists()
     module = network()
     fit("part", module, loss_on(module), 60, folder, **options)
-    assert same(load_file(folder / "part.safetensors"), load_file(tmp_path / "whole" / "part.safetensors"))
+    assert same(
+        load_file(folder / "part.safetensors"), load_file(tmp_path / "whole" / "part.safetensors")
+    )
 
 
 @each_way
@@ -152,7 +169,10 @@ def test_a_finished_part_returns_at_once(tmp_path):
 
     module = network()
     fit("part", module, never, 12, tmp_path)
-    assert same(half_precision(module), {n: v.half() if v.is_floating_point() else v for n, v in weights.items()})
+    assert same(
+        half_precision(module),
+        {n: v.half() if v.is_floating_point() else v for n, v in weights.items()},
+    )
 
 
 def test_another_length_is_refused(tmp_path):
@@ -171,7 +191,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
         calls.append(1)
         return plain(gen) * (torch.nan if len(calls) > 7 else 1)
 
-    with pytest.raises(RuntimeError, match="part: .*nan.* at step 8; the checkpoint holds the last good state"):
+    with pytest.raises(
+        RuntimeError, match="part: .*nan.* at step 8; the checkpoint holds the last good state"
+    ):
         fit("part", module, loss, 12, tmp_path, every=5, log_every=1, lr=1e-2)
     state = torch.load(tmp_path / "part.state", weights_only=True)
     assert state["step"] == 5 and all(v.isfinite().all() for v in state["module"].values())
@@ -195,10 +217,24 @@ def test_compiling_that_fails_leaves_the_network_as_it_is(tmp_path, monkeypatch,
     def broken(*args, **options):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: setattr(self, "_compiled_call_impl", broken))
-    fit("part", module, loss_on(module), 12, tmp_path / "compiled", every=5, log_every=2, lr=1e-2, compiled=(module,))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: setattr(self, "_compiled_call_impl", broken)
+    )
+    fit(
+        "part",
+        module,
+        loss_on(module),
+        12,
+        tmp_path / "compiled",
+        every=5,
+        log_every=2,
+        lr=1e-2,
+        compiled=(module,),
+    )
     assert "compiling failed (RuntimeError): going on without" in capsys.readouterr().out
-    assert same(load_file(tmp_path / "compiled" / "part.safetensors"), trained(tmp_path / "plain", lr=1e-2))
+    assert same(
+        load_file(tmp_path / "compiled" / "part.safetensors"), trained(tmp_path / "plain", lr=1e-2)
+    )
 
 
 def test_files_are_whole_or_not_there(tmp_path):
@@ -221,7 +257,11 @@ def test_a_log_drops_rows_that_a_killed_run_had_ahead(tmp_path):
     again = Log(tmp_path / "log.csv", 4)
     again.add(step=6, loss=1.0, more=2.0)
     rows = list(csv.DictReader((tmp_path / "log.csv").open(newline="")))
-    assert [row["step"] for row in rows] == ["2", "4", "6"] and rows[-1] == {"step": "6", "loss": "1", "more": "2"}
+    assert [row["step"] for row in rows] == ["2", "4", "6"] and rows[-1] == {
+        "step": "6",
+        "loss": "1",
+        "more": "2",
+    }
 
 
 def test_two_processes_do_not_train_one_part(tmp_path):

@@ -23,7 +23,9 @@ def folder(request, tmp_path_factory):
 
 
 def loaded(folder, device="cuda", **options):
-    return load(folder, device=device, **{"dtype": torch.float32, "size": (16, 16), "steps": 3} | options)
+    return load(
+        folder, device=device, **{"dtype": torch.float32, "size": (16, 16), "steps": 3} | options
+    )
 
 
 def test_pictures_are_those_of_the_cpu(folder):
@@ -37,7 +39,9 @@ def test_pictures_are_those_of_the_cpu(folder):
 
 def test_checkpointed_gradients_pass_through_the_gate(folder):
     # autograd runs the layers again in a thread of its own
-    assert_close(gradients(loaded(folder, low_memory=True)), gradients(loaded(folder)), rtol=1e-2, atol=1e-3)
+    assert_close(
+        gradients(loaded(folder, low_memory=True)), gradients(loaded(folder)), rtol=1e-2, atol=1e-3
+    )
 
 
 def test_text_encoders_rest_on_the_cpu(folder):
@@ -48,9 +52,23 @@ def test_text_encoders_rest_on_the_cpu(folder):
 
 def test_training_in_bfloat16(folder):
     model = loaded(folder, dtype=torch.bfloat16)
-    found = discover(model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet)
-    space = train(model, found, sliders=2, updates=4, start_rows=3, held_rows=3, encoder=pixels(4), progress=quiet)
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in (*space.down.values(), *space.up.values()))
+    found = discover(
+        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+    )
+    space = train(
+        model,
+        found,
+        sliders=2,
+        updates=4,
+        start_rows=3,
+        held_rows=3,
+        encoder=pixels(4),
+        progress=quiet,
+    )
+    assert all(
+        p.dtype == torch.float32 and p.isfinite().all()
+        for p in (*space.down.values(), *space.up.values())
+    )
     assert {"training", "samples"} <= set(model.sizes)  # chosen from what the first row took
 
 

@@ -22,7 +22,9 @@ import sliderspace
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(nbglob(ROOT / "nbs", as_path=True))
 MODULES = sorted(
-    path for path in (ROOT / "sliderspace").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")
+    path
+    for path in (ROOT / "sliderspace").rglob("*.py")
+    if path.name not in ("__init__.py", "_modidx.py")
 )
 
 
@@ -32,20 +34,35 @@ def name_in_package(path):
 
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=name_in_package)
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
+each_notebook = pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix()
+)
 
 
 def module_order():
     """Names of the modules, in the order of the numbered notebooks that export them."""
     numbered = [path for path in NOTEBOOKS if path.relative_to(ROOT / "nbs").parts[0][0].isdigit()]
     texts = [path.read_text("utf-8") for path in numbered]
-    return [match[1] for text in texts if (match := re.search(r"#\|\s*default_exp\s+([\w.]+)", text))]
+    return [
+        match[1] for text in texts if (match := re.search(r"#\|\s*default_exp\s+([\w.]+)", text))
+    ]
 
 
 def text_files():
     """Files that git keeps or would keep, but for binary ones."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    command = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
+    names = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
     for path in (ROOT / name for name in names if name):
         if path.is_file() and b"\0" not in (content := path.read_bytes()):
             yield path, content.decode("utf-8")
@@ -68,7 +85,9 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     export = "from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", export], cwd=tmp_path, check=True)
     made, kept = python_files(tmp_path / "sliderspace"), python_files(ROOT / "sliderspace")
-    assert sorted(made) == sorted(kept), "a module without a notebook, or a notebook without its module"
+    assert sorted(made) == sorted(kept), (
+        "a module without a notebook, or a notebook without its module"
+    )
     changed = [name for name in made if made[name] != kept[name]]
     assert not changed, f"run nbdev_export: {changed} differ from their notebooks"
 
@@ -132,34 +151,60 @@ def test_python_code_is_safe():
         if path.suffix == ".py":
             wrong += [f"{path.relative_to(ROOT)} {found}" for found in unsafe(ast.parse(text))]
         elif path.suffix == ".ipynb":
-            cells = [cell for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "code"]
+            cells = [
+                cell
+                for cell in nbformat.reads(text, as_version=4).cells
+                if cell.cell_type == "code"
+            ]
             for cell in cells:
                 tree = ast.parse(TransformerManager().transform_cell(cell.source))
-                wrong += [f"{path.relative_to(ROOT)} cell {cell.id} {found}" for found in unsafe(tree)]
+                wrong += [
+                    f"{path.relative_to(ROOT)} cell {cell.id} {found}" for found in unsafe(tree)
+                ]
     assert not wrong, "\n".join(wrong)
 
 
 @each_module
 def test_modules_have_no_star_imports(path):
-    imports = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
-    assert not [ast.unparse(node) for node in imports if any(alias.name == "*" for alias in node.names)]
+    imports = [
+        node
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert not [
+        ast.unparse(node) for node in imports if any(alias.name == "*" for alias in node.names)
+    ]
 
 
 def test_no_path_of_one_machine_is_kept():
     private = re.compile("/(?=w)work/|[.][.]/shared")  # written so that it doesn't find itself
-    wrong = [f"{path.relative_to(ROOT)}: {match[0]}" for path, text in text_files() for match in private.finditer(text)]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path, text in text_files()
+        for match in private.finditer(text)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 # --- imports are quick -----------------------------------------------------------------------------------------------
 
-HEAVY = ["umap", "open_clip", "matplotlib.pyplot", "ipywidgets", "transformers.models.dinov2.modeling_dinov2"]
+HEAVY = [
+    "umap",
+    "open_clip",
+    "matplotlib.pyplot",
+    "ipywidgets",
+    "transformers.models.dinov2.modeling_dinov2",
+]
 
 
-@pytest.mark.parametrize("statement", ["import sliderspace", "from sliderspace import load, discover, train"])
+@pytest.mark.parametrize(
+    "statement", ["import sliderspace", "from sliderspace import load, discover, train"]
+)
 def test_heavy_packages_are_imported_only_when_used(statement):
     loaded = f"{statement}; import sys, json; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
-    result = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert json.loads(result.stdout) == []
 
 
@@ -176,8 +221,12 @@ def test_notebooks_are_clean(path):
     assert set(notebook.metadata) <= {"kernelspec"}
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"], "a cell failed"
-    assert not [output for output in outputs if output.get("name") == "stderr"], "warnings or progress were kept"
-    assert not [output for output in outputs if "widget" in " ".join(output.get("data", {}))], "live widgets were kept"
+    assert not [output for output in outputs if output.get("name") == "stderr"], (
+        "warnings or progress were kept"
+    )
+    assert not [output for output in outputs if "widget" in " ".join(output.get("data", {}))], (
+        "live widgets were kept"
+    )
 
 
 # --- public names ----------------------------------------------------------------------------------------------------
@@ -194,7 +243,11 @@ def test_public_names_resolve(name):
 def test_public_functions_have_docstrings(path):
     module = importlib.import_module(f"sliderspace.{name_in_package(path)}")
     public = {name: getattr(module, name) for name in module.__all__}
-    functions = {name: value for name, value in public.items() if inspect.isfunction(value) or inspect.isclass(value)}
+    functions = {
+        name: value
+        for name, value in public.items()
+        if inspect.isfunction(value) or inspect.isclass(value)
+    }
     assert not [name for name, value in functions.items() if not value.__doc__]
 
 
@@ -204,10 +257,14 @@ def test_public_functions_have_docstrings(path):
 def test_the_index_names_every_notebook():
     [cell] = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4).cells
     named = set(re.findall(r"\]\((\S+\.ipynb)\)", cell.source))
-    assert named == {path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS} - {"index.ipynb"}
+    assert named == {path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS} - {
+        "index.ipynb"
+    }
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/report.md", "portraits-next/README.md"])
 def test_links_of_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text("utf-8"))
-    assert not [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not [
+        link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()
+    ]

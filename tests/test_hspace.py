@@ -62,8 +62,12 @@ def test_directions_are_principal_components(tiny, guidance, prompts):
     found = h_directions(tiny, prompts, **OPTIONS | {"guidance": guidance, "batch": 5})
     h = activations(tiny, prompts, guidance)
     pca = PCA(4, svd_solver="full").fit(h.flatten(1).double().numpy())
-    assert_close(found.explained.double(), torch.tensor(pca.explained_variance_ratio_), rtol=1e-3, atol=0)
-    assert_close(found.singular_values[:4].double(), torch.tensor(pca.singular_values_), rtol=1e-3, atol=0)
+    assert_close(
+        found.explained.double(), torch.tensor(pca.explained_variance_ratio_), rtol=1e-3, atol=0
+    )
+    assert_close(
+        found.singular_values[:4].double(), torch.tensor(pca.singular_values_), rtol=1e-3, atol=0
+    )
     theirs = torch.tensor(pca.components_).float()
     assert found.vectors.shape == (4, *h.shape[1:])
     assert_close((found.vectors.flatten(1) * theirs).sum(1).abs(), torch.ones(4), rtol=0, atol=1e-3)
@@ -81,8 +85,13 @@ def test_directions_are_orthonormal_and_all_variance_is_accounted_for(found):
 
 def test_directions_come_from_the_seed_alone(tiny, found):
     torch.manual_seed(1)
-    again, other = h_directions(tiny, PROMPT, **OPTIONS), h_directions(tiny, PROMPT, **OPTIONS | {"seed": 3})
-    assert torch.equal(again.vectors, found.vectors) and torch.equal(again.timesteps, found.timesteps)
+    again, other = (
+        h_directions(tiny, PROMPT, **OPTIONS),
+        h_directions(tiny, PROMPT, **OPTIONS | {"seed": 3}),
+    )
+    assert torch.equal(again.vectors, found.vectors) and torch.equal(
+        again.timesteps, found.timesteps
+    )
     assert (other.singular_values - found.singular_values).abs().max() > 1e-3
 
 
@@ -129,7 +138,9 @@ def test_each_step_gets_its_own_part(tiny, found):
         for t in found.timesteps:
             with torch.no_grad():  # the block's own output is what the hook gets
                 zero = torch.zeros(2, *found.vectors.shape[2:])
-                list(tiny.denoiser._forward_pre_hooks.values())[0](tiny.denoiser, (), {"timestep": t})
+                list(tiny.denoiser._forward_pre_hooks.values())[0](
+                    tiny.denoiser, (), {"timestep": t}
+                )
                 added.append(hook(tiny.denoiser.mid_block, (), zero))
     assert_close(torch.stack(added)[:, 0], found.unit[0] * found.vectors[0], rtol=1e-5, atol=1e-6)
 
@@ -195,7 +206,8 @@ def test_hooks_are_gone_after_an_error(tiny, found, monkeypatch):
             raise RuntimeError("stopped")
     assert hooks(tiny) == before
 
-    def stopped(*args, **options): raise RuntimeError("stopped")
+    def stopped(*args, **options):
+        raise RuntimeError("stopped")
 
     monkeypatch.setattr(tiny.denoiser.mid_block, "forward", stopped)
     with pytest.raises(RuntimeError, match="stopped"):
@@ -214,7 +226,9 @@ def transformer(tmp_path_factory):
 
 def test_a_transformer_has_no_bottleneck(transformer, found):
     before = hooks(transformer)
-    with pytest.raises(ValueError, match="h-space is that of a unet's middle block, and .* has none"):
+    with pytest.raises(
+        ValueError, match="h-space is that of a unet's middle block, and .* has none"
+    ):
         h_directions(transformer, PROMPT, **OPTIONS)
     with pytest.raises(ValueError, match="h-space is that of a unet's middle block"):
         with found.on(transformer, torch.zeros(4)):
@@ -240,8 +254,18 @@ def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, message):
         h_directions(tiny, **{"prompt": PROMPT} | OPTIONS | BAD[message])
 
 
-@pytest.mark.parametrize("strengths", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(1, 1, 4), torch.tensor(1.0), [],
-                                       torch.tensor([0.0, torch.nan, 0.0, 0.0])], ids=lambda s: f"{s}")
+@pytest.mark.parametrize(
+    "strengths",
+    [
+        torch.zeros(3),
+        torch.zeros(2, 3),
+        torch.zeros(1, 1, 4),
+        torch.tensor(1.0),
+        [],
+        torch.tensor([0.0, torch.nan, 0.0, 0.0]),
+    ],
+    ids=lambda s: f"{s}",
+)
 def test_strengths_of_other_directions_are_refused(tiny, found, strengths):
     before = hooks(tiny)
     with pytest.raises(ValueError, match="strengths must be"):
@@ -251,7 +275,9 @@ def test_strengths_of_other_directions_are_refused(tiny, found, strengths):
 
 
 def test_strengths_of_other_images_are_refused(tiny, found):
-    with pytest.raises(ValueError, match="strengths are for 3 images, .* a batch of 4"):  # guidance doubles two
+    with pytest.raises(
+        ValueError, match="strengths are for 3 images, .* a batch of 4"
+    ):  # guidance doubles two
         with found.on(tiny, torch.ones(3, 4)):
             images(tiny, [0, 1])
 

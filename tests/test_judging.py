@@ -15,8 +15,18 @@ from sliderspace.sampling.generate import final_latents
 from sliderspace.experiments.trial import Setup, Trial, make_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
-SMALL = dict(samples=24, encoder="pixels-4", judge="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, held_out=2,
-             mixed=8, loading=STEPS)
+SMALL = dict(
+    samples=24,
+    encoder="pixels-4",
+    judge="pixels-4",
+    sliders=3,
+    updates=2,
+    start_rows=4,
+    noised=4,
+    held_out=2,
+    mixed=8,
+    loading=STEPS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,15 @@ def judged(trial):
 
 
 def changed(trial, space=None, **setup):
-    return Judged(Trial(replace(trial.setup, **setup), trial.seed, trial.model, trial.found, space or trial.space))
+    return Judged(
+        Trial(
+            replace(trial.setup, **setup),
+            trial.seed,
+            trial.model,
+            trial.found,
+            space or trial.space,
+        )
+    )
 
 
 def test_figures_are_numbers_or_one_for_each_slider(judged):
@@ -39,12 +57,16 @@ def test_figures_are_numbers_or_one_for_each_slider(judged):
             if figure in ("art", "art without sliders"):
                 assert value is None  # there are renders of the bundled models' world alone
             else:
-                assert len(value) == 3 if isinstance(value, list) else isinstance(value, (int, float)), figure
+                assert (
+                    len(value) == 3 if isinstance(value, list) else isinstance(value, (int, float))
+                ), figure
 
 
 def test_truth_is_unknown_of_another_model(judged):
     found = MEASURES["factors"](judged)
-    assert {"style", "selectivity", "redundancy", "factors"} <= set(found) and set(found.values()) == {None}
+    assert {"style", "selectivity", "redundancy", "factors"} <= set(found) and set(
+        found.values()
+    ) == {None}
 
 
 def test_weights_of_a_slider_are_counted(judged):
@@ -59,7 +81,10 @@ def test_shares_of_the_variance_are_of_principal_directions_alone(trial):
 
 
 def test_all_are_judged_on_the_same_new_images(trial):
-    one, other = Judged(trial), changed(trial, replace(trial.space, card=trial.space.card | {"samples": 999}))
+    one, other = (
+        Judged(trial),
+        changed(trial, replace(trial.space, card=trial.space.card | {"samples": 999})),
+    )
     zero = one.report.strengths.index(0)
     assert torch.equal(one.report.latents[0, zero], other.report.latents[0, zero])
     new = one.report.latents[0, zero]
@@ -72,17 +97,30 @@ def test_all_are_judged_on_the_same_new_images(trial):
 def test_mixes_are_of_new_noise(trial, monkeypatch):
     seeds = []
     real = judging.compare_ways
-    monkeypatch.setattr(judging, "compare_ways", lambda *args, **options: seeds.append(args[6]) or real(*args, **options))
+    monkeypatch.setattr(
+        judging,
+        "compare_ways",
+        lambda *args, **options: seeds.append(args[6]) or real(*args, **options),
+    )
     MEASURES["mixes"](Judged(trial))
     assert seeds == [1_000_001]
 
 
 def test_overlap_is_that_of_mean_changes(trial, judged):
     found, report = MEASURES["edits"](judged), judged.report
-    low, high = (torch.stack([features(trial.model, pixels(4), x) for x in report.latents[:, report.strengths.index(s)]])
-                 for s in (-1, 1))
+    low, high = (
+        torch.stack(
+            [
+                features(trial.model, pixels(4), x)
+                for x in report.latents[:, report.strengths.index(s)]
+            ]
+        )
+        for s in (-1, 1)
+    )
     unit = F.normalize((high - low).mean(1), dim=1)
-    expected = [sum(abs(unit[i] @ unit[j]).item() for j in range(3) if i != j) / 2 for i in range(3)]
+    expected = [
+        sum(abs(unit[i] @ unit[j]).item() for j in range(3) if i != j) / 2 for i in range(3)
+    ]
     assert found["overlap"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -90,23 +128,37 @@ def test_sliders_that_do_the_same_overlap_wholly(trial):
     one = trial.space
     down = {n: w[:1].expand(3, *w.shape[1:]).contiguous() for n, w in one.down.items()}
     up = {n: w[:, :1].expand(-1, 3, *w.shape[2:]).contiguous() for n, w in one.up.items()}
-    assert MEASURES["edits"](changed(trial, replace(one, down=down, up=up)))["overlap"] == pytest.approx([1] * 3, abs=1e-4)
+    assert MEASURES["edits"](changed(trial, replace(one, down=down, up=up)))[
+        "overlap"
+    ] == pytest.approx([1] * 3, abs=1e-4)
 
 
 def test_sliders_that_do_nothing_leave_images_as_they_are(trial):
     still = changed(trial, replace(trial.space, up={n: 0 * w for n, w in trial.space.up.items()}))
     found = MEASURES["edits"](still)
-    assert found["similarity"] == pytest.approx([1] * 3) and found["distance"] == [0] * 3 and found["overlap"] == [0] * 3
+    assert (
+        found["similarity"] == pytest.approx([1] * 3)
+        and found["distance"] == [0] * 3
+        and found["overlap"] == [0] * 3
+    )
     assert MEASURES["mixes"](still)["diversity"] == pytest.approx(0, abs=1e-6)
 
 
 def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
     seen = []
-    monkeypatch.setattr(judging, "compare_ways", lambda ways, *a, **o: seen.append(ways) or {w.name: {} for w in ways})
+    monkeypatch.setattr(
+        judging,
+        "compare_ways",
+        lambda ways, *a, **o: seen.append(ways) or {w.name: {} for w in ways},
+    )
     MEASURES["mixes"](changed(trial, used=2))
     drawn = []
-    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", lambda model, space, mixes, *a, **o: drawn.append(mixes) or
-                        torch.zeros(len(mixes), *model.latent_shape))
+    monkeypatch.setattr(
+        "sliderspace.evaluation.comparison.mixed",
+        lambda model, space, mixes, *a, **o: (
+            drawn.append(mixes) or torch.zeros(len(mixes), *model.latent_shape)
+        ),
+    )
     seen[0][1].draw([trial.setup.prompt], list(range(8)), 0)
     assert drawn[0].shape == (8, 3) and not drawn[0][:, 2].any() and (drawn[0][:, :2] == 1).all()
 
@@ -134,7 +186,9 @@ def test_a_window_says_in_how_many_steps_sliders_act(trial):
 def test_sliders_are_scaled_to_a_distance(trial):
     sized = changed(trial, distance=0.15)
     assert sized._distances()(sized.space).tolist() == pytest.approx([0.15] * 3, rel=0.1)
-    assert sized.report.distance[:, [1, 3]].mean((1, 2)).tolist() == pytest.approx([0.15] * 3, rel=0.4)  # other noise
+    assert sized.report.distance[:, [1, 3]].mean((1, 2)).tolist() == pytest.approx(
+        [0.15] * 3, rel=0.4
+    )  # other noise
 
 
 def test_of_all_rounds_each_sliders_best_counts(trial):
@@ -146,27 +200,50 @@ def test_of_all_rounds_each_sliders_best_counts(trial):
 
     found = at_distance(trial.space, 1.0, measured, rounds=8, most=2.0)
     size = (found.up[up] / trial.space.up[up]).flatten(1)[0]
-    assert size[0] == pytest.approx(0.5, abs=0.01) and size[1] == 1 and size[2] == pytest.approx(1, abs=0.11)
+    assert (
+        size[0] == pytest.approx(0.5, abs=0.01)
+        and size[1] == 1
+        and size[2] == pytest.approx(1, abs=0.11)
+    )
     assert all(torch.equal(found.down[n], trial.space.down[n]) for n in found.down)
 
 
 # --- refused before any work -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setup, names, message", [
-    (dict(model="sdxl"), ["factors"], "factors are known of the bundled models alone"),
-    (dict(judge=("portraits-clip", "latents")), ["mixes"], "judge must look at images, and 'latents' looks at latents"),
-    (dict(judged=("a hat", "a cat")), ["words"], "words are compared with one prompt, not with 2"),
-    (dict(prompt=("a hat", "a cat", "a dog"), mixed=5), ["mixes"], "mixed must be 6 or more, two images of each prompt, not 5"),
-    (dict(judge="pixels"), ["words"], "judge must know words, and 'pixels-16' does not"),
-])
+@pytest.mark.parametrize(
+    "setup, names, message",
+    [
+        (dict(model="sdxl"), ["factors"], "factors are known of the bundled models alone"),
+        (
+            dict(judge=("portraits-clip", "latents")),
+            ["mixes"],
+            "judge must look at images, and 'latents' looks at latents",
+        ),
+        (
+            dict(judged=("a hat", "a cat")),
+            ["words"],
+            "words are compared with one prompt, not with 2",
+        ),
+        (
+            dict(prompt=("a hat", "a cat", "a dog"), mixed=5),
+            ["mixes"],
+            "mixed must be 6 or more, two images of each prompt, not 5",
+        ),
+        (dict(judge="pixels"), ["words"], "judge must know words, and 'pixels-16' does not"),
+    ],
+)
 def test_measures_that_cannot_be_taken_are_refused(setup, names, message, model):
     with pytest.raises(ValueError, match=message):
         check_measures(Setup(**setup), names, never if setup.get("model") else lambda: model)
 
 
 def test_words_know_which_prompt_was_judged(trial, monkeypatch):
-    monkeypatch.setattr(judging, "label_by_words", lambda model, ends, *rest: pytest.fail(f"{ends.prompt}, not the trial's"))
+    monkeypatch.setattr(
+        judging,
+        "label_by_words",
+        lambda model, ends, *rest: pytest.fail(f"{ends.prompt}, not the trial's"),
+    )
     with pytest.raises(pytest.fail.Exception, match="a cat, not the trial's"):
         judging.words(Judged(replace(trial, setup=replace(trial.setup, judged="a cat"))))
 

@@ -16,14 +16,27 @@ from sliderspace.evaluation.report import Report
 from sliderspace.portraits.dataset import FACTORS, dataset, edit_pairs
 
 EVIL = '<script>alert("x")</script> & <b>'
-PALETTE = {"colour": ["red", "green", "blue"], "size": ["large", "small"], "mood": ["calm", "gloomy", "cheerful"]}
+PALETTE = {
+    "colour": ["red", "green", "blue"],
+    "size": ["large", "small"],
+    "mood": ["calm", "gloomy", "cheerful"],
+}
 
 
 # --- edits of known factors ------------------------------------------------------------------------------------------
 
-EDITS = [("hair", "blond hair"), ("hair", "black hair"), ("background", "white background"),
-         ("background", "blue background"), ("skin", "dark skin"), ("skin", "light skin"), ("length", "long hair"),
-         ("beard", "beard"), ("glasses", "glasses"), ("mouth", "frowning")]
+EDITS = [
+    ("hair", "blond hair"),
+    ("hair", "black hair"),
+    ("background", "white background"),
+    ("background", "blue background"),
+    ("skin", "dark skin"),
+    ("skin", "light skin"),
+    ("length", "long hair"),
+    ("beard", "beard"),
+    ("glasses", "glasses"),
+    ("mouth", "frowning"),
+]
 PLAIN = [value for factor, value in EDITS if factor in ("hair", "background", "skin", "length")]
 
 
@@ -34,8 +47,13 @@ def encoded(model, images):
 @pytest.fixture(scope="module")
 def edits(model):
     """Renders before and after an edit, as the model's latents; each named after the value that the factor gets."""
-    ends = [[encoded(model, images) for images in edit_pairs(8, factor, value)[:2]] for factor, value in EDITS]
-    return Ends([value for _, value in EDITS], torch.stack([torch.stack(pair) for pair in ends]), PROMPT)
+    ends = [
+        [encoded(model, images) for images in edit_pairs(8, factor, value)[:2]]
+        for factor, value in EDITS
+    ]
+    return Ends(
+        [value for _, value in EDITS], torch.stack([torch.stack(pair) for pair in ends]), PROMPT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +64,9 @@ def labelled(model, edits):
 @pytest.mark.parametrize("factor, value", EDITS[:8])
 def test_an_edit_is_named_after_its_factor_and_value(labelled, factor, value):
     row = labelled[value]
-    assert row.high == value and row.low in FACTORS[factor] and row.low != value and row.error is None
+    assert (
+        row.high == value and row.low in FACTORS[factor] and row.low != value and row.error is None
+    )
 
 
 @pytest.mark.parametrize("value", PLAIN)
@@ -79,7 +99,9 @@ def test_the_batch_does_not_matter(model, edits, labelled):
 def test_a_list_is_a_vocabulary_of_one_kind(model, edits):
     some = Ends(edits.names[:2], edits.latents[:2], PROMPT)
     found = label_by_words(model, some, FACTORS["hair"])
-    assert [row.high for row in found.rows] == ["blond hair", "black hair"] and all(row.confident for row in found.rows)
+    assert [row.high for row in found.rows] == ["blond hair", "black hair"] and all(
+        row.confident for row in found.rows
+    )
     assert found.by == "words (portraits-clip)"
     assert repr(found) == "Labels of 2 by words (portraits-clip): 2 confident, 0 errors"
 
@@ -93,12 +115,17 @@ def test_pairs_without_an_edit_are_rarely_named_with_confidence(model):
 # --- how sure --------------------------------------------------------------------------------------------------------
 # A model whose latents are its images and an encoder of raw pixels: what is in the features is what a test puts there.
 
-PLAIN_MODEL = SimpleNamespace(decode=lambda x, preview=False: x, device=torch.device("cpu"), sizes={})
+PLAIN_MODEL = SimpleNamespace(
+    decode=lambda x, preview=False: x, device=torch.device("cpu"), sizes={}
+)
 
 
 def vectors(texts):
     """Unit rows of texts, each from the text alone."""
-    rows = [torch.randn(12, generator=torch.Generator().manual_seed(crc32(text.encode()))) for text in texts]
+    rows = [
+        torch.randn(12, generator=torch.Generator().manual_seed(crc32(text.encode())))
+        for text in texts
+    ]
     return F.normalize(torch.stack(rows), dim=1)
 
 
@@ -107,7 +134,11 @@ RAW = Encoder("raw", lambda x: x.flatten(1), text=vectors, scale=5.0)
 
 def random_ends(count, pairs, seed=0):
     gen = torch.Generator().manual_seed(seed)
-    return Ends([f"s{i}" for i in range(count)], torch.randn(count, 2, pairs, 3, 2, 2, generator=gen), PROMPT)
+    return Ends(
+        [f"s{i}" for i in range(count)],
+        torch.randn(count, 2, pairs, 3, 2, 2, generator=gen),
+        PROMPT,
+    )
 
 
 def probabilities(latents, phrases):
@@ -117,7 +148,9 @@ def probabilities(latents, phrases):
 
 def p_by_brute_force(latents):
     """Share of all ways to exchange ends of pairs, none among them, in which a kind changes as much."""
-    changes = [p[1] - p[0] for p in (probabilities(latents, phrases) for phrases in PALETTE.values())]
+    changes = [
+        p[1] - p[0] for p in (probabilities(latents, phrases) for phrases in PALETTE.values())
+    ]
 
     def largest(signs):
         return max((torch.tensor(signs)[:, None] * c).mean(0).abs().sum() / 2 for c in changes)
@@ -138,10 +171,18 @@ def test_chance_is_exact_for_few_pairs(pairs):
 
 @pytest.mark.parametrize("pairs", [6, 12])
 def test_pairs_in_random_order_are_confident_as_often_as_chance_allows(pairs):
-    ends, coarse = random_ends(2000, pairs), 2 / 2**pairs  # an order and its opposite change as much
+    ends, coarse = (
+        random_ends(2000, pairs),
+        2 / 2**pairs,
+    )  # an order and its opposite change as much
     for chance in (0.05, 0.1, 0.25, 0.5, 0.75):
-        found = label_by_words(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=chance, batch=100_000)
-        share, noise = sum(row.confident for row in found.rows) / 2000, 3 * (chance * (1 - chance) / 2000) ** 0.5
+        found = label_by_words(
+            PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=chance, batch=100_000
+        )
+        share, noise = (
+            sum(row.confident for row in found.rows) / 2000,
+            3 * (chance * (1 - chance) / 2000) ** 0.5,
+        )
         assert chance - coarse - noise < share < chance + noise
 
 
@@ -169,7 +210,11 @@ def test_a_small_change_is_not_named_with_confidence():
     assert row.high == "red" and row.confident
     low, high = probabilities(ends.latents[0], ["red", "green"]).mean(1)
     assert row.confidence == pytest.approx((high - low)[0].item(), abs=1e-5)
-    assert not label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW, least=row.confidence + 1e-3).rows[0].confident
+    assert (
+        not label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW, least=row.confidence + 1e-3)
+        .rows[0]
+        .confident
+    )
 
 
 def test_kinds_that_change_alike_leave_it_unsure():
@@ -196,32 +241,54 @@ def test_phrases_are_read_behind_the_prompt():
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words, message", [
-    ({"hair": ["black hair"]}, r"vocabulary\['hair'\] must be two or more different phrases, not \['black hair'\]"),
-    ({"hair": ["red", "red"]}, "two or more different phrases"), ({"hair": ["red", " "]}, "two or more different"),
-    ({"hair": ["red", 1]}, "two or more different phrases"), ({"a": ["b", "c"], "hair": []}, r"vocabulary\['hair'\]"),
-    ({}, "vocabulary must have a kind"), ([], "two or more different phrases"), (["red"], "two or more different"),
-    ("red", "vocabulary"), ({"hair": "red"}, r"vocabulary\['hair'\]"), ({"hair": ["red", " red"]}, "two or more diff"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            {"hair": ["black hair"]},
+            r"vocabulary\['hair'\] must be two or more different phrases, not \['black hair'\]",
+        ),
+        ({"hair": ["red", "red"]}, "two or more different phrases"),
+        ({"hair": ["red", " "]}, "two or more different"),
+        ({"hair": ["red", 1]}, "two or more different phrases"),
+        ({"a": ["b", "c"], "hair": []}, r"vocabulary\['hair'\]"),
+        ({}, "vocabulary must have a kind"),
+        ([], "two or more different phrases"),
+        (["red"], "two or more different"),
+        ("red", "vocabulary"),
+        ({"hair": "red"}, r"vocabulary\['hair'\]"),
+        ({"hair": ["red", " red"]}, "two or more diff"),
+    ],
+)
 def test_a_vocabulary_without_a_choice_is_refused(words, message):
     with pytest.raises(ValueError, match=message):
         label_by_words(PLAIN_MODEL, random_ends(1, 2), words, RAW)
 
 
 def test_an_encoder_without_words_is_refused(model):
-    with pytest.raises(ValueError, match="encoder 'pixels-16' has no text tower: name one of open_clip"):
+    with pytest.raises(
+        ValueError, match="encoder 'pixels-16' has no text tower: name one of open_clip"
+    ):
         label_by_words(model, random_ends(1, 2), PALETTE, "pixels")
 
 
-@pytest.mark.parametrize("names, shape, prompt, message", [
-    (["a", "b"], (1, 2, 4, 3, 8, 8), PROMPT, r"latents must be \(2, 2, n, ...\), not \(1, 2, 4, 3, 8, 8\)"),
-    (["a"], (1, 3, 4, 3, 8, 8), PROMPT, r"latents must be \(1, 2, n, ...\)"),
-    (["a"], (1, 2, 0, 3, 8, 8), PROMPT, r"latents must be \(1, 2, n, ...\)"),
-    (["a"], (1, 2, 4), PROMPT, r"latents must be \(1, 2, n, ...\)"),
-    (["a"], (1, 2, 4, 3, 8, 8), " ", "prompt must be a non-empty text"),
-    (["a"], (1, 2, 4, 3, 8, 8), ["a cat", "a dog"], "prompt must be"),
-    (["a", "a"], (2, 2, 4, 3, 8, 8), PROMPT, "names"),
-])
+@pytest.mark.parametrize(
+    "names, shape, prompt, message",
+    [
+        (
+            ["a", "b"],
+            (1, 2, 4, 3, 8, 8),
+            PROMPT,
+            r"latents must be \(2, 2, n, ...\), not \(1, 2, 4, 3, 8, 8\)",
+        ),
+        (["a"], (1, 3, 4, 3, 8, 8), PROMPT, r"latents must be \(1, 2, n, ...\)"),
+        (["a"], (1, 2, 0, 3, 8, 8), PROMPT, r"latents must be \(1, 2, n, ...\)"),
+        (["a"], (1, 2, 4), PROMPT, r"latents must be \(1, 2, n, ...\)"),
+        (["a"], (1, 2, 4, 3, 8, 8), " ", "prompt must be a non-empty text"),
+        (["a"], (1, 2, 4, 3, 8, 8), ["a cat", "a dog"], "prompt must be"),
+        (["a", "a"], (2, 2, 4, 3, 8, 8), PROMPT, "names"),
+    ],
+)
 def test_ends_that_do_not_fit_are_refused(names, shape, prompt, message):
     with pytest.raises(ValueError, match=message):
         Ends(names, torch.zeros(shape), prompt)
@@ -231,7 +298,9 @@ def test_ends_that_do_not_fit_are_refused(names, shape, prompt, message):
 
 
 def swept(space, strengths):
-    latents = torch.randn(len(space), len(strengths), 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        len(space), len(strengths), 3, 4, 2, 2, generator=torch.Generator().manual_seed(0)
+    )
     return Report(space, strengths, latents, *[torch.zeros(latents.shape[:3])] * 3)
 
 
@@ -254,16 +323,23 @@ def test_a_strength_without_two_ends_is_refused(tiny, strength):
 def test_nulls_are_pairs_of_different_samples():
     numbered = torch.arange(20.0)[:, None].expand(20, 4)
     ends = null_ends(numbered, PROMPT, count=5, pairs=8)
-    assert len(set(ends.names)) == 5 and ends.latents.shape == (5, 2, 8, 4) and ends.prompt == PROMPT
+    assert (
+        len(set(ends.names)) == 5 and ends.latents.shape == (5, 2, 8, 4) and ends.prompt == PROMPT
+    )
     numbers = ends.latents[..., 0].flatten(1)
     assert all(len(row.unique()) == 16 for row in numbers) and len(numbers.unique(dim=0)) == 5
     assert torch.equal(null_ends(numbered, PROMPT, 5, 8).latents, ends.latents)
     assert not torch.equal(null_ends(numbered, PROMPT, 5, 8, seed=1).latents, ends.latents)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(pairs=8), "latents must be 16 images or more, not 15"), (dict(pairs=0), "pairs"), (dict(count=0), "count"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(pairs=8), "latents must be 16 images or more, not 15"),
+        (dict(pairs=0), "pairs"),
+        (dict(count=0), "count"),
+    ],
+)
 def test_nulls_that_cannot_be_made_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         null_ends(torch.zeros(15, 4), PROMPT, **dict(pairs=2) | options)
@@ -282,19 +358,33 @@ FAILED = Label("age", "", "", 0.0, False, "TimeoutError: no answer")
 def test_confident_names_are_given_and_say_who_gave_them(tiny):
     space = random_space(tiny)
     named = Labels([row("hair"), row("hat", confident=False), FAILED], "words (raw)").name(space)
-    assert named.labels == ["black hair → blond hair", "hat", "age"] and space.labels == ["hair", "hat", "age"]
-    assert [r.get("note") for r in named.rows] == ["named by words (raw), confidence 0.90; was hair", None, None]
+    assert named.labels == ["black hair → blond hair", "hat", "age"] and space.labels == [
+        "hair",
+        "hat",
+        "age",
+    ]
+    assert [r.get("note") for r in named.rows] == [
+        "named by words (raw), confidence 0.90; was hair",
+        None,
+        None,
+    ]
 
 
 def test_every_name_is_given_but_where_there_is_none(tiny):
     labels = Labels([row("hat", "b", "a", 0.1, False), FAILED, row("hair")], "x")
-    assert labels.name(random_space(tiny), every=True).labels == ["black hair → blond hair", "a → b", "age"]
+    assert labels.name(random_space(tiny), every=True).labels == [
+        "black hair → blond hair",
+        "a → b",
+        "age",
+    ]
 
 
 def test_the_same_name_is_numbered(tiny):
     named = Labels([row("hair"), row("hat"), row("age")], "x").name(random_space(tiny))
     assert named.labels == [f"black hair → blond hair{n}" for n in ("", " (2)", " (3)")]
-    space = random_space(tiny, ["one", "black hair → blond hair"])  # a slider that is not labelled has it
+    space = random_space(
+        tiny, ["one", "black hair → blond hair"]
+    )  # a slider that is not labelled has it
     assert Labels([row("one")], "x").name(space).labels[0] == "black hair → blond hair (2)"
 
 
@@ -306,7 +396,9 @@ def test_naming_again_changes_nothing(tiny):
 def test_blanks_around_phrases_make_no_other_names(tiny):
     """A space strips its labels, and refuses one that another slider has."""
     change = shift(6, ["red"])
-    ends = Ends(["a", "b", "c", "d"], torch.stack([change, change, change.flip(0), change.flip(0)]), PROMPT)
+    ends = Ends(
+        ["a", "b", "c", "d"], torch.stack([change, change, change.flip(0), change.flip(0)]), PROMPT
+    )
     found = label_by_words(PLAIN_MODEL, ends, [" red", "green "], RAW)
     assert len(set(found.name(random_space(tiny, ends.names), every=True).labels)) == 4
 

@@ -7,7 +7,12 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    AutoencoderTiny, DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel,
+    AutoencoderTiny,
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
 )
 from families import FAMILIES, make
 from safetensors.torch import save_file
@@ -39,22 +44,42 @@ def xl(tmp_path_factory):
 @pytest.fixture
 def lora(xl, tmp_path):
     """A folder with a LoRA, as a distilled model's."""
-    (file,) = random_space(load(xl, device="cpu"), rank=2).export(tmp_path / "lora", {0: 1.0, 1: -1.0})
+    (file,) = random_space(load(xl, device="cpu"), rank=2).export(
+        tmp_path / "lora", {0: 1.0, 1: -1.0}
+    )
     return file.parent, file.name
 
 
 def test_a_preset_lays_a_lora_and_a_scheduler_over_its_model(xl, lora, monkeypatch):
-    preset = Preset(str(xl), 3, 0.0, lora=lora, scheduler=("LCMScheduler", {}), options={"timesteps": [999, 399, 99]})
+    preset = Preset(
+        str(xl),
+        3,
+        0.0,
+        lora=lora,
+        scheduler=("LCMScheduler", {}),
+        options={"timesteps": [999, 399, 99]},
+    )
     monkeypatch.setitem(PRESETS, "tiny-dmd2", preset)
     model = load("tiny-dmd2", device="cpu")
     assert (model.name, model.steps, model.guidance) == ("tiny-dmd2", 3, 0.0)
-    assert isinstance(model.pipe.scheduler, LCMScheduler) and model.timesteps(3)[0].tolist() == [999, 399, 99]
-    assert model.timesteps(2)[0].tolist() != [999, 399]  # the preset's timesteps are for its own number of steps
+    assert isinstance(model.pipe.scheduler, LCMScheduler) and model.timesteps(3)[0].tolist() == [
+        999,
+        399,
+        99,
+    ]
+    assert model.timesteps(2)[0].tolist() != [
+        999,
+        399,
+    ]  # the preset's timesteps are for its own number of steps
     plain = load(xl, device="cpu")
     plain.pipe.load_lora_weights(lora[0], weight_name=lora[1])
     noise = start_noise(plain, 0, [0])
-    assert_close(model.predict(noise, 500, PROMPT, 0.0)[0], plain.predict(noise, 500, PROMPT, 0.0)[0],
-                 rtol=1e-3, atol=1e-4)
+    assert_close(
+        model.predict(noise, 500, PROMPT, 0.0)[0],
+        plain.predict(noise, 500, PROMPT, 0.0)[0],
+        rtol=1e-3,
+        atol=1e-4,
+    )
     assert not hasattr(model.denoiser, "peft_config")  # fused: sliders find ordinary layers
 
 
@@ -64,11 +89,25 @@ def test_what_the_user_gives_wins_over_a_preset(xl, lora, monkeypatch):
     own = UNet2DConditionModel.from_pretrained(xl / "unet")
     scheduler = DDIMScheduler.from_pretrained(xl / "scheduler")
     before = {n: p.clone() for n, p in own.named_parameters()}
-    model = load("tiny-dmd2", device="cpu", unet=own, scheduler=scheduler, steps=7, guidance=2.0, size=(32, 16))
-    assert model.denoiser is own and model.pipe.scheduler is scheduler and (model.steps, model.guidance) == (7, 2.0)
+    model = load(
+        "tiny-dmd2",
+        device="cpu",
+        unet=own,
+        scheduler=scheduler,
+        steps=7,
+        guidance=2.0,
+        size=(32, 16),
+    )
+    assert (
+        model.denoiser is own
+        and model.pipe.scheduler is scheduler
+        and (model.steps, model.guidance) == (7, 2.0)
+    )
     assert all(torch.equal(p, before[n]) for n, p in own.named_parameters())
     assert pictures(model, PROMPT, 1, steps=1).shape == (1, 3, 32, 16)
-    with_steps = Preset(str(xl), 3, 0.0, scheduler=("LCMScheduler", {}), options={"timesteps": [999, 399, 99]})
+    with_steps = Preset(
+        str(xl), 3, 0.0, scheduler=("LCMScheduler", {}), options={"timesteps": [999, 399, 99]}
+    )
     monkeypatch.setitem(PRESETS, "tiny-dmd2", with_steps)
     assert len(load("tiny-dmd2", device="cpu", steps=5).timesteps(5)[0]) == 5
     other = load("tiny-dmd2", device="cpu", scheduler=scheduler)
@@ -84,17 +123,23 @@ def test_a_preset_brings_a_distilled_denoiser(xl, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny-lightning", preset)
     model = load("tiny-lightning", device="cpu")
     assert all(torch.equal(p, state[n]) for n, p in model.denoiser.named_parameters())
-    assert isinstance(model.pipe.scheduler, EulerDiscreteScheduler) and model.timesteps(4)[0][0] == 999
+    assert (
+        isinstance(model.pipe.scheduler, EulerDiscreteScheduler) and model.timesteps(4)[0][0] == 999
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_that_is_neither_cached_nor_reachable_says_what_to_do(name):
-    with pytest.raises(ValueError, match="could not be loaded: .*(hf download|connect|offline|cache)"):
+    with pytest.raises(
+        ValueError, match="could not be loaded: .*(hf download|connect|offline|cache)"
+    ):
         load(name, device="cpu")
 
 
 def test_repositories_that_are_not_there_say_what_to_do():
-    with pytest.raises(ValueError, match="'someone/something' could not be loaded.*`hf download someone/something`"):
+    with pytest.raises(
+        ValueError, match="'someone/something' could not be loaded.*`hf download someone/something`"
+    ):
         load("someone/something", device="cpu")
 
 
@@ -108,18 +153,35 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path):
         load(path, device="cpu")
 
 
-@pytest.mark.parametrize("key, shape, kind", [
-    ("model.diffusion_model.input_blocks.0.0.weight", (320, 4, 3, 3), "StableDiffusionPipeline"),
-    ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", (4,), "StableDiffusionXLPipeline"),
-])
+@pytest.mark.parametrize(
+    "key, shape, kind",
+    [
+        (
+            "model.diffusion_model.input_blocks.0.0.weight",
+            (320, 4, 3, 3),
+            "StableDiffusionPipeline",
+        ),
+        (
+            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+            (4,),
+            "StableDiffusionXLPipeline",
+        ),
+    ],
+)
 def test_a_checkpoint_is_opened_by_its_kind(xl, tmp_path, monkeypatch, key, shape, kind):
     path, asked = tmp_path / "model.safetensors", []
     save_file({key: torch.zeros(shape)}, path)
     pipe = load(xl, device="cpu").pipe
-    monkeypatch.setattr(getattr(diffusers, kind), "from_single_file",
-                        classmethod(lambda cls, *a, **k: asked.append((cls.__name__, a, k)) or pipe))
+    monkeypatch.setattr(
+        getattr(diffusers, kind),
+        "from_single_file",
+        classmethod(lambda cls, *a, **k: asked.append((cls.__name__, a, k)) or pipe),
+    )
     model = load(path, device="cpu", config=str(xl))
-    assert asked == [(kind, (str(path),), {"dtype": torch.float32, "config": str(xl)})] and model.name == "model"
+    assert (
+        asked == [(kind, (str(path),), {"dtype": torch.float32, "config": str(xl)})]
+        and model.name == "model"
+    )
 
 
 def test_pickles_are_not_opened(tmp_path):
@@ -138,19 +200,27 @@ def test_an_incomplete_folder_names_the_part(xl, tmp_path):
 
 
 def test_parts_are_for_models_that_are_loaded_here(xl):
-    with pytest.raises(ValueError, match=r"parts \['scheduler'\] are for a model that is loaded here"):
+    with pytest.raises(
+        ValueError, match=r"parts \['scheduler'\] are for a model that is loaded here"
+    ):
         load(load(xl, device="cpu").pipe, device="cpu", scheduler=DDIMScheduler())
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(shceduler=DDIMScheduler()), r"StableDiffusionXLPipeline has no parts \['shceduler'\]"),
-    (dict(dtype="bfloat16"), "dtype must be a floating type .* not 'bfloat16'"),
-    (dict(dtype=torch.int8), "dtype must be a floating type .* not torch.int8"),
-    (dict(steps=0), "steps must be 1 or more, not 0"),
-    (dict(guidance=-1.0), "guidance must be 0 or more, not -1"),
-    (dict(size=(512,)), "size must be .height, width. in pixels, not .512"),
-    (dict(scheduler=EDMEulerScheduler()), "EDMEulerScheduler counts noise another way"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            dict(shceduler=DDIMScheduler()),
+            r"StableDiffusionXLPipeline has no parts \['shceduler'\]",
+        ),
+        (dict(dtype="bfloat16"), "dtype must be a floating type .* not 'bfloat16'"),
+        (dict(dtype=torch.int8), "dtype must be a floating type .* not torch.int8"),
+        (dict(steps=0), "steps must be 1 or more, not 0"),
+        (dict(guidance=-1.0), "guidance must be 0 or more, not -1"),
+        (dict(size=(512,)), "size must be .height, width. in pixels, not .512"),
+        (dict(scheduler=EDMEulerScheduler()), "EDMEulerScheduler counts noise another way"),
+    ],
+)
 def test_arguments_that_do_not_fit_are_refused(xl, options, message):
     with pytest.raises(ValueError, match=message):
         load(xl, device="cpu", **options)
@@ -158,7 +228,9 @@ def test_arguments_that_do_not_fit_are_refused(xl, options, message):
 
 def test_other_things_are_not_models(tiny):
     for thing in (42, tiny, None):
-        with pytest.raises(ValueError, match="unknown model .*give a name, a path, or a text-to-image pipeline"):
+        with pytest.raises(
+            ValueError, match="unknown model .*give a name, a path, or a text-to-image pipeline"
+        ):
             load(thing)
 
 
@@ -173,7 +245,9 @@ def test_pipelines_that_want_more_than_a_prompt_are_refused(xl):
     pipe = load(xl, device="cpu").pipe
 
     class NeedsMore(type(pipe)):
-        def __call__(self, prompt=None, num_inference_steps=3, output_type="pil", control=None, **options):
+        def __call__(
+            self, prompt=None, num_inference_steps=3, output_type="pil", control=None, **options
+        ):
             return super().__call__(prompt, control.size, **options)
 
     pipe.__class__ = NeedsMore
@@ -181,11 +255,14 @@ def test_pipelines_that_want_more_than_a_prompt_are_refused(xl):
         load(pipe, device="cpu")
 
 
-@pytest.mark.parametrize("kind, why", [
-    ("StableVideoDiffusionPipeline", "videos|image|prompt"),
-    ("TextToVideoSDPipeline", "videos"),
-    ("StableDiffusionXLImg2ImgPipeline", "starts from an image"),
-])
+@pytest.mark.parametrize(
+    "kind, why",
+    [
+        ("StableVideoDiffusionPipeline", "videos|image|prompt"),
+        ("TextToVideoSDPipeline", "videos"),
+        ("StableDiffusionXLImg2ImgPipeline", "starts from an image"),
+    ],
+)
 def test_pipelines_that_make_something_else_are_refused(xl, kind, why):
     pipe = load(xl, device="cpu").pipe
     pipe.__class__ = getattr(diffusers, kind)
@@ -237,9 +314,15 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
         pool = make_pool(model, found, list(range(8)), 6, seed=0)
         adapter = GatedAdapter(model, target_layers(model), sliders=2)
         adapter.copy_in(*random_weights(model, target_layers(model), 2, std=0.05))
-        for _ in AlignmentUpdates(model, pixels(4), adapter, pool, found.vectors[:2], Method(updates=2, rows=4)):
+        for _ in AlignmentUpdates(
+            model, pixels(4), adapter, pool, found.vectors[:2], Method(updates=2, rows=4)
+        ):
             pass
-        made.append(torch.cat([p.detach().flatten() for pair in adapter.parameters().values() for p in pair]))
+        made.append(
+            torch.cat(
+                [p.detach().flatten() for pair in adapter.parameters().values() for p in pair]
+            )
+        )
         adapter.remove()
     assert torch.equal(*made)
 
@@ -261,13 +344,17 @@ def test_float16_autoencoders_without_gradients_say_so(xl):
 
 def test_low_memory_changes_no_picture(xl):
     plain, lean = load(xl, device="cpu"), load(xl, device="cpu", low_memory=True)
-    assert_close(pictures(lean, PROMPT, 2, steps=2), pictures(plain, PROMPT, 2, steps=2), rtol=0, atol=1e-4)
+    assert_close(
+        pictures(lean, PROMPT, 2, steps=2), pictures(plain, PROMPT, 2, steps=2), rtol=0, atol=1e-4
+    )
 
 
 def test_prompts_are_encoded_once(xl, monkeypatch):
     model, calls = load(xl, device="cpu"), []
     encode = model.pipe.encode_prompt
-    monkeypatch.setattr(model.pipe, "encode_prompt", lambda *a, **k: calls.append(k) or encode(*a, **k))
+    monkeypatch.setattr(
+        model.pipe, "encode_prompt", lambda *a, **k: calls.append(k) or encode(*a, **k)
+    )
     noise = start_noise(model, 0, [0])
     calls.clear()
     first = sample(model, PROMPT, noise, 2, 3.0)
@@ -290,14 +377,21 @@ def test_sliders_are_float32_on_a_small_model(xl, dtype):
 
 
 def test_a_tiny_autoencoder_makes_the_pictures_in_training(xl):
-    tiny = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), latent_channels=4,
-                           num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        latent_channels=4,
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
     model = load(xl, device="cpu", preview=tiny)
     latents = start_noise(model, 0, [0, 1])
     ours, full = model.decode(latents, preview=True), model.decode(latents)
     assert_close(ours, (tiny.decode(latents).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
     assert full.shape == ours.shape and not torch.allclose(ours, full)
-    with pytest.raises(ValueError, match="preview= has 3 channels of latents, and AutoencoderKL of this model 4"):
+    with pytest.raises(
+        ValueError, match="preview= has 3 channels of latents, and AutoencoderKL of this model 4"
+    ):
         load(xl, device="cpu", preview=AutoencoderTiny(latent_channels=3))
     with pytest.raises(ValueError, match="preview='nowhere' is no AutoencoderTiny"):
         load(xl, device="cpu", preview="nowhere")
@@ -329,8 +423,15 @@ def test_errors_that_are_not_of_memory_are_raised(tiny):
     with pytest.raises(RuntimeError, match="^no$"):
         list(in_parts(tiny, "test", work, torch.arange(4), 2))
     with pytest.raises(torch.OutOfMemoryError):  # a single row
-        list(in_parts(tiny, "test", lambda part: (_ for _ in ()).throw(
-            torch.OutOfMemoryError("CUDA out of memory. x")), torch.arange(1), 2))
+        list(
+            in_parts(
+                tiny,
+                "test",
+                lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. x")),
+                torch.arange(1),
+                2,
+            )
+        )
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------
@@ -342,7 +443,13 @@ def test_a_compiled_denoiser_does_not_recompile_when_strengths_change(name, tmp_
     make(name, tmp_path)
     model = load(tmp_path, device="cpu", size=(32, 32) if name == "sana" else (16, 16))
     space, noise = random_space(model), start_noise(model, 0, [0, 1])
-    mixes = [({0: 1.0}, 0.0), ({}, 0.0), ({0: 0.5, 2: -1.0}, 0.0), ([{0: 1.0}, {1: -2.0}], 0.0), ({1: 3.0}, 0.4)]
+    mixes = [
+        ({0: 1.0}, 0.0),
+        ({}, 0.0),
+        ({0: 0.5, 2: -1.0}, 0.0),
+        ([{0: 1.0}, {1: -2.0}], 0.0),
+        ({1: 3.0}, 0.4),
+    ]
 
     def images():
         made = []

@@ -24,9 +24,14 @@ def model(request, tmp_path_factory):
 
 def changes(space):
     """Change of each layer's weights at strength 1."""
-    return {n: torch.einsum("or...,r...->o...", up.flatten(2).squeeze(2) if up.ndim > 2 else up, space.down[n])
-            if up.ndim == 2 else torch.einsum("or,rihw->oihw", up.flatten(1), space.down[n])
-            for n, up in space.up.items()}
+    return {
+        n: torch.einsum(
+            "or...,r...->o...", up.flatten(2).squeeze(2) if up.ndim > 2 else up, space.down[n]
+        )
+        if up.ndim == 2
+        else torch.einsum("or,rihw->oihw", up.flatten(1), space.down[n])
+        for n, up in space.up.items()
+    }
 
 
 @pytest.mark.parametrize("targets", ["attention", "full"])
@@ -52,8 +57,11 @@ def test_alpha_counts(model, tmp_path):
     state = {}
     for n, down in space.down.items():
         stem = "lora_unet_" + n.replace(".", "_")
-        state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": space.up[n],
-                  f"{stem}.alpha": torch.tensor(1.0)}
+        state |= {
+            f"{stem}.lora_down.weight": down,
+            f"{stem}.lora_up.weight": space.up[n],
+            f"{stem}.alpha": torch.tensor(1.0),
+        }
     torch.save(state, tmp_path / "age.pt")  # as the released Concept Sliders
     age = read_lora(tmp_path / "age.pt", model, "age")
     assert age.labels == ["age"]
@@ -64,7 +72,11 @@ def test_alpha_counts(model, tmp_path):
 def test_alpha_of_diffusers_metadata_counts(model, tmp_path):
     space = random_space(model, ["one"], rank=2)
     (path,) = space.export(tmp_path, {0: 1.0}, "diffusers")
-    about = {"lora_adapter_metadata": json.dumps({f"{model.denoiser_name}.lora_alpha": 1, f"{model.denoiser_name}.r": 2})}
+    about = {
+        "lora_adapter_metadata": json.dumps(
+            {f"{model.denoiser_name}.lora_alpha": 1, f"{model.denoiser_name}.r": 2}
+        )
+    }
     save_file(load_file(path), path, about)
     for n, change in changes(read_lora(path, model)).items():
         assert_close(change, 0.5 * changes(space)[n], rtol=1e-5, atol=1e-6)
@@ -77,7 +89,10 @@ def test_names_are_those_that_other_programs_read(model, tmp_path):
     layers = {n for n, _ in model.denoiser.named_modules()}
     keys = load_file(path).keys()
     if model.denoiser_name == "unet":
-        pattern, known = r"lora_unet_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)", {n.replace(".", "_") for n in layers}
+        pattern, known = (
+            r"lora_unet_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)",
+            {n.replace(".", "_") for n in layers},
+        )
     else:
         pattern, known = r"transformer\.([\w.]+)\.lora_[AB]\.weight", layers
     assert keys and all((m := re.fullmatch(pattern, k)) and m[1] in known for k in keys)
@@ -102,11 +117,19 @@ def first(state, end):
 
 
 BROKEN = {
-    "1 keys that name no layer": lambda s: s.update({"unet.nowhere.lora_A.weight": torch.zeros(1, 4)}),
+    "1 keys that name no layer": lambda s: s.update(
+        {"unet.nowhere.lora_A.weight": torch.zeros(1, 4)}
+    ),
     "lacks a projection of": lambda s: s.pop(first(s, "lora_B.weight")),
-    "is for another model: at": lambda s: s.update({first(s, "lora_A.weight"): torch.zeros(1, 999)}),
-    "has several ranks": lambda s: s.update({(k := first(s, "lora_A.weight")): s[k].repeat(2, 1),
-                                             (k := k.replace("_A", "_B")): s[k].repeat(1, 2)}),
+    "is for another model: at": lambda s: s.update(
+        {first(s, "lora_A.weight"): torch.zeros(1, 999)}
+    ),
+    "has several ranks": lambda s: s.update(
+        {
+            (k := first(s, "lora_A.weight")): s[k].repeat(2, 1),
+            (k := k.replace("_A", "_B")): s[k].repeat(1, 2),
+        }
+    ),
 }
 
 

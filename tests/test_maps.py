@@ -62,7 +62,9 @@ def test_colours_and_pictures(tiny, islands):
 
 def test_a_page_needs_nothing_and_runs_nothing(tiny, islands, tmp_path):
     evil = "</script><script>alert(1)</script>"
-    page = save_map(tmp_path / "map.html", tiny, islands, make_map(islands, "pca"), [evil] * 60, evil).read_text()
+    page = save_map(
+        tmp_path / "map.html", tiny, islands, make_map(islands, "pca"), [evil] * 60, evil
+    ).read_text()
     assert "<script>alert" not in page
     assert not re.search(r'<(script|link|img)\b[^>]*(src|href)="https?://', page)
     assert page.count("data:image/png;base64") >= 60

@@ -16,10 +16,24 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace.evaluation import report as measures
 from sliderspace.features.encoders import features, latents
-from sliderspace.evaluation.report import STRENGTHS, free_sliders, measure, seen_by, sweep, usable_range
+from sliderspace.evaluation.report import (
+    STRENGTHS,
+    free_sliders,
+    measure,
+    seen_by,
+    sweep,
+    usable_range,
+)
 from sliderspace.viz.gallery import COLUMNS, write_folder
 from sliderspace.figures import grid, png
-from sliderspace.viz.plots import plot_ends, plot_leakage, plot_report, plot_sliders, plot_spectrum, strip
+from sliderspace.viz.plots import (
+    plot_ends,
+    plot_leakage,
+    plot_report,
+    plot_sliders,
+    plot_spectrum,
+    strip,
+)
 from sliderspace.sampling.generate import sample, start_noise
 from sliderspace.sliders.space import SliderSpace
 
@@ -45,7 +59,10 @@ RANGES = {  # scores and unusual shares at -2, -1, 0, 1, 2 -> range
 @pytest.mark.parametrize("case", RANGES)
 def test_usable_range(case):
     scores, unusual, expected = RANGES[case]
-    assert usable_range((-2, -1, 0, 1, 2), torch.tensor(scores) * 1.0, torch.tensor(unusual) * 1.0) == expected
+    assert (
+        usable_range((-2, -1, 0, 1, 2), torch.tensor(scores) * 1.0, torch.tensor(unusual) * 1.0)
+        == expected
+    )
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------
@@ -53,7 +70,17 @@ def test_usable_range(case):
 
 def test_a_sweep_is_each_slider_alone(tiny):
     space, strengths = random_space(tiny), (-1, 0, 0.5)
-    got = sweep(tiny, space, PROMPT, [4, 9], seed=2, strengths=strengths, steps=2, guidance=2.0, progress=quiet)
+    got = sweep(
+        tiny,
+        space,
+        PROMPT,
+        [4, 9],
+        seed=2,
+        strengths=strengths,
+        steps=2,
+        guidance=2.0,
+        progress=quiet,
+    )
     assert got.shape == (3, 3, 2, *tiny.latent_shape)
     noise = start_noise(tiny, 2, [4, 9])
     base = sample(tiny, PROMPT, noise, 2, 2.0)
@@ -90,10 +117,23 @@ SIZE = 0.02  # of a change at strength 1, relative to the image
 
 def card(found, directions):
     run = found.samples.run
-    sliders = [{"direction": d, "explained": 0.1, "alignment": 0.5, "leakage": 0.1, "alignment_spread": 0.2,
-                "alignment_by_timestep": [0.6, 0.4]} for d in directions]
+    sliders = [
+        {
+            "direction": d,
+            "explained": 0.1,
+            "alignment": 0.5,
+            "leakage": 0.1,
+            "alignment_spread": 0.2,
+            "alignment_by_timestep": [0.6, 0.4],
+        }
+        for d in directions
+    ]
     cosines = torch.eye(len(directions)).tolist()
-    return asdict(run) | {"sliders": sliders, "cosines": cosines, "timesteps_measured": [900.0, 300.0]}
+    return asdict(run) | {
+        "sliders": sliders,
+        "cosines": cosines,
+        "timesteps_measured": [900.0, 300.0],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +148,19 @@ def planted(tiny_of):
     found = replace(found, vectors=vectors.flatten(1), samples=replace(found.samples, latents=own))
     space = random_space(model, KINDS, targets="keys-values", card=card(found, range(len(KINDS))))
     amounts = {  # by kind, of each strength
-        "steady": lambda s: s, "falls back": lambda s: s if s <= 1 else 0.5 / s, "nothing": lambda s: 0.0,
-        "backwards": lambda s: -s, "leaves the world": lambda s: s if abs(s) <= 1 else 500 * s,
+        "steady": lambda s: s,
+        "falls back": lambda s: s if s <= 1 else 0.5 / s,
+        "nothing": lambda s: 0.0,
+        "backwards": lambda s: -s,
+        "leaves the world": lambda s: s if abs(s) <= 1 else 500 * s,
     }
     size = SIZE * own[:3].flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    swept = torch.stack([torch.stack([own[:3] + size * amounts[kind](s) * vectors[k] for s in STRENGTHS])
-                         for k, kind in enumerate(KINDS)])
+    swept = torch.stack(
+        [
+            torch.stack([own[:3] + size * amounts[kind](s) * vectors[k] for s in STRENGTHS])
+            for k, kind in enumerate(KINDS)
+        ]
+    )
     return model, space, found, swept
 
 
@@ -139,34 +186,54 @@ def test_monotonicity_and_ranges_are_the_planted_ones(report):
     ranges = dict(zip(KINDS, map(tuple, report.space.ranges.tolist())))
     assert figures["steady"]["monotonicity"] == figures["falls back"]["monotonicity"] == 1
     assert figures["nothing"]["monotonicity"] == figures["backwards"]["monotonicity"] == 0
-    assert ranges == {"steady": (-2, 2), "falls back": (-2, 1), "nothing": (0, 0), "backwards": (0, 0),
-                      "leaves the world": (-1, 1)}
+    assert ranges == {
+        "steady": (-2, 2),
+        "falls back": (-2, 1),
+        "nothing": (0, 0),
+        "backwards": (0, 0),
+        "leaves the world": (-1, 1),
+    }
 
 
 def test_what_leaves_the_world_is_novel(report):
     novelty = dict(zip(KINDS, report.novelty))
     assert (novelty["steady"] < 1).all()
-    assert (novelty["leaves the world"][[0, 1, -2, -1]] > 1).all() and (novelty["leaves the world"][2:-2] < 1).all()
+    assert (novelty["leaves the world"][[0, 1, -2, -1]] > 1).all() and (
+        novelty["leaves the world"][2:-2] < 1
+    ).all()
 
 
 def test_measuring_keeps_the_rest_of_the_card(planted, report):
     _, space, _, _ = planted
     assert "effect" not in space.card["sliders"][0]  # a new space: the measured one is left alone
     assert report.space.labels == space.labels and report.space.down is space.down
-    assert {k: v for k, v in report.space.card.items() if k != "sliders"} == {"agreement_with": "latents"} | {
-        k: v for k, v in space.card.items() if k != "sliders"}
+    assert {k: v for k, v in report.space.card.items() if k != "sliders"} == {
+        "agreement_with": "latents"
+    } | {k: v for k, v in space.card.items() if k != "sliders"}
     for new, old in zip(report.space.card["sliders"], space.card["sliders"]):
         assert new.items() > old.items()
 
 
 def test_the_report_says_why_there_is_no_effect(report):
     says = dict(zip(KINDS, report.advice))
-    assert says["nothing"].startswith("it moves final images by less than a tenth") and "effect 0.00 sd" in says["nothing"]
+    assert (
+        says["nothing"].startswith("it moves final images by less than a tenth")
+        and "effect 0.00 sd" in says["nothing"]
+    )
     assert says["backwards"].startswith("final images go the other way")
-    assert says["steady"].startswith("an encoder without part in training sees none of it")  # of random features
-    figures = replace(report.space, card=report.space.card | {
-        "sliders": [f | {"agreement": 0.5} for f in report.space.card["sliders"]]})
-    assert replace(report, space=figures).advice[0].startswith("strengths -2 to 2; 1 moves its score by ")
+    assert says["steady"].startswith(
+        "an encoder without part in training sees none of it"
+    )  # of random features
+    figures = replace(
+        report.space,
+        card=report.space.card
+        | {"sliders": [f | {"agreement": 0.5} for f in report.space.card["sliders"]]},
+    )
+    assert (
+        replace(report, space=figures)
+        .advice[0]
+        .startswith("strengths -2 to 2; 1 moves its score by ")
+    )
 
 
 def test_another_encoder_sees_what_moves_with_the_scores():
@@ -196,7 +263,9 @@ def test_distances_are_relative_to_two_images(planted, report):
     _, _, found, swept = planted
     own = F.normalize(found.samples.latents.flatten(1), dim=1)
     two = torch.pdist(own).mean()
-    moved = (F.normalize(swept[0].flatten(0, 1).flatten(1), dim=1).view(9, 3, -1) - own[:3]).norm(dim=2) / two
+    moved = (F.normalize(swept[0].flatten(0, 1).flatten(1), dim=1).view(9, 3, -1) - own[:3]).norm(
+        dim=2
+    ) / two
     assert_close(report.distance[0], moved, rtol=1e-3, atol=1e-4)
 
 
@@ -209,18 +278,26 @@ def test_measures_of_a_real_sweep(tiny):
         scores = (phi[k] - phi[k, 1]) @ found.vectors[d] / found.unit[d]
         assert_close(report.scores[k], scores, rtol=1e-3, atol=1e-4)
         half = (scores[2] - scores[0]) / 2
-        assert_close(report.space.card["sliders"][k]["effect"], half.mean().item(), rtol=1e-3, atol=1e-4)
-        assert_close(report.space.card["sliders"][k]["spread"], half.std().item(), rtol=1e-3, atol=1e-4)
+        assert_close(
+            report.space.card["sliders"][k]["effect"], half.mean().item(), rtol=1e-3, atol=1e-4
+        )
+        assert_close(
+            report.space.card["sliders"][k]["spread"], half.std().item(), rtol=1e-3, atol=1e-4
+        )
     noise = start_noise(tiny, 0, list(range(24 + 100)))  # of discovery and calibration
     assert_close(report.latents[0, 1], report.latents[1, 1])
     seen = sample(tiny, PROMPT, noise, 1, 1.0)
-    assert len(torch.unique(torch.cat([seen, report.latents[0, 1]]).flatten(1), dim=0)) == 24 + 100 + 2
+    assert (
+        len(torch.unique(torch.cat([seen, report.latents[0, 1]]).flatten(1), dim=0)) == 24 + 100 + 2
+    )
 
 
 BAD = {
     "samples must be 2 or more, not 1": dict(samples=1),
     "strengths must be ascending, with -1, 0 and 1 among them, not .0, 1.": dict(strengths=(0, 1)),
-    "strengths must be ascending, with -1, 0 and 1 among them, not .1, 0, -1.": dict(strengths=(1, 0, -1)),
+    "strengths must be ascending, with -1, 0 and 1 among them, not .1, 0, -1.": dict(
+        strengths=(1, 0, -1)
+    ),
 }
 
 
@@ -231,12 +308,17 @@ def test_bad_input_is_refused_before_any_work(planted, monkeypatch, message):
         measure(*planted[:3], **BAD[message])
 
 
-@pytest.mark.parametrize("key, value", [("prompts", ["hat"]), ("encoder", "pixels-4"), ("seed", 7), ("sliders", [])])
+@pytest.mark.parametrize(
+    "key, value", [("prompts", ["hat"]), ("encoder", "pixels-4"), ("seed", 7), ("sliders", [])]
+)
 def test_sliders_of_other_directions_are_refused(planted, monkeypatch, key, value):
     model, space, found, _ = planted
     monkeypatch.setattr(measures, "sweep", never)
     named = "more of them" if key == "sliders" else re.escape(str({key: value}))
-    with pytest.raises(ValueError, match=f"these sliders are of other directions than .*'portrait of a person'.*: {named}"):
+    with pytest.raises(
+        ValueError,
+        match=f"these sliders are of other directions than .*'portrait of a person'.*: {named}",
+    ):
         measure(model, replace(space, card=space.card | {key: value}), found)
 
 
@@ -272,7 +354,7 @@ def test_strips_fade_beyond_the_range(planted, report):
     got = pixels_of(strip(model, report, "falls back", zoom=2))[:, ::2, ::2]
     assert got.shape == (3, 3 * 18 + 2, 9 * 18 + 2)
     images = model.decode(report.latents[1, :, 0]).detach()
-    shown = [got[:, 2:18, 2 + 18 * j:18 + 18 * j] for j in range(9)]
+    shown = [got[:, 2:18, 2 + 18 * j : 18 + 18 * j] for j in range(9)]
     for j, s in enumerate(report.strengths):
         assert_close(shown[j], images[j] if s <= 1 else 0.4 * images[j] + 0.6, rtol=0, atol=STEP)
 
@@ -310,8 +392,16 @@ def test_the_report_is_drawn(report):
     assert [b.get_height() for b in bars.patches] == [r["alignment"] for r in rows]
     assert len(times.lines) == len(rows) + 1
     assert matrix.images[0].get_array().shape == (len(rows), len(rows))
-    for panel, values in ((effect, report.scores), (distance, report.distance), (novelty, report.novelty)):
-        drawn = [torch.as_tensor(line.get_ydata()).float() for line in panel.lines if len(line.get_xdata()) == S]
+    for panel, values in (
+        (effect, report.scores),
+        (distance, report.distance),
+        (novelty, report.novelty),
+    ):
+        drawn = [
+            torch.as_tensor(line.get_ydata()).float()
+            for line in panel.lines
+            if len(line.get_xdata()) == S
+        ]
         assert any(torch.allclose(d, values.mean((0, 2)), atol=1e-5) for d in drawn)
     with pytest.raises(ValueError, match="no leakage matrix"):
         plot_report(replace(report, space=replace(report.space, card={})))
@@ -320,13 +410,19 @@ def test_the_report_is_drawn(report):
 @pytest.mark.parametrize("prompt", ["$", "$x^{", r"\frac{$1$}", EVIL])
 def test_any_prompt_can_be_a_title(planted, prompt):
     found = planted[2]
-    found = replace(found, samples=replace(found.samples, run=replace(found.samples.run, prompts=[prompt])))
+    found = replace(
+        found, samples=replace(found.samples, run=replace(found.samples.run, prompts=[prompt]))
+    )
     assert png(plot_spectrum(found))[:4] == b"\x89PNG"
 
 
 def test_equal_pictures_are_equal_bytes(planted, report):
     model, space, found, _ = planted
-    for draw in (lambda: plot_spectrum(found), lambda: plot_leakage(space), lambda: strip(model, report, 0)):
+    for draw in (
+        lambda: plot_spectrum(found),
+        lambda: plot_leakage(space),
+        lambda: strip(model, report, 0),
+    ):
         first = png(draw())
         assert png(draw()) == first and Image.open(BytesIO(first)).size[0] > 100
 
@@ -340,21 +436,38 @@ def evil(planted, report):
     model, _, found, _ = planted
     run = replace(found.samples.run, prompts=[EVIL], encoder="<i>eye</i>")
     labels = [EVIL, "a, b", "=1+1", "zwei\nZeilen", "“größer” <b>"]
-    return (replace(model, name="<u>model</u>"), replace(found, samples=replace(found.samples, run=run)),
-            replace(report, space=replace(report.space, labels=labels)))
+    return (
+        replace(model, name="<u>model</u>"),
+        replace(found, samples=replace(found.samples, run=run)),
+        replace(report, space=replace(report.space, labels=labels)),
+    )
 
 
 def written(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_a_folder_holds_what_is_promised(planted, report, tmp_path):
     model, _, found, _ = planted
     page = write_folder(tmp_path / "out", model, found, report, progress=quiet)
     files = written(tmp_path / "out")
-    pictures = ["spectrum.png", "ends.png", "report.png", "sliders.png", *(f"strips/{i:02d}.png" for i in range(5))]
+    pictures = [
+        "spectrum.png",
+        "ends.png",
+        "report.png",
+        "sliders.png",
+        *(f"strips/{i:02d}.png" for i in range(5)),
+    ]
     assert page == tmp_path / "out" / "index.html"
-    assert set(files) == {"space.safetensors", "directions.safetensors", "table.csv", "index.html", *pictures}
+    assert set(files) == {
+        "space.safetensors",
+        "directions.safetensors",
+        "table.csv",
+        "index.html",
+        *pictures,
+    }
     for name in pictures:
         Image.open(BytesIO(files[name])).verify()
     again = SliderSpace.load(tmp_path / "out" / "space.safetensors", model)
@@ -392,13 +505,21 @@ def test_the_page_needs_nothing_beside_it(planted, report, tmp_path):
     model, _, found, _ = planted
     text = write_folder(tmp_path, model, found, report, progress=quiet).read_text("utf-8")
     page = Page(text)
-    sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
-    assert len(sources) == 5 + 3 + 1 and all(s.startswith("data:image/png;base64,") for s in sources)
+    sources = [
+        value
+        for name, value in page.attributes
+        if name in ("src", "href", "srcset", "data", "action")
+    ]
+    assert len(sources) == 5 + 3 + 1 and all(
+        s.startswith("data:image/png;base64,") for s in sources
+    )
     rest = text
     for source in sources:
         rest = rest.replace(source, "")
     assert not any(word in rest.lower() for word in ("http", "//", "url(", "@import", "javascript"))
-    assert {"link", "iframe", "object", "form"}.isdisjoint(page.tags) and page.tags.count("script") == 1
+    assert {"link", "iframe", "object", "form"}.isdisjoint(page.tags) and page.tags.count(
+        "script"
+    ) == 1
     assert page.tags.count("tr") == 1 + 5 and all(kind in page.text for kind in KINDS)
 
 
@@ -407,7 +528,15 @@ def test_names_on_the_page_are_text(evil, tmp_path):
     page = Page(text)
     assert set(page.tags).isdisjoint({"i", "u"}) and text.count("<script") == 1  # the page's own
     assert {name for name, _ in page.attributes} == {
-        "lang", "charset", "name", "content", "class", "alt", "src", "data-scrub"}
+        "lang",
+        "charset",
+        "name",
+        "content",
+        "class",
+        "alt",
+        "src",
+        "data-scrub",
+    }
     for words in (EVIL, "<i>eye</i>", "<u>model</u>", "“größer” <b>"):
         assert words in page.text
     assert ("alt", EVIL) in page.attributes
@@ -417,5 +546,7 @@ def test_an_unwritable_folder_is_refused_before_any_work(planted, report, tmp_pa
     model, _, found, _ = planted
     (tmp_path / "file").touch()
     monkeypatch.setattr(SliderSpace, "save", never)
-    with pytest.raises(ValueError, match="cannot write into folder .*file/out.*name another folder"):
+    with pytest.raises(
+        ValueError, match="cannot write into folder .*file/out.*name another folder"
+    ):
         write_folder(tmp_path / "file" / "out", model, found, report)

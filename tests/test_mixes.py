@@ -15,7 +15,9 @@ from sliderspace.sampling.generate import final_latents, sample, start_noise
 from sliderspace.sliders.space import detach
 
 OPTIONS = dict(seed=3, steps=2, guidance=2.0, progress=quiet)
-MIXES = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+MIXES = torch.tensor(
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
+)
 SAMPLES = [7, 4, 0, 9, 7]  # two images of one noise
 
 
@@ -58,11 +60,18 @@ def test_images_of_the_bundled_model():
 def test_batches_make_no_difference(tiny, batch):
     space = random_space(tiny)
     whole = mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
-    assert_close(mixed(tiny, space, MIXES, PROMPT, SAMPLES, batch=batch, **OPTIONS), whole, rtol=0, atol=1e-4)
+    assert_close(
+        mixed(tiny, space, MIXES, PROMPT, SAMPLES, batch=batch, **OPTIONS), whole, rtol=0, atol=1e-4
+    )
 
 
 def test_unchanged_images_come_first(tiny):
-    parts = [rows for rows, _ in draw_mixes(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, batch=2, **OPTIONS)]
+    parts = [
+        rows
+        for rows, _ in draw_mixes(
+            tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, batch=2, **OPTIONS
+        )
+    ]
     assert parts == [[1, 3], [0, 2], [4]]
 
 
@@ -78,13 +87,18 @@ def test_sliders_act_from_where_they_are_told_or_were_trained(tiny):
     for start in (None, 0.0, 0.6):
         got = mixed(tiny, late, MIXES[:1], PROMPT, [7], start=start, **OPTIONS)[0]
         assert_close(got, alone(tiny, late, MIXES[0], 7, start=start), rtol=0, atol=1e-4)
-    early, late = (mixed(tiny, late, MIXES[:1], PROMPT, [7], start=s, **OPTIONS) for s in (0.0, None))
+    early, late = (
+        mixed(tiny, late, MIXES[:1], PROMPT, [7], start=s, **OPTIONS) for s in (0.0, None)
+    )
     assert (early - late).abs().max() > 1e-2
 
 
 def test_a_mix_that_was_on_is_off_meanwhile_and_on_again(tiny):
     space = random_space(tiny)
-    expected, before = mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS), alone(tiny, space, {0: 2}, 1)
+    expected, before = (
+        mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS),
+        alone(tiny, space, {0: 2}, 1),
+    )
     with space.on(tiny, {0: 2}):
         assert torch.equal(mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS), expected)
         assert torch.equal(sample(tiny, PROMPT, start_noise(tiny, 3, [1]), 2, 2.0)[0], before)
@@ -173,8 +187,19 @@ def test_a_mix_depends_on_seed_and_number_alone():
     torch.manual_seed(2)
     assert torch.equal(score_mixes(torch.eye(8), [40, 3]), scores[[40, 3]])
     assert (score_mixes(torch.eye(8), range(50), seed=1) != scores).all()
-    pairs = [(0, 0), (1, 0), (0, 1), (1, 11), (11, 1), (111, 0), (1, 110), (110, 1)]  # of a seed and a number
-    assert len(torch.cat([score_mixes(torch.eye(8), [i], seed=seed) for seed, i in pairs]).unique(dim=0)) == len(pairs)
+    pairs = [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 11),
+        (11, 1),
+        (111, 0),
+        (1, 110),
+        (110, 1),
+    ]  # of a seed and a number
+    assert len(
+        torch.cat([score_mixes(torch.eye(8), [i], seed=seed) for seed, i in pairs]).unique(dim=0)
+    ) == len(pairs)
 
 
 def likely(counts, expected=None):
@@ -199,16 +224,29 @@ def test_weights_are_chances():
     assert (sparse_mixes(5, range(300), 4, weights=weights) == torch.tensor([1, 0, 1, 1, 1])).all()
 
 
-@pytest.mark.parametrize("weights", [[1, 2], [1, -1, 1, 1], [1, float("nan"), 1, 1], [1, float("inf"), 1, 1],
-                                     [0, 0, 0, 0], [1, 1, 0, 0]])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1, 2],
+        [1, -1, 1, 1],
+        [1, float("nan"), 1, 1],
+        [1, float("inf"), 1, 1],
+        [0, 0, 0, 0],
+        [1, 1, 0, 0],
+    ],
+)
 def test_weights_that_are_no_chances_are_refused(weights):
-    with pytest.raises(ValueError, match="weights must be 4 finite numbers, 3 or more of them above 0"):
+    with pytest.raises(
+        ValueError, match="weights must be 4 finite numbers, 3 or more of them above 0"
+    ):
         sparse_mixes(4, [0], 3, weights=weights)
 
 
 @pytest.mark.parametrize("count", [0, 5, -1, 1.5])
 def test_a_count_out_of_range_is_refused(count):
-    with pytest.raises(ValueError, match=f"count must be 1 to 4, the number of sliders, not {count}"):
+    with pytest.raises(
+        ValueError, match=f"count must be 1 to 4, the number of sliders, not {count}"
+    ):
         sparse_mixes(4, [0], count)
 
 
@@ -221,7 +259,9 @@ def test_score_mixes_vary_together_as_they_are_told():
     together = root @ root.T
     got = score_mixes(together, range(4000), 2.0).double()
     expected = 4 * together / together.trace()
-    error = ((expected.diag().outer(expected.diag()) + expected ** 2) / 4000).sqrt()  # of a covariance, of Gaussians
+    error = (
+        (expected.diag().outer(expected.diag()) + expected**2) / 4000
+    ).sqrt()  # of a covariance, of Gaussians
     assert ((got.T @ got / 4000 - expected).abs() < 4 * error).all()
     assert (got.mean(0).abs() < 4 * (expected.diag() / 4000).sqrt()).all()
 
@@ -237,9 +277,19 @@ def test_sliders_that_go_together_go_together():
     assert score_mixes(torch.ones(1, 1), [0], 2.0).shape == (1, 1)
 
 
-@pytest.mark.parametrize("together", [
-    torch.ones(3), torch.ones(2, 3), torch.ones(1, 3), torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.zeros(2, 2),
-    torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf)], ids=lambda t: f"{t.tolist()}")
+@pytest.mark.parametrize(
+    "together",
+    [
+        torch.ones(3),
+        torch.ones(2, 3),
+        torch.ones(1, 3),
+        torch.tensor([[1.0, 2.0], [0.0, 1.0]]),
+        torch.zeros(2, 2),
+        torch.full((2, 2), torch.nan),
+        torch.full((2, 2), torch.inf),
+    ],
+    ids=lambda t: f"{t.tolist()}",
+)
 def test_what_is_no_covariance_is_refused(together):
     with pytest.raises(ValueError, match=r"together must be a .*symmetric \(K, K\) matrix"):
         score_mixes(together, [0])

@@ -4,7 +4,12 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
 )
 from PIL import Image
 from tiny import PREDICTION_TYPES, PROMPT
@@ -31,7 +36,9 @@ def test_x0_estimate_is_the_schedulers(scheduler_class, kind):
         theirs = scheduler.step(output, t, x).pred_original_sample
         scaled = scheduler_class is EulerDiscreteScheduler  # its latents have variance 1 + sigma^2
         a = 1 / (1 + scheduler.sigmas[i] ** 2) if scaled else scheduler.alphas_cumprod[t]
-        assert_close(x0_estimate(output, seen, a.sqrt(), (1 - a).sqrt(), kind), theirs, rtol=1e-5, atol=1e-5)
+        assert_close(
+            x0_estimate(output, seen, a.sqrt(), (1 - a).sqrt(), kind), theirs, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
@@ -48,9 +55,18 @@ def test_a_clean_image_is_found_again(tiny_of):
     clean, noise = torch.randn(2, 3, 4, 8, 8)
     scheduler, t = tiny_of("epsilon").pipe.scheduler, torch.tensor([1, 500, 900])
     noisy = scheduler.add_noise(clean, noise, t)
-    answers = {"epsilon": noise, "v_prediction": scheduler.get_velocity(clean, noise, t), "sample": clean}
+    answers = {
+        "epsilon": noise,
+        "v_prediction": scheduler.get_velocity(clean, noise, t),
+        "sample": clean,
+    }
     for kind, output in answers.items():
-        assert_close(x0_estimate(output, noisy, *signal_and_noise(scheduler, t), kind), clean, rtol=0, atol=1e-5)
+        assert_close(
+            x0_estimate(output, noisy, *signal_and_noise(scheduler, t), kind),
+            clean,
+            rtol=0,
+            atol=1e-5,
+        )
 
 
 def test_other_prediction_types_are_refused():
@@ -64,7 +80,11 @@ def test_other_prediction_types_are_refused():
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny_of, kind):
     model = tiny_of(kind)
-    assert (model.name, model.prediction_type, model.latent_shape) == (tiny_folder(kind).name, kind, (4, 8, 8))
+    assert (model.name, model.prediction_type, model.latent_shape) == (
+        tiny_folder(kind).name,
+        kind,
+        (4, 8, 8),
+    )
     assert model.decode(start_noise(model, 0, [0])).shape == (1, 3, 16, 16)
     parts = (model.pipe.unet, model.pipe.vae, model.pipe.text_encoder)
     assert not any(p.requires_grad for part in parts for p in part.parameters())
@@ -89,14 +109,20 @@ def test_pipelines_with_a_part_missing_are_refused(fresh, part):
         load(fresh.pipe, device="cpu")
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+@pytest.mark.parametrize(
+    "kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"]
+)
 def test_pipelines_that_start_from_an_image_are_refused(fresh, kind):
     pipe = getattr(diffusers, kind)(**fresh.pipe.components, requires_safety_checker=False)
-    with pytest.raises(ValueError, match=f"{kind} is not a text-to-image pipeline .* starts from an image"):
+    with pytest.raises(
+        ValueError, match=f"{kind} is not a text-to-image pipeline .* starts from an image"
+    ):
         load(pipe, device="cpu")
 
 
-def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(tmp_path, tiny_folder, monkeypatch):
+def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(
+    tmp_path, tiny_folder, monkeypatch
+):
     (tmp_path / "portraits").symlink_to(tiny_folder("epsilon"))
     monkeypatch.chdir(tmp_path)
     assert load(tmp_path / "portraits", device="cpu").latent_shape == (4, 8, 8)
@@ -110,8 +136,14 @@ def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(tmp_path, tiny_
 def test_plain_diffusers_makes_the_same_images(model):
     pipe = DiffusionPipeline.from_pretrained(bundled(), local_files_only=True)
     noise = start_noise(model, 3, [0, 1])
-    theirs = pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=3,
-                  guidance_scale=model.guidance, output_type="pt").images
+    theirs = pipe(
+        PROMPT,
+        num_images_per_prompt=2,
+        latents=noise,
+        num_inference_steps=3,
+        guidance_scale=model.guidance,
+        output_type="pt",
+    ).images
     assert_close(pictures(model, PROMPT, 2, seed=3, steps=3), theirs, rtol=0, atol=1e-4)
 
 
@@ -136,22 +168,36 @@ def fast():
 
 def test_the_fast_model_draws_in_four_steps_without_guidance(fast):
     assert (fast.name, fast.steps, fast.guidance) == ("portraits-fast", 4, 1.0)
-    assert isinstance(fast.pipe.scheduler, LCMScheduler) and fast.identity() != load(device="cpu").identity()
+    assert (
+        isinstance(fast.pipe.scheduler, LCMScheduler)
+        and fast.identity() != load(device="cpu").identity()
+    )
 
 
 def test_plain_diffusers_makes_the_fast_models_images(fast):
     own = bundled("portraits-fast")
     pipe = DiffusionPipeline.from_pretrained(
-        bundled(), local_files_only=True, scheduler=LCMScheduler.from_pretrained(own / "scheduler"),
+        bundled(),
+        local_files_only=True,
+        scheduler=LCMScheduler.from_pretrained(own / "scheduler"),
         unet=UNet2DConditionModel.from_pretrained(own / "unet"),
     )
     noise = start_noise(fast, 3, [0])
     ours = sample(fast, PROMPT, noise, generator=torch.Generator().manual_seed(5))
-    theirs = pipe(PROMPT, latents=noise, num_inference_steps=4, guidance_scale=1.0, output_type="latent",
-                  generator=torch.Generator().manual_seed(5)).images
+    theirs = pipe(
+        PROMPT,
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(5),
+    ).images
     assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_the_bundled_files_are_small():
-    sizes = {name: sum(p.stat().st_size for p in bundled(name).rglob("*") if p.is_file()) for name in BUNDLED}
+    sizes = {
+        name: sum(p.stat().st_size for p in bundled(name).rglob("*") if p.is_file())
+        for name in BUNDLED
+    }
     assert sizes["portraits"] <= 40e6 and sum(sizes.values()) <= 60e6

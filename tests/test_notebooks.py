@@ -26,9 +26,13 @@ def run(path, flags):
     return passed, seconds, report.getvalue()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
+@pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix()
+)
 def test_notebook(path, skipped_flags):
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         passed, seconds, report = pool.submit(run, path, skipped_flags).result()
     assert passed, report
-    assert seconds, "nbdev skipped the whole notebook: skip_exec in its front matter, or a kernel that is not Python"
+    assert seconds, (
+        "nbdev skipped the whole notebook: skip_exec in its front matter, or a kernel that is not Python"
+    )

@@ -28,7 +28,7 @@ from sliderspace.figures import grid
 from sliderspace.viz.plots import strip
 from sliderspace.sampling.generate import pictures
 
-HOSTILE = ["<script>alert(1)</script>", '</script>"&\'<img src=x onerror=alert(2)>']
+HOSTILE = ["<script>alert(1)</script>", "</script>\"&'<img src=x onerror=alert(2)>"]
 OPTIONS = dict(steps=2, guidance=2.0, progress=quiet)
 
 
@@ -36,7 +36,9 @@ def player(labels=("hair",), strengths=((-1.0, 0.0, 2.0),), samples=2, size=(16,
     """Random pictures."""
     counts = [len(s) for s in reversed(strengths)]
     shape = (samples, *([1] if len(counts) == 1 else []), *counts, 3, *size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return Player(images, labels, strengths)
 
 
@@ -48,7 +50,9 @@ PAIR = dict(labels=("hair", "hat"), strengths=((-1.0, 0.0, 2.0), (0.0, 1.0)))
 
 def alone(model, space, mix, samples):
     with space.on(model, mix):
-        return pictures(model, PROMPT, samples, seed=3, steps=2, guidance=2.0).mul(255).byte().float()
+        return (
+            pictures(model, PROMPT, samples, seed=3, steps=2, guidance=2.0).mul(255).byte().float()
+        )
 
 
 def agree(got, expected):
@@ -69,7 +73,16 @@ def test_pictures_are_those_of_the_sampler(tiny):
 
 def test_a_pair_has_the_first_slider_across_and_the_second_down(tiny):
     space = random_space(tiny)
-    got = play(tiny, space, ("age", 0), samples=(1,), seed=3, strengths=[(-2, 0, 1), (0, 2)], batch=4, **OPTIONS)
+    got = play(
+        tiny,
+        space,
+        ("age", 0),
+        samples=(1,),
+        seed=3,
+        strengths=[(-2, 0, 1), (0, 2)],
+        batch=4,
+        **OPTIONS,
+    )
     assert got.images.shape == (1, 2, 3, 3, 16, 16) and got.labels == ("age", "hair")
     assert torch.equal(got.images[:, 0, 1], pictures(tiny, PROMPT, [1], 3, 2, 2.0).mul(255).byte())
     for i, j, mix in ((0, 0, {"age": -2}), (1, 1, {"hair": 2}), (1, 2, {"age": 1, "hair": 2})):
@@ -78,7 +91,10 @@ def test_a_pair_has_the_first_slider_across_and_the_second_down(tiny):
 
 def test_the_start_is_handed_on(tiny):
     space = random_space(tiny)
-    whole, late = (play(tiny, space, 0, strengths=(0, 2), start=s, **OPTIONS).images[0, 0].float() for s in (0, 0.9))
+    whole, late = (
+        play(tiny, space, 0, strengths=(0, 2), start=s, **OPTIONS).images[0, 0].float()
+        for s in (0, 0.9)
+    )
     agree(late[0], late[1])  # of two steps neither is that late
     assert (whole[0] - whole[1]).abs().max() > 3
 
@@ -86,7 +102,9 @@ def test_the_start_is_handed_on(tiny):
 def test_strengths_are_those_of_the_usable_range(tiny):
     space = replace(random_space(tiny), ranges=torch.tensor([[-1.5, 2.0], [0.0, 0.0], [0.0, 2.0]]))
     options = dict(steps=1, guidance=1.0, progress=quiet)
-    assert play(tiny, space, 0, **options).strengths == ((-1.5, -1.062, -0.625, 0.0, 0.25, 0.688, 1.125, 1.562, 2.0),)
+    assert play(tiny, space, 0, **options).strengths == (
+        (-1.5, -1.062, -0.625, 0.0, 0.25, 0.688, 1.125, 1.562, 2.0),
+    )
     both = play(tiny, space, (1, 2), **options).strengths
     assert [(len(s), s[0], s[-1]) for s in both] == [(7, -0.5, 0.5), (7, 0.0, 2.0)] and 0 in both[0]
 
@@ -144,9 +162,15 @@ def test_sliders_of_nobody_or_of_another_model_are_refused(tiny, tiny_of, monkey
         play(tiny_of("epsilon", 1), random_space(tiny), 0)
 
 
-@pytest.mark.parametrize("shape, labels, strengths", [
-    ((1, 1, 3, 3, 4, 4), ("a",), ((0, 1),)), ((1, 3, 2, 3, 4, 4), ("a", "b"), ((0, 1, 2), (0, 1))),
-    ((1, 2, 3, 4, 4), ("a",), ((0, 1),)), ((0, 1, 2, 3, 4, 4), ("a",), ((0, 1),))])
+@pytest.mark.parametrize(
+    "shape, labels, strengths",
+    [
+        ((1, 1, 3, 3, 4, 4), ("a",), ((0, 1),)),
+        ((1, 3, 2, 3, 4, 4), ("a", "b"), ((0, 1, 2), (0, 1))),
+        ((1, 2, 3, 4, 4), ("a",), ((0, 1),)),
+        ((0, 1, 2, 3, 4, 4), ("a",), ((0, 1),)),
+    ],
+)
 def test_images_must_have_the_shape_of_the_strengths(shape, labels, strengths):
     with pytest.raises(ValueError, match="images must be uint8 of shape"):
         Player(torch.zeros(shape, dtype=torch.uint8), labels, strengths)
@@ -158,8 +182,10 @@ def test_files_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "file").touch()
     for name, options, message in [
         ("x.webm", {}, "path must end in .html, .png, .gif or .mp4, not '.*x.webm'"),
-        ("x", {}, "path must end in"), ("x.png", dict(zoom=0), "zoom must be 1, 2, 3, ..., not 0"),
-        ("x.gif", dict(fps=0), "fps must be above 0, to 50, not 0"), ("file/x.png", {}, "cannot write into folder"),
+        ("x", {}, "path must end in"),
+        ("x.png", dict(zoom=0), "zoom must be 1, 2, 3, ..., not 0"),
+        ("x.gif", dict(fps=0), "fps must be above 0, to 50, not 0"),
+        ("file/x.png", {}, "cannot write into folder"),
     ]:
         with pytest.raises(ValueError, match=message):
             player().save(tmp_path / name, **options)
@@ -191,7 +217,12 @@ def test_strips_hold_the_pictures(tmp_path):
 def test_loops_go_there_and_back(tmp_path):
     for made, count in ((player(), 4), (player(**PAIR), 10)):
         loop = Image.open(made.save(tmp_path / "loop.gif", fps=20))
-        assert (loop.n_frames, loop.size, loop.info["loop"], loop.info["duration"]) == (count, (38, 20), 0, 50)
+        assert (loop.n_frames, loop.size, loop.info["loop"], loop.info["duration"]) == (
+            count,
+            (38, 20),
+            0,
+            50,
+        )
     images, way = player(**PAIR).images, player(**PAIR)._walk(1)
     there = [(0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0)]
     for frame, (i, j) in zip(way, there + there[-2:0:-1], strict=True):
@@ -212,7 +243,9 @@ def content(page):
     return [json.loads(value) for name, value in page.attributes if name == "data-scrub"]
 
 
-@pytest.mark.parametrize("of", [dict(labels=tuple(HOSTILE), strengths=PAIR["strengths"]), dict(labels=(EVIL,))])
+@pytest.mark.parametrize(
+    "of", [dict(labels=tuple(HOSTILE), strengths=PAIR["strengths"]), dict(labels=(EVIL,))]
+)
 def test_names_on_a_player_are_text(of, tmp_path):
     made = player(**of)
     text = made.save(tmp_path / "player.html").read_text("utf-8")
@@ -220,7 +253,15 @@ def test_names_on_a_player_are_text(of, tmp_path):
     assert page.tags.count("script") == 1 == text.count("<script") == text.count("</script")
     assert page.tags.count("img") == 2 and {"iframe", "link", "b"}.isdisjoint(page.tags)
     assert {name for name, _ in page.attributes} == {
-        "lang", "charset", "name", "content", "class", "alt", "src", "data-scrub"}
+        "lang",
+        "charset",
+        "name",
+        "content",
+        "class",
+        "alt",
+        "src",
+        "data-scrub",
+    }
     assert content(page)[0]["labels"] == list(made.labels)
     rest = text
     for name, value in page.attributes:
@@ -241,11 +282,16 @@ def test_sheets_hold_the_pictures(monkeypatch):
         monkeypatch.setattr(players, "WIDEST", widest)
         page = Page(made.html())
         data = content(page)[0]
-        assert (data["across"], data["count"], data["size"], data["at"]) == (across, 6, [16, 16], [1, 0])
+        assert (data["across"], data["count"], data["size"], data["at"]) == (
+            across,
+            6,
+            [16, 16],
+            [1, 0],
+        )
         sheet = sheets(page)[1]
         for n, image in enumerate(made.images[1].flatten(0, 1)):
             y, x = 16 * (n // across), 16 * (n % across)
-            assert torch.equal(sheet[y:y + 16, x:x + 16], image.permute(1, 2, 0))
+            assert torch.equal(sheet[y : y + 16, x : x + 16], image.permute(1, 2, 0))
     large = player(size=(160, 160))
     assert large.html().count("data:image/jpeg;base64") == 2
 
@@ -254,10 +300,16 @@ def test_sheets_hold_the_pictures(monkeypatch):
 
 
 def test_mixes_are_sparse_and_usable(tiny):
-    space = replace(random_space(tiny, list("abcde")), ranges=torch.tensor(
-        [[-2.0, 2.0], [0.0, 0.0], [0.0, 0.06], [-0.5, 1.5], [-1.0, 0.0]]))
+    space = replace(
+        random_space(tiny, list("abcde")),
+        ranges=torch.tensor([[-2.0, 2.0], [0.0, 0.0], [0.0, 0.06], [-0.5, 1.5], [-1.0, 0.0]]),
+    )
     mixes = _mixes(space)
-    assert len(mixes) == 7 and mixes == _mixes(space) and all(len(mix) == 3 and "b" not in mix for mix in mixes)
+    assert (
+        len(mixes) == 7
+        and mixes == _mixes(space)
+        and all(len(mix) == 3 and "b" not in mix for mix in mixes)
+    )
     for mix in mixes:
         for label, strength in mix.items():
             low, high = space.ranges[space.index(label)].tolist()
@@ -268,10 +320,16 @@ def test_mixes_are_sparse_and_usable(tiny):
 
 def test_a_gallery_without_directions(tiny, report, tmp_path):
     space = report.space
-    path = write_gallery(tmp_path / "new" / "page.html", tiny, space, report, samples=[0, 5], **OPTIONS)
+    path = write_gallery(
+        tmp_path / "new" / "page.html", tiny, space, report, samples=[0, 5], **OPTIONS
+    )
     text = path.read_text("utf-8")
     page = Page(text)
-    assert page.tags.count("script") == 1 and page.tags.count("img") == 2 + 3 * 2 and "Spectrum" not in page.text
+    assert (
+        page.tags.count("script") == 1
+        and page.tags.count("img") == 2 + 3 * 2
+        and "Spectrum" not in page.text
+    )
     assert all(label in page.text for label in space.labels) and "effect at 1 (sd)" in page.text
     days, *sliders = content(page)
     assert days["days"] == 7 and [s["labels"][0] for s in sliders] == space.labels
@@ -281,7 +339,7 @@ def test_a_gallery_without_directions(tiny, report, tmp_path):
     with space.on(tiny, mix):
         images = pictures(tiny, PROMPT, samples=[0, 5], seed=0, steps=2, guidance=2.0).mul(255)
     for shown, image in zip(sheets(page), images):
-        agree(shown[:, 3 * 16:4 * 16], image.permute(1, 2, 0))
+        agree(shown[:, 3 * 16 : 4 * 16], image.permute(1, 2, 0))
 
 
 def test_a_gallery_without_a_report(tiny, tmp_path):
@@ -300,7 +358,9 @@ def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_p
     with pytest.raises(ValueError, match="the report is of other sliders"):
         write_gallery(tmp_path / "page.html", tiny, space, report)
     far = replace(space, card=space.card | {"sliders": [{"direction": 99}] * 3})
-    with pytest.raises(ValueError, match="these sliders are of other directions than .* of number 99"):
+    with pytest.raises(
+        ValueError, match="these sliders are of other directions than .* of number 99"
+    ):
         write_gallery(tmp_path / "page.html", tiny, far, found=random_directions(tiny, latents()))
     with pytest.raises(ValueError, match="prompt must be a non-empty text"):
         write_gallery(tmp_path / "page.html", tiny, space, prompt="")
@@ -315,7 +375,10 @@ def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_p
 def asked_for(page):
     """What the page asks the network for from now on, and the errors and dialogs that it brings up."""
     asked, inside = [], ("data:", "file:")
-    page.on("request", lambda request: None if request.url.startswith(inside) else asked.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(inside) else asked.append(request.url),
+    )
     page.on("pageerror", lambda error: asked.append(str(error)))
     page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     page.context.set_offline(True)
@@ -344,10 +407,14 @@ def test_a_player_is_scrubbed_by_keys_without_a_network(tmp_path):
         assert frames.count() == 2 and shows(frames.nth(1), made.images[1, 0, 1])
         first.press("ArrowRight")
         second.press("End")
-        assert shows(frames.nth(0), made.images[0, 1, 2]) and shows(frames.nth(1), made.images[1, 1, 2])
+        assert shows(frames.nth(0), made.images[0, 1, 2]) and shows(
+            frames.nth(1), made.images[1, 1, 2]
+        )
         expect(page.locator("output").first).to_have_text("+2")
         expect(first).to_have_attribute("aria-valuetext", "+2")
-        expect(frames.nth(0).locator("img")).to_have_attribute("alt", f"hair and {HOSTILE[0]}, sample 0: +2, +1")
+        expect(frames.nth(0).locator("img")).to_have_attribute(
+            "alt", f"hair and {HOSTILE[0]}, sample 0: +2, +1"
+        )
         first.press("Home")
         assert shows(frames.nth(0), made.images[0, 1, 0])
         page.emulate_media(color_scheme="dark")
@@ -365,7 +432,9 @@ def test_a_player_in_a_cell(tmp_path):
         inside = page.frame_locator("iframe")
         inside.get_by_role("slider", name=HOSTILE[1]).press("End")
         assert shows(inside.locator(".frame").nth(1), made.images[1, 0, 2])
-        assert not inside.locator("body").evaluate("body => body.parentNode.scrollHeight > innerHeight")
+        assert not inside.locator("body").evaluate(
+            "body => body.parentNode.scrollHeight > innerHeight"
+        )
         assert not asked
 
 
@@ -378,7 +447,9 @@ Player(images, ("hair",), ((-2, -1, 0, 1, 2),))"""
         (tmp_path / name).mkdir()
     notebook = tmp_path / "notebooks" / "player.ipynb"
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=kernel), notebook)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=kernel), notebook
+    )
     with chromium() as page, jupyterlab(notebook.parent, tmp_path / "home") as url:
         run_all_cells(page, url, notebook, seconds=60)
         inside = page.frame_locator(".jp-OutputArea-output iframe")
@@ -387,12 +458,16 @@ Player(images, ("hair",), ((-2, -1, 0, 1, 2),))"""
         slider.press("ArrowRight")
         assert (seen(frame) == 150).all()
         screenshot(page, "player-lab.png")
-        assert not inside.locator("body").evaluate("body => body.parentNode.scrollHeight > innerHeight")
+        assert not inside.locator("body").evaluate(
+            "body => body.parentNode.scrollHeight > innerHeight"
+        )
 
 
 def test_the_strips_of_a_folder_are_scrubbed(tiny, tmp_path):
     images = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    made = Report(random_space(tiny), (-1, 0, 1), torch.zeros(3, 3, 2, 4, 8, 8), *[torch.zeros(3, 3, 2)] * 3)
+    made = Report(
+        random_space(tiny), (-1, 0, 1), torch.zeros(3, 3, 2, 4, 8, 8), *[torch.zeros(3, 3, 2)] * 3
+    )
     body = pages._scrubbed(made, EVIL, (-1, 1), grid(images))
     (tmp_path / "page.html").write_text(players.page("strip", body, pages._STYLE), "utf-8")
     with chromium() as page:
@@ -402,12 +477,16 @@ def test_the_strips_of_a_folder_are_scrubbed(tiny, tmp_path):
         for key, j in (("Home", 0), ("ArrowRight", 1), ("End", 2)):
             slider.press(key)
             assert all(shows(frames.nth(n), images[n, j].mul(255).byte()) for n in (0, 1))
-        expect(page.get_by_alt_text(EVIL, exact=True)).to_be_visible()  # the strip, under the scrubber
+        expect(
+            page.get_by_alt_text(EVIL, exact=True)
+        ).to_be_visible()  # the strip, under the scrubber
         assert not asked
 
 
 def test_the_gallery_without_a_network(tiny, report, tmp_path):
-    path = write_gallery(tmp_path / "index.html", tiny, report.space, report, samples=[0, 5], **OPTIONS)
+    path = write_gallery(
+        tmp_path / "index.html", tiny, report.space, report, samples=[0, 5], **OPTIONS
+    )
     with chromium() as page:
         asked = asked_for(page)
         page.clock.set_fixed_time(datetime(2026, 3, 4, 12))
@@ -416,7 +495,10 @@ def test_the_gallery_without_a_network(tiny, report, tmp_path):
         expect(day).to_have_count(1)
         first, mixed = day.inner_text(), page.locator(".days .frame")
         assert mixed.count() == 4 and np.abs(seen(mixed.nth(0)) - seen(mixed.nth(1))).max() > 3
-        slider, frames = page.get_by_role("slider").nth(1), page.locator(".player").nth(1).locator(".frame")
+        slider, frames = (
+            page.get_by_role("slider").nth(1),
+            page.locator(".player").nth(1).locator(".frame"),
+        )
         images = player_of(tiny, report, 1).images
         assert shows(frames.nth(0), images[0, 0, 1])
         slider.press("ArrowLeft")
@@ -429,16 +511,23 @@ def test_the_gallery_without_a_network(tiny, report, tmp_path):
 
 
 def test_the_pictures_are_there_without_scripts(tiny, report, tmp_path):
-    path = write_gallery(tmp_path / "index.html", tiny, report.space, report, samples=[0], **OPTIONS)
+    path = write_gallery(
+        tmp_path / "index.html", tiny, report.space, report, samples=[0], **OPTIONS
+    )
     with chromium() as page:
         plain = page.context.browser.new_context(java_script_enabled=False).new_page()
         plain.goto(path.as_uri())
-        assert plain.locator("img.sheet:visible").count() == 1 + 3 * 2 and plain.locator("li:visible").count() == 7
+        assert (
+            plain.locator("img.sheet:visible").count() == 1 + 3 * 2
+            and plain.locator("li:visible").count() == 7
+        )
 
 
 def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, monkeypatch):
     space = random_space(tiny, ["one"])
-    sweep_of = dict(samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet)
+    sweep_of = dict(
+        samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet
+    )
     report = measure_asked(tiny, space, **sweep_of)
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match="path must be a file"):

@@ -11,15 +11,39 @@ from PIL import Image, ImageChops
 
 from sliderspace.models.pipeline import bundled
 from sliderspace.portraits.dataset import (
-    FACTORS, NUMBERS, PROMPT, FactorClassifier, Placement, Portrait, _options, _style, caption, colours_of, dataset,
-    dataset_numbers, draw_factors, draw_placement, edit, edit_pairs, factor_ids, factors_of, jitter, numbers_of,
-    parse_caption, portrait, render, score_factors, score_numbers,
+    FACTORS,
+    NUMBERS,
+    PROMPT,
+    FactorClassifier,
+    Placement,
+    Portrait,
+    _options,
+    _style,
+    caption,
+    colours_of,
+    dataset,
+    dataset_numbers,
+    draw_factors,
+    draw_placement,
+    edit,
+    edit_pairs,
+    factor_ids,
+    factors_of,
+    jitter,
+    numbers_of,
+    parse_caption,
+    portrait,
+    render,
+    score_factors,
+    score_numbers,
 )
 from sliderspace.portraits.world import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name, world_of
 
 each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 STYLES = [(world, style) for world in WORLDS.values() for style in [*world.styles, *world.held_out]]
-each_style = pytest.mark.parametrize("world, style", STYLES, ids=lambda value: getattr(value, "name", value))
+each_style = pytest.mark.parametrize(
+    "world, style", STYLES, ids=lambda value: getattr(value, "name", value)
+)
 
 
 def person(world, style, seed=0, **given):
@@ -66,10 +90,14 @@ def test_one_factor_changes_options_of_its_own(world, style):
     for before, after, factor in edits(world, style):
         a, b = _options(before, 7, world), _options(after, 7, world)
         changed = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
-        assert len(changed) == 1 or (factor == "hair" and changed == {"hairColor", "facialHairColor"}), changed
+        assert len(changed) == 1 or (
+            factor == "hair" and changed == {"hairColor", "facialHairColor"}
+        ), changed
         options.setdefault(factor, set()).update(changed)
     assert len(options) == len(factors_of(style, world)) - 1
-    assert sum(map(len, options.values())) == len(set().union(*options.values()))  # no two factors share one
+    assert sum(map(len, options.values())) == len(
+        set().union(*options.values())
+    )  # no two factors share one
 
 
 @each_style
@@ -81,7 +109,9 @@ def test_options_are_the_styles_own(world, style):
     for pair in edits(world, style):
         for factors in pair[:2]:
             options = _options(factors, 3, world)
-            drawn = Avatar(_style(art_name(style), "beard" in factors), options).to_json()["options"]
+            drawn = Avatar(_style(art_name(style), "beard" in factors), options).to_json()[
+                "options"
+            ]
             for key in options.keys() & drawn.keys():
                 if key.endswith(("Variant", "Color")) and drawn[key] is not None:
                     got = drawn[key] if isinstance(drawn[key], list) else [drawn[key]]
@@ -109,14 +139,22 @@ def test_a_person_can_see_every_factor_of_the_large_world(style):
         for factor in ("length", "hair", "skin", "glasses", "beard", "mouth"):
             value = rng.choice([v for v in PORTRAITS_128.factors[factor] if v != first[factor]])
             seed = rng.random()
-            pair = [render(p, seed, world=PORTRAITS_128) for p in (first, edit(first, PORTRAITS_128, **{factor: value}))]
+            pair = [
+                render(p, seed, world=PORTRAITS_128)
+                for p in (first, edit(first, PORTRAITS_128, **{factor: value}))
+            ]
             difference = np.abs(np.subtract(*(np.asarray(image, int) for image in pair))).max(-1)
             assert (difference > 24).sum() >= 40, (first, factor, value, seed)
 
 
 def test_every_style_of_the_large_world_draws_every_factor():
-    assert all(factors_of(style, PORTRAITS_128) == list(PORTRAITS_128.factors) for style in PORTRAITS_128.styles)
-    assert len(PORTRAITS_128.held_out) == 5 and not set(PORTRAITS_128.held_out) & set(PORTRAITS_128.styles)
+    assert all(
+        factors_of(style, PORTRAITS_128) == list(PORTRAITS_128.factors)
+        for style in PORTRAITS_128.styles
+    )
+    assert len(PORTRAITS_128.held_out) == 5 and not set(PORTRAITS_128.held_out) & set(
+        PORTRAITS_128.styles
+    )
 
 
 # --- colours and numbers ---------------------------------------------------------------------------------------------
@@ -127,17 +165,31 @@ def test_colours_vary_around_their_names_by_the_seed_alone():
     colours = [colours_of(first, seed, PORTRAITS_128) for seed in range(50)]
     assert all(len({c[factor] for c in colours}) > 30 for factor in ("hair", "skin", "background"))
     assert colours_of(first, 3, PORTRAITS_128) == colours[3]
-    changed = [colours_of(edit(first, PORTRAITS_128, hair="blue hair"), s, PORTRAITS_128) for s in range(50)]
-    assert all(a["skin"] == b["skin"] and a["background"] == b["background"] for a, b in zip(colours, changed))
+    changed = [
+        colours_of(edit(first, PORTRAITS_128, hair="blue hair"), s, PORTRAITS_128)
+        for s in range(50)
+    ]
+    assert all(
+        a["skin"] == b["skin"] and a["background"] == b["background"]
+        for a, b in zip(colours, changed)
+    )
     assert not {c["hair"] for c in colours} & {c["hair"] for c in changed}
-    assert colours_of(first, 1) == colours_of(first, 2)  # in the small world each name is one colour
+    assert colours_of(first, 1) == colours_of(
+        first, 2
+    )  # in the small world each name is one colour
 
 
 def test_skins_run_from_light_to_dark_without_overlap():
     lightness = {}
     for name in PORTRAITS_128.factors["skin"]:
-        people = [Portrait({"style": "micah style", "skin": name}, str(s), Placement(False, 1, 0, 0, 0)) for s in range(300)]
-        people = [Portrait(p.factors | {"background": "white background"}, p.seed, p.placement) for p in people]
+        people = [
+            Portrait({"style": "micah style", "skin": name}, str(s), Placement(False, 1, 0, 0, 0))
+            for s in range(300)
+        ]
+        people = [
+            Portrait(p.factors | {"background": "white background"}, p.seed, p.placement)
+            for p in people
+        ]
         lightness[name] = [numbers_of(p, PORTRAITS_128)["skin L*"] for p in people]
     light, tan, dark = lightness.values()
     assert min(light) > max(tan) and min(tan) > max(dark)
@@ -157,7 +209,13 @@ def test_numbers_are_those_of_the_picture():
     assert corner == ImageColor.getrgb(colour)
     assert [numbers[f"background {axis}"] for axis in ("L*", "a*", "b*")] == list(lab_of(colour))
     placed = [numbers[name] for name in ("mirrored", "zoom", "shift x", "shift y", "tilt")]
-    assert placed == [one.placement.mirrored, one.placement.zoom, one.placement.shift_x, one.placement.shift_y, one.placement.tilt]
+    assert placed == [
+        one.placement.mirrored,
+        one.placement.zoom,
+        one.placement.shift_x,
+        one.placement.shift_y,
+        one.placement.tilt,
+    ]
 
 
 def test_numbers_need_no_drawing_and_fit_the_data_set():
@@ -173,7 +231,9 @@ def test_numbers_need_no_drawing_and_fit_the_data_set():
 def test_numbers_of_what_a_style_does_not_draw_are_unknown():
     one = Portrait(person(PORTRAITS_64, "shadows style"), "0", draw_placement(random.Random(0)))
     numbers = numbers_of(one)
-    assert np.isnan([numbers["skin L*"], numbers["hair b*"]]).all() and np.isfinite(numbers["background L*"])
+    assert np.isnan([numbers["skin L*"], numbers["hair b*"]]).all() and np.isfinite(
+        numbers["background L*"]
+    )
 
 
 # --- factors and captions --------------------------------------------------------------------------------------------
@@ -208,7 +268,9 @@ BAD = {
     "hair='green hair': known factors and values": dict(hair="green hair"),
     "hair=None: known factors": dict(hair=None),
     "style='oil style': known factors": dict(style="oil style"),
-    "line face style draws only .*, not all of .*'glasses'": dict(style="line face style", glasses="glasses"),
+    "line face style draws only .*, not all of .*'glasses'": dict(
+        style="line face style", glasses="glasses"
+    ),
 }
 
 
@@ -227,7 +289,9 @@ def test_unknown_styles_are_refused():
 
 def test_held_out_styles_are_drawn_when_asked_for_and_never_otherwise():
     rng = random.Random(0)
-    assert {draw_factors(rng, PORTRAITS_128)["style"] for _ in range(300)} == set(PORTRAITS_128.styles)
+    assert {draw_factors(rng, PORTRAITS_128)["style"] for _ in range(300)} == set(
+        PORTRAITS_128.styles
+    )
     shadow = person(PORTRAITS_128, "shadows style")
     assert parse_caption(caption(shadow), PORTRAITS_128) == shadow
     assert factor_ids([shadow], PORTRAITS_128)["style"].tolist() == [-1]
@@ -246,7 +310,10 @@ def test_captions_are_read_back(world, style):
 
 def test_other_words_are_not_taken_for_factors():
     assert parse_caption("a man with glasses, smilingly, Red Hair,, ") == {}
-    assert parse_caption("hat,  red hair ,no glasses") == {"hair": "red hair", "glasses": "no glasses"}
+    assert parse_caption("hat,  red hair ,no glasses") == {
+        "hair": "red hair",
+        "glasses": "no glasses",
+    }
 
 
 @each_world
@@ -254,7 +321,9 @@ def test_every_style_meets_the_bare_caption_equally_often(world):
     # otherwise the plain prompt would mean the styles with few factors
     rng, count = random.Random(0), 500
     for style in world.styles:
-        bare = sum(caption(draw_factors(rng, world, style=style), rng) == PROMPT for _ in range(count))
+        bare = sum(
+            caption(draw_factors(rng, world, style=style), rng) == PROMPT for _ in range(count)
+        )
         assert abs(bare / count - 0.2) < 4 * (0.2 * 0.8 / count) ** 0.5, style
 
 
@@ -284,7 +353,11 @@ def test_jitter_keeps_the_size_and_fills_with_the_background():
     seen = [jitter(image, random.Random(seed)) for seed in range(20)]
     assert {(j.size, j.mode) for j in seen} == {((40, 40), "RGB")}
     assert len({j.tobytes() for j in seen}) == 20
-    assert all(j.getpixel(corner) == image.getpixel((0, 0)) for j in seen for corner in ((0, 0), (39, 0), (0, 39)))
+    assert all(
+        j.getpixel(corner) == image.getpixel((0, 0))
+        for j in seen
+        for corner in ((0, 0), (39, 0), (0, 39))
+    )
     assert jitter(image, random.Random(3)).tobytes() == seen[3].tobytes()
     share = np.stack([(np.asarray(j)[..., 0] > 128).mean() for j in seen])  # of the white square
     assert abs(share / 0.25 - 1).max() < 0.25 and share.std() > 0
@@ -295,9 +368,15 @@ def test_placements_stay_within_the_worlds_bounds_and_reach_them(world):
     placed = [draw_placement(random.Random(seed), world) for seed in range(400)]
     for name, bound in (("shift_x", world.shift), ("shift_y", world.shift), ("tilt", world.tilt)):
         values = np.array([getattr(p, name) for p in placed])
-        assert abs(values).max() <= bound and abs(values).max() >= 0.98 * bound and abs(values.mean()) <= 0.1 * bound
+        assert (
+            abs(values).max() <= bound
+            and abs(values).max() >= 0.98 * bound
+            and abs(values.mean()) <= 0.1 * bound
+        )
     zooms = np.array([p.zoom for p in placed])
-    assert abs(zooms - 1).max() <= world.zoom + 1e-12 and 150 < sum(p.mirrored for p in placed) < 250
+    assert (
+        abs(zooms - 1).max() <= world.zoom + 1e-12 and 150 < sum(p.mirrored for p in placed) < 250
+    )
 
 
 def test_what_a_shift_uncovers_continues_the_drawing():
@@ -323,7 +402,9 @@ def test_mirrored_zoomed_shifted_tilted_as_the_numbers_say():
     assert middle(Placement(True, 1.0, 0.0, 0.0, 0.0))[:2] == (30, 45)
     assert middle(Placement(False, 1.0, 0.1, -0.1, 0.0))[:2] == pytest.approx((60, 55), abs=0.1)
     assert middle(Placement(False, 2.0, 0.0, 0.0, 0.0))[2] == pytest.approx(50, rel=0.15)
-    tilted = middle(Placement(False, 1.0, 0.0, 0.0, 90.0))  # the window turns, so the portrait does the other way
+    tilted = middle(
+        Placement(False, 1.0, 0.0, 0.0, 90.0)
+    )  # the window turns, so the portrait does the other way
     assert tilted[:2] in (pytest.approx((45, 30), abs=1), pytest.approx((55, 70), abs=1))
 
 
@@ -337,9 +418,13 @@ def test_the_classifier_has_an_answer_for_every_factor(world):
     logits = FactorClassifier(4, world).eval()(torch.zeros(2, 3, world.size, world.size))
     for factor, values in world.factors.items():
         assert logits[factor].shape == (2, len(values))
-        assert ids[factor].tolist() == [values.index(p[factor]) if factor in p else -1 for p in people]
+        assert ids[factor].tolist() == [
+            values.index(p[factor]) if factor in p else -1 for p in people
+        ]
     assert ids["style"].tolist() == list(range(len(world.styles)))
-    assert (ids["glasses"].min() == -1) == (world is PORTRAITS_64)  # not every style of the small one has them
+    assert (ids["glasses"].min() == -1) == (
+        world is PORTRAITS_64
+    )  # not every style of the small one has them
 
 
 def test_numbers_are_read_beside_the_factors():
@@ -354,15 +439,23 @@ def test_the_bundled_classifier_names_factors_and_knows_no_numbers():
     images, people = dataset(20, seed=77)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     seen, ids = score_factors(x), factor_ids(people)
-    assert all((seen[f].argmax(1) == ids[f])[ids[f] >= 0].float().mean() > 0.9 for f in FACTORS if f != "mouth")
-    with pytest.raises(ValueError, match="a model of portraits-64, whose numbers nothing was trained to read"):
+    assert all(
+        (seen[f].argmax(1) == ids[f])[ids[f] >= 0].float().mean() > 0.9
+        for f in FACTORS
+        if f != "mouth"
+    )
+    with pytest.raises(
+        ValueError, match="a model of portraits-64, whose numbers nothing was trained to read"
+    ):
         score_numbers(x, bundled())
 
 
 def test_edit_pairs_of_either_world_differ_in_one_factor():
     for world in WORLDS.values():
         before, after, people = edit_pairs(3, "glasses", "glasses", size=32, world=world)
-        assert before.shape == after.shape == (3, 32, 32, 3) and all(p["glasses"] == "glasses" for p in people)
+        assert before.shape == after.shape == (3, 32, 32, 3) and all(
+            p["glasses"] == "glasses" for p in people
+        )
         assert all((a != b).any() for a, b in zip(before, after))
 
 

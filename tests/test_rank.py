@@ -20,11 +20,19 @@ def planted(k, samples=300, width=200, steps=3, signal=3.0, seed=0, drift=2.0):
     """Directions of rows in which k random directions hold more than noise, and the step adds a mean of its own."""
     gen = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(width, width, generator=gen))[0]
-    codes = torch.randn(samples, 1, k, generator=gen) * torch.linspace(signal, signal / 2, k) if k else torch.zeros(samples, 1, 0)
+    codes = (
+        torch.randn(samples, 1, k, generator=gen) * torch.linspace(signal, signal / 2, k)
+        if k
+        else torch.zeros(samples, 1, 0)
+    )
     rows = codes @ basis[:k] + 0.5 * torch.randn(samples, steps, width, generator=gen)
-    rows = rows + drift * torch.arange(steps)[:, None] * basis[-1] + 10 * basis[-2]  # far from 0: nearly flat when normed
+    rows = (
+        rows + drift * torch.arange(steps)[:, None] * basis[-1] + 10 * basis[-2]
+    )  # far from 0: nearly flat when normed
     run = Run("tiny", "0" * 16, "pixels-4", [PROMPT], samples, 0, steps, 2.0)
-    return find_directions(Samples(run, F.normalize(rows, dim=-1), torch.zeros(samples, 4, 8, 8)), 20)
+    return find_directions(
+        Samples(run, F.normalize(rows, dim=-1), torch.zeros(samples, 4, 8, 8)), 20
+    )
 
 
 @pytest.mark.parametrize("k", [0, 3, 8])
@@ -47,7 +55,9 @@ def test_shuffling_keeps_each_features_variance():
     found = planted(3)
     rows = found.samples.features.double()
     total = (rows - rows.mean(0)).flatten(0, 1).var(0).sum()
-    assert_close(null_spectra(found, 4, progress=quiet).sum(1).double(), total.expand(4), rtol=1e-3, atol=0)
+    assert_close(
+        null_spectra(found, 4, progress=quiet).sum(1).double(), total.expand(4), rtol=1e-3, atol=0
+    )
 
 
 def test_overlap_is_the_cosines_of_principal_angles():
@@ -55,16 +65,27 @@ def test_overlap_is_the_cosines_of_principal_angles():
     a, b = (torch.linalg.qr(torch.randn(12, 5, generator=gen))[0] for _ in range(2))
     from scipy.linalg import subspace_angles
 
-    theirs = [torch.from_numpy(subspace_angles(a[:, :k].numpy(), b[:, :k].numpy())).cos().pow(2).mean() for k in range(1, 6)]
+    theirs = [
+        torch.from_numpy(subspace_angles(a[:, :k].numpy(), b[:, :k].numpy())).cos().pow(2).mean()
+        for k in range(1, 6)
+    ]
     assert_close(overlap(a, b), torch.stack(theirs).float(), rtol=0, atol=1e-5)
     assert_close(overlap(a, a), torch.ones(5))
 
 
 def test_too_few_samples_for_halves_are_refused():
     found = planted(2, samples=40)
-    few = replace(found, samples=replace(found.samples, run=replace(found.samples.run, samples=3),
-                                         features=found.samples.features[:3]))
-    with pytest.raises(ValueError, match="halves need 4 samples or more, and the directions have 3"):
+    few = replace(
+        found,
+        samples=replace(
+            found.samples,
+            run=replace(found.samples.run, samples=3),
+            features=found.samples.features[:3],
+        ),
+    )
+    with pytest.raises(
+        ValueError, match="halves need 4 samples or more, and the directions have 3"
+    ):
         split_overlaps(few, progress=quiet)
 
 
@@ -76,7 +97,9 @@ def test_ramps_rise_and_spectra_are_each_steps_own():
         assert len(set(ramp)) == 9 and (scores.diff() >= 0).all()
         assert scores[-1] - scores[0] > 2 * found.unit[direction]
     rows = found.samples.features[:, 1].double()
-    assert_close(found.spectra()[1].double(), torch.linalg.svdvals(rows - rows.mean(0)), rtol=1e-5, atol=1e-5)
+    assert_close(
+        found.spectra()[1].double(), torch.linalg.svdvals(rows - rows.mean(0)), rtol=1e-5, atol=1e-5
+    )
     assert_close(found.by_step[-1], found.unit**2)
 
 
@@ -92,7 +115,12 @@ def test_images_of_the_samples_are_where_the_samples_are(tiny):
 
     found = discover(tiny, PROMPT, samples=8, count=4, encoder=pixels(4), steps=2, progress=quiet)
     images = tiny.decode(found.samples.latents[:])
-    assert_close(coordinates(tiny, found, images), found.place(found.samples.features[:, -1]), rtol=0, atol=1e-3)
+    assert_close(
+        coordinates(tiny, found, images),
+        found.place(found.samples.features[:, -1]),
+        rtol=0,
+        atol=1e-3,
+    )
     with pytest.raises(ValueError, match="is not the one the directions were found with"):
         coordinates(tiny, found, images, encoder=pixels(5))
 
@@ -100,6 +128,10 @@ def test_images_of_the_samples_are_where_the_samples_are(tiny):
 def test_pictures_of_it_are_drawn(tiny):
     found = planted(3)
     real = how_many(found, 4, 4, progress=quiet)
-    for picture in (plot_rank(found, real), plot_steps(found), plot_ramps(tiny, found, range(2), 5)):
+    for picture in (
+        plot_rank(found, real),
+        plot_steps(found),
+        plot_ramps(tiny, found, range(2), 5),
+    ):
         assert png(picture)[:4] == b"\x89PNG"
     assert f"{real.above_chance} above chance" in plot_rank(found, real).axes[0].get_title()

@@ -14,9 +14,32 @@ from torch import nn
 
 from sliderspace.portraits import fitting
 from sliderspace.portraits import recipe
-from sliderspace.portraits.losses import SharpDecoder, balanced, classifier_loss, floats, pick, spoil, vae_loss
-from sliderspace.portraits.networks import LATENT_CHANNELS, PatchDiscriminator, cosine_place, new_scheduler, new_vae, stretched_place
-from sliderspace.portraits.dataset import NUMBERS, PROMPT, FactorClassifier, Placement, caption, portrait, render
+from sliderspace.portraits.losses import (
+    SharpDecoder,
+    balanced,
+    classifier_loss,
+    floats,
+    pick,
+    spoil,
+    vae_loss,
+)
+from sliderspace.portraits.networks import (
+    LATENT_CHANNELS,
+    PatchDiscriminator,
+    cosine_place,
+    new_scheduler,
+    new_vae,
+    stretched_place,
+)
+from sliderspace.portraits.dataset import (
+    NUMBERS,
+    PROMPT,
+    FactorClassifier,
+    Placement,
+    caption,
+    portrait,
+    render,
+)
 from sliderspace.portraits.recipe import STAGES, Build, encode_all, make_portraits, make_renders
 from sliderspace.portraits.text_encoder import Captions, adopt_words, make_tokenizer, token_ids
 from sliderspace.portraits.world import PORTRAITS_128, world_of
@@ -45,13 +68,19 @@ def test_every_stage_leaves_weights_a_log_and_figures(made):
     for stage in ("classifier", "autoencoder", "decoder", "denoiser"):
         assert (made / f"{stage}-figures.csv").read_text().startswith("step,seconds,")
         assert (made / f"{stage}-figures.png").stat().st_size > 1000
-    assert {p.stem.split("-")[0] for p in (made / "sheets").iterdir()} == {"autoencoder", "decoder", "denoiser"}
+    assert {p.stem.split("-")[0] for p in (made / "sheets").iterdir()} == {
+        "autoencoder",
+        "decoder",
+        "denoiser",
+    }
 
 
 def test_the_finished_folder_is_a_pipeline_that_names_its_world(made):
     pipe = DiffusionPipeline.from_pretrained(made / "model")
     pipe.set_progress_bar_config(disable=True)
-    image = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    image = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[
+        0
+    ]
     assert image.size == (128, 128)
     assert world_of(made / "model") is PORTRAITS_128
     from sliderspace.features.encoders import open_clip_encoder
@@ -72,7 +101,9 @@ def test_sampling_here_is_the_pipelines(made):
     pipe = DiffusionPipeline.from_pretrained(made / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(1))
-    theirs = pipe([PROMPT] * 2, latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="pt").images
+    theirs = pipe(
+        [PROMPT] * 2, latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="pt"
+    ).images
     assert (mine - theirs).abs().max() < 0.02  # its weights have 16 bits
 
 
@@ -86,7 +117,9 @@ def test_a_run_stopped_in_every_stage_makes_the_same_model(made, tmp_path, monke
         update(run, loss)
 
     monkeypatch.setattr(fitting.Run, "update", stopping)
-    monkeypatch.setattr(recipe, "_watch_vae", lambda *args: {})  # what is watched is the test above's
+    monkeypatch.setattr(
+        recipe, "_watch_vae", lambda *args: {}
+    )  # what is watched is the test above's
     monkeypatch.setattr(recipe, "_watch_denoiser", lambda *args: {})
     for _ in STAGES:
         with pytest.raises(KeyboardInterrupt):
@@ -110,17 +143,38 @@ def test_training_goes_on_from_given_weights(made, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting.Run, "update", noting)
     make_portraits(tmp_path, **SMALLEST, init=made / "model")
     given = Build(made, **SMALLEST)
-    for stage, prefix in (("classifier", ""), ("clip", ""), ("autoencoder", ""), ("denoiser", "unet.")):
-        weights = {n: v for n, v in given.weights(stage).items() if n.startswith(prefix) and v.is_floating_point()}
+    for stage, prefix in (
+        ("classifier", ""),
+        ("clip", ""),
+        ("autoencoder", ""),
+        ("denoiser", "unet."),
+    ):
+        weights = {
+            n: v
+            for n, v in given.weights(stage).items()
+            if n.startswith(prefix) and v.is_floating_point()
+        }
         if stage == "autoencoder":  # the given decoder went on alone
             weights = {n: v for n, v in weights.items() if n.startswith("encoder.")}
-        running = [n for n in weights if "running" in n]  # the first batch has already changed these
-        assert all(torch.equal(first[stage][n], weights[n].half()) for n in weights if n not in running), stage
+        running = [
+            n for n in weights if "running" in n
+        ]  # the first batch has already changed these
+        assert all(
+            torch.equal(first[stage][n], weights[n].half()) for n in weights if n not in running
+        ), stage
     assert content(tmp_path / "model") != content(made / "model")
 
 
 def test_training_onward_has_no_end_and_writes_its_average_when_it_is_stopped(made, tmp_path):
-    command = [sys.executable, "-m", "sliderspace.portraits.recipe", "--output", str(tmp_path), "--init", str(made / "model")]
+    command = [
+        sys.executable,
+        "-m",
+        "sliderspace.portraits.recipe",
+        "--output",
+        str(tmp_path),
+        "--init",
+        str(made / "model"),
+    ]
     command += ["--images", "6", "--batch", "2", "--onward", "--every", "2"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as onward:
         while not all((tmp_path / f"{stage}.state").exists() for stage in ("decoder", "denoiser")):
@@ -131,10 +185,20 @@ def test_training_onward_has_no_end_and_writes_its_average_when_it_is_stopped(ma
     new, old = content(tmp_path / "model"), content(made / "model")
     assert new.keys() == old.keys()
     changed = {name for name in new if new[name] != old[name]}
-    assert {name.split("/")[0] for name in changed} == {"unet", "text_encoder", "vae"}  # the rest is as it was given
-    ours, given = (AutoencoderKL.from_pretrained(folder / "model" / "vae") for folder in (tmp_path, made))
-    assert all(torch.equal(a, b) for a, b in zip(ours.encoder.parameters(), given.encoder.parameters()))
-    assert any(not torch.equal(a, b) for a, b in zip(ours.decoder.parameters(), given.decoder.parameters()))
+    assert {name.split("/")[0] for name in changed} == {
+        "unet",
+        "text_encoder",
+        "vae",
+    }  # the rest is as it was given
+    ours, given = (
+        AutoencoderKL.from_pretrained(folder / "model" / "vae") for folder in (tmp_path, made)
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.encoder.parameters(), given.encoder.parameters())
+    )
+    assert any(
+        not torch.equal(a, b) for a, b in zip(ours.decoder.parameters(), given.decoder.parameters())
+    )
     assert ours.config.scaling_factor == given.config.scaling_factor
 
 
@@ -156,7 +220,9 @@ def test_bad_settings_are_refused_before_anything_is_made(made, tmp_path):
 def test_renders_are_those_of_their_numbers_whatever_the_parts(tmp_path):
     whole = make_renders(tmp_path / "a", 5, 3)
     parts = make_renders(tmp_path / "b", 5, 3, part=2)
-    assert whole.dtype == torch.uint8 and whole.shape == (5, 3, 128, 128) and torch.equal(whole, parts)
+    assert (
+        whole.dtype == torch.uint8 and whole.shape == (5, 3, 128, 128) and torch.equal(whole, parts)
+    )
     one = np.asarray(portrait(3, 4, PORTRAITS_128).image(world=PORTRAITS_128))
     assert np.array_equal(whole[4].permute(1, 2, 0).numpy(), one)
 
@@ -173,7 +239,11 @@ def test_captions_are_drawn_from_their_persons():
     for person, row in zip(index.tolist(), rows.tolist()):
         words = captions.texts[row].split(", ")
         assert words[0] == PROMPT and set(words[1:]) <= set(people[person].values())
-        named = {f: values[n] for n, (f, values) in zip(captions.named[row], captions.factors.items()) if n < len(values)}
+        named = {
+            f: values[n]
+            for n, (f, values) in zip(captions.named[row], captions.factors.items())
+            if n < len(values)
+        }
         assert caption(named) == captions.texts[row]
     ids = captions.draw(index, torch.Generator().manual_seed(1), empty=0.25)
     bare = (ids == token_ids(tokenizer, [""])).all(1).float().mean()
@@ -181,7 +251,10 @@ def test_captions_are_drawn_from_their_persons():
 
 
 def test_words_keep_what_is_known_of_them(tmp_path):
-    old, new = make_tokenizer(tmp_path / "a", world=PORTRAITS_128), make_tokenizer(tmp_path / "b", world=PORTRAITS_128)
+    old, new = (
+        make_tokenizer(tmp_path / "a", world=PORTRAITS_128),
+        make_tokenizer(tmp_path / "b", world=PORTRAITS_128),
+    )
     known, embedding = torch.randn(len(old), 4), nn.Embedding(len(new), 4)
     assert adopt_words(embedding, new, known, old) == []
     assert torch.equal(embedding.weight, known)
@@ -207,7 +280,9 @@ def test_shifts_of_spoiled_pictures_are_told_in_the_numbers_units():
     assert (right, down) != (0, 0)
     placed = Placement(False, 1.0, -right / 128, -down / 128, 0.0).apply(drawing, True)
     truth = torch.from_numpy(np.asarray(placed).copy()).permute(2, 0, 1) / 127.5 - 1
-    clean = (spoiled - truth).abs().amax((1, 2, 3)).min()  # some of the 64 have neither noise nor blur
+    clean = (
+        (spoiled - truth).abs().amax((1, 2, 3)).min()
+    )  # some of the 64 have neither noise nor blur
     assert clean < 0.02
 
 
@@ -231,7 +306,9 @@ def sharp():
     torch.manual_seed(0)
     vae = new_vae().requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (4, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(1))
     return SharpDecoder(vae, PatchDiscriminator(), images, latents, batch=2)
 
@@ -240,7 +317,9 @@ def test_decoder_and_discriminator_learn_each_from_its_own():
     loss = sharp()
     total, values = loss(torch.Generator().manual_seed(3))
     total.backward()
-    assert set(values) == {"pixels", "features", "adversarial", "discriminator"} and total.isfinite()
+    assert (
+        set(values) == {"pixels", "features", "adversarial", "discriminator"} and total.isfinite()
+    )
     assert all(p.grad is not None for p in loss.vae.decoder.parameters())
     assert all(p.grad is None for p in loss.vae.encoder.parameters())
     mine = [p.grad.clone() for p in loss.discriminator.parameters()]

@@ -5,7 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from tiny import PREDICTION_TYPES, PROMPT, quiet
 from torch.testing import assert_close
 
@@ -19,8 +24,12 @@ SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler
 STEPS = 4
 
 
-@pytest.fixture(params=[(s, k) for s in SCHEDULERS for k in PREDICTION_TYPES if (s, k) != (PNDMScheduler, "sample")],
-                ids=lambda pair: f"{pair[0].__name__}-{pair[1]}")
+@pytest.fixture(
+    params=[
+        (s, k) for s in SCHEDULERS for k in PREDICTION_TYPES if (s, k) != (PNDMScheduler, "sample")
+    ],
+    ids=lambda pair: f"{pair[0].__name__}-{pair[1]}",
+)
 def scheduled(request, tiny_of, monkeypatch):
     """A tiny model with one of the schedulers and prediction types (PNDM does not know "sample")."""
     scheduler, kind = request.param
@@ -31,8 +40,14 @@ def scheduled(request, tiny_of, monkeypatch):
 
 
 def from_pipe(model, noise, guidance, output_type="latent"):
-    return model.pipe(PROMPT, num_images_per_prompt=len(noise), latents=noise, num_inference_steps=STEPS,
-                      guidance_scale=guidance, output_type=output_type).images
+    return model.pipe(
+        PROMPT,
+        num_images_per_prompt=len(noise),
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        output_type=output_type,
+    ).images
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -55,7 +70,9 @@ def test_low_guidance_is_none_as_in_the_pipeline(tiny, guidance):
 
 def test_images_are_the_pipelines(tiny):
     theirs = from_pipe(tiny, start_noise(tiny, 5, [0, 1]), 3.0, "pt")
-    assert_close(pictures(tiny, PROMPT, 2, seed=5, steps=STEPS, guidance=3.0), theirs, rtol=0, atol=1e-4)
+    assert_close(
+        pictures(tiny, PROMPT, 2, seed=5, steps=STEPS, guidance=3.0), theirs, rtol=0, atol=1e-4
+    )
 
 
 def test_estimates_are_the_schedulers(scheduled):
@@ -81,10 +98,15 @@ def test_estimates_are_the_schedulers(scheduled):
 def test_nobody_shares_a_scheduler(tiny):
     # a run within a run: multistep schedulers would mix their histories
     noise, inner = start_noise(tiny, 0, [0, 1]).split(1), []
-    def another(step): inner.append(sample(tiny, PROMPT, noise[1], STEPS, 1.0))
+
+    def another(step):
+        inner.append(sample(tiny, PROMPT, noise[1], STEPS, 1.0))
+
     outer = sample(tiny, PROMPT, noise[0], STEPS, 1.0, on_step=another)
     assert torch.equal(outer, sample(tiny, PROMPT, noise[0], STEPS, 1.0))
-    assert all(torch.equal(latents, sample(tiny, PROMPT, noise[1], STEPS, 1.0)) for latents in inner)
+    assert all(
+        torch.equal(latents, sample(tiny, PROMPT, noise[1], STEPS, 1.0)) for latents in inner
+    )
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
@@ -92,7 +114,9 @@ def test_nobody_shares_a_scheduler(tiny):
 
 def test_noise_comes_from_seed_and_sample_alone(tiny):
     noise = start_noise(tiny, 0, [0, 1, 2, 3])
-    assert torch.equal(noise, torch.cat([start_noise(tiny, 0, part) for part in ([0], [1, 2], [3])]))
+    assert torch.equal(
+        noise, torch.cat([start_noise(tiny, 0, part) for part in ([0], [1, 2], [3])])
+    )
     assert torch.equal(noise.flip(0), start_noise(tiny, 0, [3, 2, 1, 0]))
     torch.manual_seed(123)
     assert torch.equal(noise, start_noise(tiny, 0, [0, 1, 2, 3]))
@@ -120,7 +144,9 @@ def test_features_are_of_every_step_and_of_the_final_image(scheduled):
     # some schedulers take more steps than they are asked for (PNDM)
     found = collect(scheduled, latents(), PROMPT, 2, steps=2, guidance=2.0, progress=quiet)
     steps = []
-    final = sample(scheduled, PROMPT, start_noise(scheduled, 0, [0, 1]), 2, 2.0, on_step=steps.append)
+    final = sample(
+        scheduled, PROMPT, start_noise(scheduled, 0, [0, 1]), 2, 2.0, on_step=steps.append
+    )
     expected = [*(step.x0 for step in steps[:-1]), final]
     assert_close(found.features, torch.stack([F.normalize(x.flatten(1)) for x in expected], 1))
     assert_close(found.latents[:], final)
@@ -132,7 +158,12 @@ def test_several_prompts_in_a_batch_are_the_same_as_one_by_one(tiny):
     for i, prompt in enumerate(prompts):
         assert_close(together[[i]], sample(tiny, prompt, noise[[i]], 3, 2.0), rtol=0, atol=1e-5)
     assert (sample(tiny, "hat", noise[:1], 3, 2.0) - together[:1]).abs().max() > 1e-3
-    assert_close(pictures(tiny, ["hat", PROMPT], 4)[[1, 3]], pictures(tiny, PROMPT, [1, 3]), rtol=0, atol=1e-5)
+    assert_close(
+        pictures(tiny, ["hat", PROMPT], 4)[[1, 3]],
+        pictures(tiny, PROMPT, [1, 3]),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("encoder", [latents(), pixels(4)], ids=lambda e: e.space)

@@ -30,8 +30,14 @@ def images(model, count=2, guidance=3.0):
     """Images from a plain call of a pipeline: of a model, or of a pipeline on its own."""
     pipe = getattr(model, "pipe", model)
     noise = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    return pipe(PROMPT, num_images_per_prompt=count, latents=noise, num_inference_steps=2,
-                guidance_scale=guidance, output_type="pt").images
+    return pipe(
+        PROMPT,
+        num_images_per_prompt=count,
+        latents=noise,
+        num_inference_steps=2,
+        guidance_scale=guidance,
+        output_type="pt",
+    ).images
 
 
 def with_sliders(space, model, mix, **options):
@@ -81,7 +87,10 @@ def test_an_exception_inside_the_with_switches_off(tiny, space):
 def test_a_bad_mix_inside_a_with_changes_nothing(tiny, space):
     with space.on(tiny, {"hat": 1}):
         before = images(tiny)
-        for bad, options in (({"hat": float("nan")}, {}), ({"hat": -1}, {"start": 0.7, "stop": 0.2})):
+        for bad, options in (
+            ({"hat": float("nan")}, {}),
+            ({"hat": -1}, {"start": 0.7, "stop": 0.2}),
+        ):
             with pytest.raises(ValueError):
                 with_sliders(space, tiny, bad, **options)
         assert torch.equal(images(tiny), before)
@@ -93,7 +102,9 @@ def test_another_space_takes_the_place_of_one_that_is_off(tiny, space):
     first = with_sliders(space, tiny, {0: 1})
     assert torch.equal(with_sliders(other, tiny, {0: 1}), alone) and not torch.equal(first, alone)
     with space.on(tiny, {0: 1}):
-        with pytest.raises(ValueError, match="sliders of another space are on: leave its `with` first"):
+        with pytest.raises(
+            ValueError, match="sliders of another space are on: leave its `with` first"
+        ):
             with_sliders(other, tiny, {0: 1})
         assert torch.equal(images(tiny), first)
 
@@ -101,8 +112,12 @@ def test_another_space_takes_the_place_of_one_that_is_off(tiny, space):
 def test_a_window_keeps_the_first_steps(tiny, space):
     whole = with_sliders(space, tiny, {0: 2})
     assert torch.equal(with_sliders(space, tiny, {0: 2}, start=0.0, stop=1.0), whole)
-    assert torch.equal(with_sliders(space, tiny, {0: 2}, start=0.999), images(tiny))  # the last step is at t=1
-    late, early = (with_sliders(space, tiny, {0: 2}, **w) for w in (dict(start=0.6), dict(stop=0.6)))
+    assert torch.equal(
+        with_sliders(space, tiny, {0: 2}, start=0.999), images(tiny)
+    )  # the last step is at t=1
+    late, early = (
+        with_sliders(space, tiny, {0: 2}, **w) for w in (dict(start=0.6), dict(stop=0.6))
+    )
     assert len(torch.unique(torch.stack([whole, late, early]).flatten(1), dim=0)) == 3
 
 
@@ -143,18 +158,22 @@ def test_sliders_work_beside_a_lora_that_comes_later(fresh):
 # --- mixes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mix, expected", [
-    ({"hat": 1.5}, [0, 1.5, 0]),
-    ({1: 1.5}, [0, 1.5, 0]),
-    ({-1: -2, "hair": 1}, [1, 0, -2]),
-    ({}, [0, 0, 0]),
-    ([1, 0, -0.5], [1, 0, -0.5]),
-    ((1, 0, -0.5), [1, 0, -0.5]),
-    (torch.tensor([1, 0, -0.5]), [1, 0, -0.5]),
-    ([{"hat": 1}, {-1: 2}], [[0, 1, 0], [0, 0, 2]]),
-    ([{"hat": 1}, [1, 2, 3]], [[0, 1, 0], [1, 2, 3]]),
-    (torch.eye(3)[:2], [[1, 0, 0], [0, 1, 0]]),
-], ids=str)
+@pytest.mark.parametrize(
+    "mix, expected",
+    [
+        ({"hat": 1.5}, [0, 1.5, 0]),
+        ({1: 1.5}, [0, 1.5, 0]),
+        ({-1: -2, "hair": 1}, [1, 0, -2]),
+        ({}, [0, 0, 0]),
+        ([1, 0, -0.5], [1, 0, -0.5]),
+        ((1, 0, -0.5), [1, 0, -0.5]),
+        (torch.tensor([1, 0, -0.5]), [1, 0, -0.5]),
+        ([{"hat": 1}, {-1: 2}], [[0, 1, 0], [0, 0, 2]]),
+        ([{"hat": 1}, [1, 2, 3]], [[0, 1, 0], [1, 2, 3]]),
+        (torch.eye(3)[:2], [[1, 0, 0], [0, 1, 0]]),
+    ],
+    ids=str,
+)
 def test_mixes_come_in_many_ways(space, mix, expected):
     assert_close(space.strengths(mix), torch.tensor(expected).float(), rtol=0, atol=0)
 
@@ -166,15 +185,33 @@ def test_labels_that_look_like_numbers_are_labels(tiny):
 
 @pytest.mark.parametrize("slider", ["beard", 3, -4, None, 1.0, "0"])
 def test_unknown_sliders_are_refused(tiny, space, slider):
-    message = r"no slider {!r}: there are numbers 0 to 2 and labels \['hair', 'hat', 'age'\]".format(slider)
-    for use in (lambda: space.index(slider), lambda: space.strengths({slider: 1}), lambda: space.take([slider]),
-                lambda: space.strengths([{0: 1}, {slider: 1}]), lambda: with_sliders(space, tiny, {slider: 1})):
+    message = (
+        r"no slider {!r}: there are numbers 0 to 2 and labels \['hair', 'hat', 'age'\]".format(
+            slider
+        )
+    )
+    for use in (
+        lambda: space.index(slider),
+        lambda: space.strengths({slider: 1}),
+        lambda: space.take([slider]),
+        lambda: space.strengths([{0: 1}, {slider: 1}]),
+        lambda: with_sliders(space, tiny, {slider: 1}),
+    ):
         with pytest.raises(KeyError, match=message):
             use()
 
 
-@pytest.mark.parametrize("mix, shape", [([1, 2], "(2,)"), ([], "(0,)"), ([[1, 2]], "(2,)"), (1.0, "()"),
-                                        (torch.zeros(2, 2, 3), "(2, 2, 3)")], ids=str)
+@pytest.mark.parametrize(
+    "mix, shape",
+    [
+        ([1, 2], "(2,)"),
+        ([], "(0,)"),
+        ([[1, 2]], "(2,)"),
+        (1.0, "()"),
+        (torch.zeros(2, 2, 3), "(2, 2, 3)"),
+    ],
+    ids=str,
+)
 def test_mixes_of_another_length_are_refused(space, mix, shape):
     with pytest.raises(ValueError) as error:
         space.strengths(mix)
@@ -228,8 +265,16 @@ def test_one_content_always_makes_the_same_bytes(tiny, space, tmp_path):
     assert len(files) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-8], lambda data: data[:3], lambda data: b"{}" + data,
-                                    lambda data: b"", lambda data: b"not tensors"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-8],
+        lambda data: data[:3],
+        lambda data: b"{}" + data,
+        lambda data: b"",
+        lambda data: b"not tensors",
+    ],
+)
 def test_a_damaged_file_is_a_clear_error(space, tmp_path, damage):
     path = tmp_path / "space.safetensors"
     space.save(path)
@@ -241,9 +286,13 @@ def test_a_damaged_file_is_a_clear_error(space, tmp_path, damage):
 def test_foreign_and_missing_files_are_refused(tiny, tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "lora.safetensors")
     random_directions(tiny, pixels(2)).save(tmp_path / "found.safetensors")
-    with pytest.raises(ValueError, match="lora.safetensors' is not a sliderspace file, wanted: space"):
+    with pytest.raises(
+        ValueError, match="lora.safetensors' is not a sliderspace file, wanted: space"
+    ):
         SliderSpace.load(tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match="found.safetensors' is a sliderspace directions file, wanted: space"):
+    with pytest.raises(
+        ValueError, match="found.safetensors' is a sliderspace directions file, wanted: space"
+    ):
         SliderSpace.load(tmp_path / "found.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file: .*none"):
         SliderSpace.load(tmp_path / "none")
@@ -255,15 +304,20 @@ def test_foreign_and_missing_files_are_refused(tiny, tmp_path):
 def uses(space, model, path, **options):
     """The ways to bring a space onto a model."""
     space.save(path)
-    return (lambda: SliderSpace.load(path, model, **options), lambda: space.attach(model, **options),
-            lambda: with_sliders(space, model, {0: 1}, **options))
+    return (
+        lambda: SliderSpace.load(path, model, **options),
+        lambda: space.attach(model, **options),
+        lambda: with_sliders(space, model, {0: 1}, **options),
+    )
 
 
 def test_other_weights_are_refused_but_for_a_transfer(space, tiny_of, tmp_path):
     other = tiny_of("epsilon", seed=1)
     base = images(other)
     for use in uses(space, other, tmp_path / "space"):
-        with pytest.raises(ValueError, match="made for the weights of 'tiny', and 'tiny' has others; transfer=True"):
+        with pytest.raises(
+            ValueError, match="made for the weights of 'tiny', and 'tiny' has others; transfer=True"
+        ):
             use()
     assert torch.equal(images(other), base)
     *_, use = uses(space, other, tmp_path / "space", transfer=True)
@@ -278,16 +332,23 @@ def test_other_weights_are_refused_but_for_a_transfer(space, tiny_of, tmp_path):
 def test_other_shapes_are_refused(space, tiny_of, tmp_path, transfer):
     other = tiny_of("epsilon", words=48)
     for use in uses(space, other, tmp_path / "space", transfer=transfer):
-        with pytest.raises(ValueError, match="made for 'tiny', whose layers have other shapes than 'tiny''s"):
+        with pytest.raises(
+            ValueError, match="made for 'tiny', whose layers have other shapes than 'tiny''s"
+        ):
             use()
     assert not hasattr(other.denoiser, "peft_config")
 
 
 def test_missing_layers_are_refused(tiny, space, tmp_path):
-    moved = replace(space, down={f"elsewhere.{n}": a for n, a in space.down.items()},
-                    up={f"elsewhere.{n}": b for n, b in space.up.items()})
+    moved = replace(
+        space,
+        down={f"elsewhere.{n}": a for n, a in space.down.items()},
+        up={f"elsewhere.{n}": b for n, b in space.up.items()},
+    )
     for use in uses(moved, tiny, tmp_path / "space", transfer=True):
-        with pytest.raises(ValueError, match="tiny lacks layers of these sliders .*elsewhere.*made for tiny"):
+        with pytest.raises(
+            ValueError, match="tiny lacks layers of these sliders .*elsewhere.*made for tiny"
+        ):
             use()
 
 
@@ -309,17 +370,28 @@ def test_one_space_serves_two_models(space, tiny, fresh):
 
 def test_some_of_the_sliders_are_taken(tiny):
     rows = [{"alignment": a} for a in (0.1, 0.2, 0.3)]
-    space = replace(random_space(tiny, LABELS, rank=2, card={"sliders": rows}), ranges=torch.arange(6.0).reshape(3, 2))
+    space = replace(
+        random_space(tiny, LABELS, rank=2, card={"sliders": rows}),
+        ranges=torch.arange(6.0).reshape(3, 2),
+    )
     part = space.take(["age", 0])
-    assert len(part) == 2 and (part.labels, part.card["sliders"]) == (["age", "hair"], [rows[2], rows[0]])
+    assert len(part) == 2 and (part.labels, part.card["sliders"]) == (
+        ["age", "hair"],
+        [rows[2], rows[0]],
+    )
     assert torch.equal(part.ranges, space.ranges[[2, 0]])
     assert len(space) == 3 and space.card["sliders"] == rows  # untouched
-    assert_close(with_sliders(part, tiny, [2, -1]), with_sliders(space, tiny, [-1, 0, 2]), rtol=0, atol=1e-5)
+    assert_close(
+        with_sliders(part, tiny, [2, -1]), with_sliders(space, tiny, [-1, 0, 2]), rtol=0, atol=1e-5
+    )
 
 
 def test_parts_and_sums_keep_what_was_measured_in_step(tiny):
     cosines = torch.rand(3, 3)
-    card = {"sliders": [{"alignment": a} for a in cosines.diag().tolist()], "cosines": cosines.tolist()}
+    card = {
+        "sliders": [{"alignment": a} for a in cosines.diag().tolist()],
+        "cosines": cosines.tolist(),
+    }
     space = random_space(tiny, LABELS, card=card)
     for other in (space.take([2, 0]), space + space):
         assert "cosines" not in other.card or len(other.card["cosines"]) == len(other)
@@ -330,13 +402,24 @@ def test_spaces_add_up(tiny, rank):
     one, other = random_space(tiny, LABELS, rank), random_space(tiny, ["nose", "hat"], rank, seed=1)
     both = one + other
     assert both.labels == [*LABELS, "nose", "hat (2)"] and both.ranges.shape == (5, 2)
-    assert_close(with_sliders(both, tiny, {"hat": 1}), with_sliders(one, tiny, {"hat": 1}), rtol=0, atol=1e-5)
-    assert_close(with_sliders(both, tiny, {"hat (2)": 1}), with_sliders(other, tiny, {"hat": 1}), rtol=0, atol=1e-5)
-    assert torch.equal(both.up["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"][:, : 3 * rank],
-                       one.up["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"])
+    assert_close(
+        with_sliders(both, tiny, {"hat": 1}), with_sliders(one, tiny, {"hat": 1}), rtol=0, atol=1e-5
+    )
+    assert_close(
+        with_sliders(both, tiny, {"hat (2)": 1}),
+        with_sliders(other, tiny, {"hat": 1}),
+        rtol=0,
+        atol=1e-5,
+    )
+    assert torch.equal(
+        both.up["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"][:, : 3 * rank],
+        one.up["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"],
+    )
 
 
-@pytest.mark.parametrize("labels", [(["a"], ["a"], ["a"]), (["a"], ["a", "a (2)"]), (["a", "a (2)"], ["a"])], ids=str)
+@pytest.mark.parametrize(
+    "labels", [(["a"], ["a"], ["a"]), (["a"], ["a", "a (2)"]), (["a", "a (2)"], ["a"])], ids=str
+)
 def test_labels_stay_unique(tiny, labels):
     first, *others = (random_space(tiny, names, targets="keys-values") for names in labels)
     total = sum(others, first)
@@ -352,7 +435,9 @@ def test_a_sum_keeps_each_sliders_measures(tiny, space):
 def test_spaces_over_different_layers_add_up(tiny, space):
     narrow = random_space(tiny, ["nose"], rank=2, seed=1, targets="keys-values")
     for both in (space + narrow, narrow + space):
-        assert set(both.down) == set(space.down) | set(narrow.down) and both.rank == max(space.rank, narrow.rank)
+        assert set(both.down) == set(space.down) | set(narrow.down) and both.rank == max(
+            space.rank, narrow.rank
+        )
         both.check(tiny)
         for own, label in ((space, LABELS[0]), (narrow, "nose")):
             with own.on(tiny, {label: 1.5}):
@@ -364,14 +449,23 @@ def test_spaces_over_different_layers_add_up(tiny, space):
 
 def other_weights(space):
     marks = space.card["fingerprint"]
-    return dict(card={"fingerprint": marks | {"weights": dict.fromkeys(marks["weights"], "0" * 12)}})
+    return dict(
+        card={"fingerprint": marks | {"weights": dict.fromkeys(marks["weights"], "0" * 12)}}
+    )
 
 
 def test_misfits_do_not_add_up(tiny, space):
     elsewhere = random_space(tiny, card={"model": "another"})
-    moved = replace(elsewhere, down={f"else.{n}": w for n, w in elsewhere.down.items()},
-                    up={f"else.{n}": w for n, w in elsewhere.up.items()})
-    for other in (random_space(tiny, card={"fingerprint": {}}), random_space(tiny, **other_weights(space)), moved):
+    moved = replace(
+        elsewhere,
+        down={f"else.{n}": w for n, w in elsewhere.down.items()},
+        up={f"else.{n}": w for n, w in elsewhere.up.items()},
+    )
+    for other in (
+        random_space(tiny, card={"fingerprint": {}}),
+        random_space(tiny, **other_weights(space)),
+        moved,
+    ):
         for one, two in ((space, other), (other, space)):
             with pytest.raises(ValueError, match="only spaces of one model add up, not of "):
                 one + two
@@ -386,7 +480,9 @@ Exported = namedtuple("Exported", "space model pipe")
 def exported(tiny_of, tiny_folder):
     """Sliders on our model, and a plain pipeline that never saw this package."""
     space = random_space(tiny_of("epsilon"), LABELS, rank=2)
-    yield Exported(space, tiny_of("epsilon"), StableDiffusionPipeline.from_pretrained(tiny_folder("epsilon")))
+    yield Exported(
+        space, tiny_of("epsilon"), StableDiffusionPipeline.from_pretrained(tiny_folder("epsilon"))
+    )
     detach(tiny_of("epsilon"))
 
 
@@ -405,7 +501,11 @@ def loaded(pipe, path, scale=1.0):
 def test_a_file_for_each_slider_loads_elsewhere(exported, tmp_path, format):
     space, model, pipe = exported
     paths = space.export(tmp_path / "new", format=format)
-    assert [p.name for p in paths] == ["00-hair.safetensors", "01-hat.safetensors", "02-age.safetensors"]
+    assert [p.name for p in paths] == [
+        "00-hair.safetensors",
+        "01-hat.safetensors",
+        "02-age.safetensors",
+    ]
     base = images(pipe)
     for i, (path, scale) in enumerate(zip(paths, (1.0, -1.5, 0.5))):
         theirs = loaded(pipe, path, scale)
@@ -422,14 +522,24 @@ def test_a_folded_mix_loads_elsewhere(exported, tmp_path, format, mix):
     assert path.name == "mix.safetensors"
     assert_close(loaded(pipe, path), with_sliders(space, model, mix), rtol=0, atol=1e-4)
     used = sum(s != 0 for s in space.strengths(mix).tolist())
-    ranks = {t.shape[0] for k, t in load_file(path).items() if k.endswith(("lora_down.weight", "lora_A.weight"))}
+    ranks = {
+        t.shape[0]
+        for k, t in load_file(path).items()
+        if k.endswith(("lora_down.weight", "lora_A.weight"))
+    }
     assert ranks == {used * space.rank}  # sliders at 0 take no room
 
 
 def test_formats_have_their_own_names(exported, tmp_path):
-    keys = {f: load_file(exported.space.export(tmp_path / f, {0: 1}, f)[0]) for f in ("kohya", "diffusers")}
+    keys = {
+        f: load_file(exported.space.export(tmp_path / f, {0: 1}, f)[0])
+        for f in ("kohya", "diffusers")
+    }
     assert all(k.startswith("lora_unet_") for k in keys["kohya"])
-    assert all(k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight")) for k in keys["diffusers"])
+    assert all(
+        k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight"))
+        for k in keys["diffusers"]
+    )
     alphas = {t.item() for k, t in keys["kohya"].items() if k.endswith(".alpha")}
     assert alphas == {2} and len(keys["kohya"]) == 3 * len(exported.space.down)
 
@@ -440,10 +550,24 @@ def test_a_file_says_its_range(exported, tmp_path):
     for path in (*space.export(tmp_path), *space.export(tmp_path, {0: 1})):
         with safe_open(path, "pt") as f:
             hints.append(f.metadata()["modelspec.usage_hint"])
-    assert hints[1] == "strength -3.0 to 4.0" and hints[3] == "hair -1.0 to 2.0, hat -3.0 to 4.0, age 0.0 to 1.5"
+    assert (
+        hints[1] == "strength -3.0 to 4.0"
+        and hints[3] == "hair -1.0 to 2.0, hat -3.0 to 4.0, age 0.0 to 1.5"
+    )
 
 
-ODD = ["../../etc/passwd", "a/b\\c:d*?", "", "  ", "naïve 帽子", "same", "same!", "x" * 300, "con\n\t", "帽" * 100]
+ODD = [
+    "../../etc/passwd",
+    "a/b\\c:d*?",
+    "",
+    "  ",
+    "naïve 帽子",
+    "same",
+    "same!",
+    "x" * 300,
+    "con\n\t",
+    "帽" * 100,
+]
 
 
 def test_labels_with_odd_characters_make_plain_file_names(tiny, tmp_path):
@@ -452,13 +576,15 @@ def test_labels_with_odd_characters_make_plain_file_names(tiny, tmp_path):
     assert sorted(tmp_path.rglob("*.safetensors")) == sorted(paths) and len(set(paths)) == len(ODD)
     for i, path in enumerate(paths):
         assert path.parent == tmp_path / "out" and path.name.startswith(f"{i:02d}")
-        assert not set(path.stem) & set("/\\:*?\"<>| \n\t.") and path.stat().st_size
+        assert not set(path.stem) & set('/\\:*?"<>| \n\t.') and path.stat().st_size
     assert "naïve-帽子" in paths[4].name
 
 
 @pytest.mark.parametrize("mix", [{}, {"hair": 0}, [0, 0, 0], [[1, 0, 0], [0, 1, 0]]], ids=str)
 def test_mixes_that_are_no_lora_are_refused(space, tmp_path, mix):
-    with pytest.raises(ValueError, match="a mix to fold is one set of strengths, not all of them 0"):
+    with pytest.raises(
+        ValueError, match="a mix to fold is one set of strengths, not all of them 0"
+    ):
         space.export(tmp_path / "out", mix)
 
 
@@ -483,7 +609,9 @@ def test_bad_exports_are_refused(space, tmp_path):
 def test_the_table_escapes_labels(tiny):
     rows = [{"alignment": 0.123, "leakage": None}, {}]
     odd = {"model": "<b>m</b>", "prompts": ["<i>p</i>"], "sliders": rows}
-    html = random_space(tiny, ["<script>alert(1)</script>", "a & b"], targets="keys-values", card=odd)._repr_html_()
+    html = random_space(
+        tiny, ["<script>alert(1)</script>", "a & b"], targets="keys-values", card=odd
+    )._repr_html_()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "a &amp; b" in html
     assert not any(tag in html for tag in ("<script", "<b>", "<i>"))
     assert html.count("<tr><td>") == 2 and "0.12" in html and "-2.0 to 2.0" in html

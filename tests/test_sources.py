@@ -12,17 +12,30 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from sliderspace.sampling.prompts import PHRASES, expand_prompt, language_model, read_picture, read_pictures
+from sliderspace.sampling.prompts import (
+    PHRASES,
+    expand_prompt,
+    language_model,
+    read_picture,
+    read_pictures,
+)
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
 def test_phrases_make_different_prompts_the_same_every_time():
     found = expand_prompt("a cat", 200)
-    assert found[0] == "a cat" and len(set(found)) == 200 and all(p.startswith("a cat") for p in found)
+    assert (
+        found[0] == "a cat" and len(set(found)) == 200 and all(p.startswith("a cat") for p in found)
+    )
     assert found == expand_prompt("a cat", 200) != expand_prompt("a cat", 200, seed=1)
     assert all(any(phrase in " ".join(found) for phrase in kind) for kind in PHRASES.values())
-    assert sorted(expand_prompt("a", 4, phrases={"x": ["b", "c", "d"]})) == ["a", "a, b", "a, c", "a, d"]
+    assert sorted(expand_prompt("a", 4, phrases={"x": ["b", "c", "d"]})) == [
+        "a",
+        "a, b",
+        "a, c",
+        "a, d",
+    ]
 
 
 def test_a_language_models_prompts_are_parsed_wherever_they_stand():
@@ -30,27 +43,42 @@ def test_a_language_models_prompts_are_parsed_wherever_they_stand():
 
     def ask(text):
         asked.append(text)
-        return f'Sure [1]:\n```json\n{json.dumps([f"cat {len(asked)}.{i}" for i in range(3)] + ["a cat", 7, ""])}\n```'
+        return f"Sure [1]:\n```json\n{json.dumps([f'cat {len(asked)}.{i}' for i in range(3)] + ['a cat', 7, ''])}\n```"
 
-    assert expand_prompt("a cat", 6, ask) == ["a cat", "cat 1.0", "cat 1.1", "cat 1.2", "cat 2.0", "cat 2.1"]
+    assert expand_prompt("a cat", 6, ask) == [
+        "a cat",
+        "cat 1.0",
+        "cat 1.1",
+        "cat 1.2",
+        "cat 2.0",
+        "cat 2.1",
+    ]
     assert len(asked) == 2 and '"a cat"' in asked[0]
 
 
 EVIL = "__import__('os').system('touch evil')"
 
 
-@pytest.mark.parametrize("answer", ["", "no", "[", "[" * 100_000, "{}", '["one"', EVIL, f"[{EVIL}]", "[1, 2]", None])
+@pytest.mark.parametrize(
+    "answer", ["", "no", "[", "[" * 100_000, "{}", '["one"', EVIL, f"[{EVIL}]", "[1, 2]", None]
+)
 def test_answers_without_prompts_are_an_error(answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="ask gave 0 prompts as a JSON array of strings in 3 answers, wanted 4"):
+    with pytest.raises(
+        ValueError, match="ask gave 0 prompts as a JSON array of strings in 3 answers, wanted 4"
+    ):
         expand_prompt("a cat", 5, lambda text: answer)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(prompt=" "), "prompt must be a non-empty text"), (dict(count=0), "count must be 1 to"),
-    (dict(count=5, phrases={"x": ["b", "c", "d"]}), "count must be 1 to 4, not 5"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(prompt=" "), "prompt must be a non-empty text"),
+        (dict(count=0), "count must be 1 to"),
+        (dict(count=5, phrases={"x": ["b", "c", "d"]}), "count must be 1 to 4, not 5"),
+    ],
+)
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         expand_prompt(**dict(prompt="a cat", count=5) | options)
@@ -60,12 +88,20 @@ def test_a_language_model_of_transformers_answers(tmp_path):
     words = {w: i for i, w in enumerate(["<eos>", "a", "cat", "[", "]"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>"
+    ).save_pretrained(tmp_path)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=5, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=5, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     ask = language_model(tmp_path, tokens=5)
-    assert isinstance(ask("a cat"), str) and ask("a cat") == ask("a cat") and "a cat a cat" not in ask("a cat a cat")
+    assert (
+        isinstance(ask("a cat"), str)
+        and ask("a cat") == ask("a cat")
+        and "a cat a cat" not in ask("a cat a cat")
+    )
     with pytest.raises(ValueError, match="language model .*none' could not be loaded"):
         language_model(tmp_path / "none")
 
@@ -90,7 +126,11 @@ def test_captions_come_from_the_nearest_text(tmp_path):
     found = read_pictures(tmp_path, PROMPT)
     assert [p.name for p in found.paths] == ["a.png", "b.jpg", "c.webp", "d.png"]
     assert found.captions == (PROMPT, "a bee in a tree", "größte Katze", "größte Katze")
-    assert read_pictures(tmp_path, "hat").identity != found.identity == read_pictures(tmp_path, PROMPT).identity
+    assert (
+        read_pictures(tmp_path, "hat").identity
+        != found.identity
+        == read_pictures(tmp_path, PROMPT).identity
+    )
 
 
 def test_the_same_picture_counts_once(tmp_path):
@@ -120,14 +160,25 @@ def test_pictures_are_padded_and_never_stretched(tmp_path, size):
 def test_modes_are_read_as_seen(tmp_path):
     ramp = np.linspace(0, 65535, 64).reshape(8, 8)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "sixteen.png")
-    assert_close(torch.from_numpy(np.array(read_picture(tmp_path / "sixteen.png"))[..., 0] / 255), torch.from_numpy(ramp) / 65535,
-                 rtol=0, atol=1 / 255)
+    assert_close(
+        torch.from_numpy(np.array(read_picture(tmp_path / "sixteen.png"))[..., 0] / 255),
+        torch.from_numpy(ramp) / 65535,
+        rtol=0,
+        atol=1 / 255,
+    )
     clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
     assert read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.new("RGBA", (4, 4), (200, 0, 0, 255)).convert("P").save(tmp_path / "palette.png")
-    for mode, name in (("L", "grey.png"), ("1", "bits.png"), ("CMYK", "print.jpg"), ("LA", "alpha.png")):
-        drawn(mode="L" if mode == "LA" else mode if mode != "CMYK" else "RGB").convert(mode).save(tmp_path / name)
+    for mode, name in (
+        ("L", "grey.png"),
+        ("1", "bits.png"),
+        ("CMYK", "print.jpg"),
+        ("LA", "alpha.png"),
+    ):
+        drawn(mode="L" if mode == "LA" else mode if mode != "CMYK" else "RGB").convert(mode).save(
+            tmp_path / name
+        )
     for path in tmp_path.iterdir():
         assert read_picture(path).mode == "RGB"
 
@@ -146,8 +197,13 @@ def test_all_that_is_wrong_is_in_one_error(tmp_path):
         read_pictures(tmp_path)
     text = str(caught.value)
     assert "5 of 6 pictures in" in text and "fine.png" not in text
-    for name, why in (("bare.png", "has no caption: write bare.txt"), ("latin.png", "has a caption that is not UTF-8"),
-                      ("text.jpg", "cannot be read"), ("cut.png", "cannot be read"), ("empty.gif", "cannot be read")):
+    for name, why in (
+        ("bare.png", "has no caption: write bare.txt"),
+        ("latin.png", "has a caption that is not UTF-8"),
+        ("text.jpg", "cannot be read"),
+        ("cut.png", "cannot be read"),
+        ("empty.gif", "cannot be read"),
+    ):
         assert re.search(f"{name} {why}", text), text
 
 

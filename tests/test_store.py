@@ -38,8 +38,10 @@ def shards(folder):
 
 
 def test_a_folder_changes_nothing(tiny, tmp_path):
-    assert_same(collect(tiny, pixels(4), PROMPT, 5, folder=tmp_path, **OPTIONS),
-                collect(tiny, pixels(4), PROMPT, 5, **OPTIONS))
+    assert_same(
+        collect(tiny, pixels(4), PROMPT, 5, folder=tmp_path, **OPTIONS),
+        collect(tiny, pixels(4), PROMPT, 5, **OPTIONS),
+    )
 
 
 def test_goes_on_from_the_batches_that_are_there(tiny, tmp_path):
@@ -80,15 +82,22 @@ collect(model, pixels(4), sys.argv[3], 7, steps=2, guidance=2., batch=2, folder=
 
 
 def test_a_killed_run_goes_on_to_the_same_result(tiny_folder, tiny, tmp_path):
-    child = subprocess.run([sys.executable, "-c", CHILD, tiny_folder("epsilon"), tmp_path, PROMPT], stderr=subprocess.PIPE)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, tiny_folder("epsilon"), tmp_path, PROMPT],
+        stderr=subprocess.PIPE,
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     assert len(shards(tmp_path)) == 2
-    assert_same(collect(tiny, pixels(4), PROMPT, 7, folder=tmp_path, **OPTIONS),
-                collect(tiny, pixels(4), PROMPT, 7, **OPTIONS))
+    assert_same(
+        collect(tiny, pixels(4), PROMPT, 7, folder=tmp_path, **OPTIONS),
+        collect(tiny, pixels(4), PROMPT, 7, **OPTIONS),
+    )
     assert len(shards(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-8], lambda data: data[:3], lambda data: b"{}" + data])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-8], lambda data: data[:3], lambda data: b"{}" + data]
+)
 def test_a_damaged_batch_is_a_clear_error(tiny, tmp_path, damage):
     collect(tiny, pixels(4), PROMPT, 4, folder=tmp_path, **OPTIONS)
     path = shards(tmp_path)[1]
@@ -97,8 +106,14 @@ def test_a_damaged_batch_is_a_clear_error(tiny, tmp_path, damage):
         collect(tiny, pixels(4), PROMPT, 4, folder=tmp_path, **OPTIONS)
 
 
-OTHERS = [dict(prompt="hat"), dict(prompt=[PROMPT, "hat"]), dict(seed=1), dict(steps=3), dict(guidance=1.0),
-          dict(encoder=pixels(5))]
+OTHERS = [
+    dict(prompt="hat"),
+    dict(prompt=[PROMPT, "hat"]),
+    dict(seed=1),
+    dict(steps=3),
+    dict(guidance=1.0),
+    dict(encoder=pixels(5)),
+]
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
@@ -108,7 +123,9 @@ def test_one_folder_holds_many_runs(tiny, tmp_path, other):
     first = collect(tiny, **run)
     second = collect(tiny, **run | other)
     assert len(shards(tmp_path)) == 2
-    assert first.features.shape != second.features.shape or not torch.equal(first.features, second.features)
+    assert first.features.shape != second.features.shape or not torch.equal(
+        first.features, second.features
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "sample", never)
         assert_same(collect(tiny, **run), first)
@@ -126,7 +143,9 @@ def test_another_models_samples_are_made_anew(tiny, tiny_folder, tmp_path):
 
 def test_another_schedulers_samples_are_made_anew(tiny, tmp_path, monkeypatch):
     collect(tiny, pixels(4), PROMPT, 2, folder=tmp_path, **OPTIONS)
-    monkeypatch.setattr(tiny.pipe, "scheduler", EulerDiscreteScheduler.from_config(tiny.pipe.scheduler.config))
+    monkeypatch.setattr(
+        tiny.pipe, "scheduler", EulerDiscreteScheduler.from_config(tiny.pipe.scheduler.config)
+    )
     collect(tiny, pixels(4), PROMPT, 2, folder=tmp_path, **OPTIONS)
     assert len(shards(tmp_path)) == 2
 
@@ -155,9 +174,13 @@ def test_latents_stay_on_disk(tiny, tmp_path):
     assert_same(found, collect(tiny, pixels(4), PROMPT, 5, folder=tmp_path, **OPTIONS))
     whole = found.latents[:]
     assert len(found.latents.parts) == 3 and whole.shape == found.latents.shape
-    assert torch.equal(found.latents[[4, 0, 3]], whole[[4, 0, 3]]) and torch.equal(found.latents[-1], whole[-1])
+    assert torch.equal(found.latents[[4, 0, 3]], whole[[4, 0, 3]]) and torch.equal(
+        found.latents[-1], whole[-1]
+    )
     assert torch.equal(torch.cat(list(found.latents.split(2))), whole)
-    assert torch.equal(found.latents[torch.tensor([[1, 2], [4, 4]])], whole[torch.tensor([[1, 2], [4, 4]])])
+    assert torch.equal(
+        found.latents[torch.tensor([[1, 2], [4, 4]])], whole[torch.tensor([[1, 2], [4, 4]])]
+    )
     with pytest.raises(IndexError):
         found.latents[5]
 
@@ -170,7 +193,11 @@ def test_prompts_take_turns(tiny):
     for prompt, mine in ((PROMPT, [0, 2]), ("hat", [1, 3])):
         alone = collect(tiny, pixels(4), prompt, 4, **OPTIONS)
         assert_close(both.features[mine], alone.features[mine], rtol=0, atol=1e-5)
-    assert both.run.prompts == [PROMPT, "hat"] and both.run.of([3]) == ["hat"] and "1 more" in both.run.prompt
+    assert (
+        both.run.prompts == [PROMPT, "hat"]
+        and both.run.of([3]) == ["hat"]
+        and "1 more" in both.run.prompt
+    )
 
 
 def test_another_models_images(tiny, tiny_folder):
@@ -187,7 +214,9 @@ def test_another_models_images(tiny, tiny_folder):
 
 def test_pictures_of_ones_own(tiny, tmp_path):
     for i in range(3):
-        Image.effect_mandelbrot((40 + 8 * i, 40), (-2, -1.5, 1, 1.5 + i), 20).convert("RGB").save(tmp_path / f"{i}.png")
+        Image.effect_mandelbrot((40 + 8 * i, 40), (-2, -1.5, 1, 1.5 + i), 20).convert("RGB").save(
+            tmp_path / f"{i}.png"
+        )
     (tmp_path / "1.txt").write_text("a fractal")
     mine = read_pictures(tmp_path, PROMPT)
     found = collect(tiny, pixels(8), None, source=mine, **OPTIONS)
@@ -223,10 +252,21 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_any_work(tiny, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        collect(tiny, Encoder("never", never), **dict(prompt=PROMPT, samples=2) | OPTIONS | BAD[message])
+        collect(
+            tiny, Encoder("never", never), **dict(prompt=PROMPT, samples=2) | OPTIONS | BAD[message]
+        )
 
 
 def test_an_unwritable_folder_is_refused_before_any_work(tiny, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write into folder .*file/samples.*name another folder"):
-        collect(tiny, Encoder("never", never), PROMPT, 2, folder=tmp_path / "file" / "samples", **OPTIONS)
+    with pytest.raises(
+        ValueError, match="cannot write into folder .*file/samples.*name another folder"
+    ):
+        collect(
+            tiny,
+            Encoder("never", never),
+            PROMPT,
+            2,
+            folder=tmp_path / "file" / "samples",
+            **OPTIONS,
+        )

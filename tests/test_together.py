@@ -35,10 +35,22 @@ def test_noise_of_the_sampler_is_seeded_and_does_not_mind_the_batch(noisy):
 
 def test_a_sampler_that_adds_noise_is_the_pipelines(noisy):
     noise, seeds = start_noise(noisy, 0, [0, 1]), (5, 6)
-    def chance(): return [torch.Generator().manual_seed(s) for s in seeds]
-    theirs = noisy.pipe(PROMPT, num_images_per_prompt=2, latents=noise, num_inference_steps=4, guidance_scale=1.0,
-                        generator=chance(), output_type="latent").images
-    assert_close(sample(noisy, PROMPT, noise, 4, 1.0, generator=chance()), theirs, rtol=1e-4, atol=1e-4)
+
+    def chance():
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    theirs = noisy.pipe(
+        PROMPT,
+        num_images_per_prompt=2,
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        generator=chance(),
+        output_type="latent",
+    ).images
+    assert_close(
+        sample(noisy, PROMPT, noise, 4, 1.0, generator=chance()), theirs, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_sliders_leave_the_model_after_a_with(tiny):
@@ -69,16 +81,22 @@ def test_a_mix_is_of_the_thread_that_set_it(tiny):
 def test_sliders_of_two_threads_take_turns(tiny):
     first, second = random_space(tiny, seed=1), random_space(tiny, seed=2)
     noise, found = start_noise(tiny, 0, [0]), {}
+
     def work(name, space):
         for _ in range(5):
             with space.on(tiny, {0: 2}):
                 found.setdefault(name, []).append(sample(tiny, PROMPT, noise, 2, 1.0))
+
     work("alone 1", first), work("alone 2", second)
     threads = [Thread(target=work, args=a) for a in (("1", first), ("2", second))]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     for name in ("1", "2"):
-        assert len(found[name]) == 5 and all(torch.equal(x, found[f"alone {name}"][0]) for x in found[name])
+        assert len(found[name]) == 5 and all(
+            torch.equal(x, found[f"alone {name}"][0]) for x in found[name]
+        )
 
 
 def test_samples_made_with_sliders_on_are_of_another_model(tiny):

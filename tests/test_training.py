@@ -11,10 +11,24 @@ from torch.testing import assert_close
 
 from sliderspace.training import from_directions as training
 from sliderspace.sliders.adapter import GatedAdapter, target_layers
-from sliderspace.training.alignment import PUBLISHED, AlignmentUpdates, Method, alignment_loss, held_out_cosines
+from sliderspace.training.alignment import (
+    PUBLISHED,
+    AlignmentUpdates,
+    Method,
+    alignment_loss,
+    held_out_cosines,
+)
 from sliderspace.features.encoders import Encoder, features, latents, pixels
 from sliderspace.sampling.generate import start_noise
-from sliderspace.training.initialization import first_order_start, low_rank, make_pool, predict_rows, score_gradients, shuffled, usual_start
+from sliderspace.training.initialization import (
+    first_order_start,
+    low_rank,
+    make_pool,
+    predict_rows,
+    score_gradients,
+    shuffled,
+    usual_start,
+)
 from sliderspace.training.from_directions import calibrate, final_effects, train
 
 LAYERS = "keys-values"
@@ -46,7 +60,9 @@ def layer_weights(model, layers):
 def start(shared, pool):
     """The first-order start of three sliders."""
     model, found = shared
-    return first_order_start(*goal(model, pool, found), target_layers(model, LAYERS), progress=quiet)
+    return first_order_start(
+        *goal(model, pool, found), target_layers(model, LAYERS), progress=quiet
+    )
 
 
 @pytest.fixture
@@ -97,7 +113,9 @@ def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
 
 def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
     model, found = shared
-    marks = torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100  # far above the noise
+    marks = (
+        torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100
+    )  # far above the noise
     marked = replace(found, samples=replace(found.samples, latents=marks))
     pool = make_pool(model, marked, [3, 20, 7], 12, seed=0)
     signal, noisy = (s.view(-1, 1, 1, 1) for s in (pool.signal, pool.noise))
@@ -143,17 +161,23 @@ def test_gradients_and_start_are_those_of_finite_differences(doubled):
     model, found = doubled
     layers = target_layers(model, "attention")
     pool = make_pool(model, found, list(range(20)), 6, seed=0)
-    gradients = score_gradients(*goal(model, pool, found), layer_weights(model, layers), batch=4, progress=quiet)
+    gradients = score_gradients(
+        *goal(model, pool, found), layer_weights(model, layers), batch=4, progress=quiet
+    )
     gen = torch.Generator().manual_seed(0)
     change = {n: torch.randn(g.shape[1:], generator=gen) * 0.1 for n, g in zip(layers, gradients)}
     ours = torch.stack([(g * change[n]).sum((1, 2)) for n, g in zip(layers, gradients)]).sum(0)
     assert ours.abs().min() > 1e-3
     assert_close(ours.double(), finite_difference(model, pool, found, change), rtol=1e-4, atol=1e-6)
     # and so a slider at the start moves its own score by `effect`
-    down, up = first_order_start(*goal(model, pool, found), layers, effect=0.2, batch=4, progress=quiet)
+    down, up = first_order_start(
+        *goal(model, pool, found), layers, effect=0.2, batch=4, progress=quiet
+    )
     for k in range(SLIDERS):
         step = {n: up[n][:, [k]] @ down[n][[k]] for n in layers}
-        assert_close(finite_difference(model, pool, found, step, h=1e-4)[k].item(), 0.2, rtol=1e-3, atol=0)
+        assert_close(
+            finite_difference(model, pool, found, step, h=1e-4)[k].item(), 0.2, rtol=1e-3, atol=0
+        )
     assert not any(p.requires_grad or p.grad is not None for p in model.denoiser.parameters())
 
 
@@ -164,8 +188,15 @@ def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        first_order_start(model, Encoder("latents", broken, "latents"), pool, found.vectors, found.unit,
-                          target_layers(model), progress=quiet)
+        first_order_start(
+            model,
+            Encoder("latents", broken, "latents"),
+            pool,
+            found.vectors,
+            found.unit,
+            target_layers(model),
+            progress=quiet,
+        )
     assert not hasattr(model.denoiser, "peft_config")
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
@@ -175,7 +206,9 @@ def test_the_start_is_the_best_low_rank_part(rank):
     gen = torch.Generator().manual_seed(0)
     gradients = [torch.randn(2, *shape, generator=gen) for shape in ((6, 4), (5, 9))]
     inner = dict(zip(("one", "two"), gradients))
-    down, up = low_rank({n: torch.eye(g.shape[1]).expand(2, -1, -1) for n, g in inner.items()}, inner, rank, 0.3)
+    down, up = low_rank(
+        {n: torch.eye(g.shape[1]).expand(2, -1, -1) for n, g in inner.items()}, inner, rank, 0.3
+    )
     for k in range(2):
         own = slice(k * rank, (k + 1) * rank)
         made = [up[n][:, own] @ down[n][own] for n in ("one", "two")]
@@ -191,7 +224,9 @@ def test_the_start_is_the_best_low_rank_part(rank):
 
 
 def test_a_direction_that_nothing_moves_starts_finite():
-    down, up = low_rank({"one": torch.eye(6).expand(2, -1, -1)}, {"one": torch.zeros(2, 6, 4)}, 1, 0.3)
+    down, up = low_rank(
+        {"one": torch.eye(6).expand(2, -1, -1)}, {"one": torch.zeros(2, 6, 4)}, 1, 0.3
+    )
     assert (up["one"] @ down["one"]).abs().max() == 0
     assert down["one"].isfinite().all() and up["one"].isfinite().all()
 
@@ -210,7 +245,10 @@ def test_the_start_is_the_best_there_is_or_nearly(shared, pool, targets, most):
 
     def slope(start):  # of each score, along its slider's change of the weights
         down, up = start
-        changes = [torch.einsum("ok,ki->koi", up[n].flatten(1), down[n].flatten(1)).flatten(1) for n in layers]
+        changes = [
+            torch.einsum("ok,ki->koi", up[n].flatten(1), down[n].flatten(1)).flatten(1)
+            for n in layers
+        ]
         return F.cosine_similarity(torch.cat(changes, 1), gradients)
 
     part = 0.99 if most else 0.8
@@ -225,7 +263,9 @@ def test_alignment_loss_is_one_less_the_cosine():
     across = F.normalize(torch.ones(1, 8) - (wanted.sum() * wanted))
     for size in (1e-2, 1.0, 1e3):
         assert_close(alignment_loss(size * wanted, wanted), torch.zeros(1), rtol=0, atol=1e-6)
-        assert_close(alignment_loss(-size * wanted, wanted), torch.full((1,), 2.0), rtol=0, atol=1e-6)
+        assert_close(
+            alignment_loss(-size * wanted, wanted), torch.full((1,), 2.0), rtol=0, atol=1e-6
+        )
         assert_close(alignment_loss(size * across, wanted), torch.ones(1), rtol=0, atol=1e-6)
     gen = torch.Generator().manual_seed(1)
     change, directions = torch.randn(2, 5, 8, generator=gen)
@@ -247,7 +287,9 @@ def test_no_change_has_a_finite_loss_and_gradient():
 def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
     method = Method(updates=updates, **options)
-    return torch.stack(list(AlignmentUpdates(model, latents(), adapter, pool, vectors, method, batch=batch)))
+    return torch.stack(
+        list(AlignmentUpdates(model, latents(), adapter, pool, vectors, method, batch=batch))
+    )
 
 
 def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
@@ -258,7 +300,12 @@ def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
     for k in range(SLIDERS):
         alone = adapter_of(*start, at=[k])
         before = weights(alone, 0)
-        assert_close(trained(model, alone, pool, found.vectors[[k]], lr=0.01)[:, 0], reached[:, k], rtol=0, atol=1e-5)
+        assert_close(
+            trained(model, alone, pool, found.vectors[[k]], lr=0.01)[:, 0],
+            reached[:, k],
+            rtol=0,
+            atol=1e-5,
+        )
         assert (weights(alone, 0) - before).abs().max() > 1e-3  # something was trained
         assert_close(weights(alone, 0), rows[k], rtol=0, atol=1e-5)
 
@@ -330,12 +377,16 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
 
 def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of):
     model, found = shared
-    broken = replace(pool, latents=pool.latents.clone(), output=pool.output.clone(), x0=pool.x0.clone())
+    broken = replace(
+        pool, latents=pool.latents.clone(), output=pool.output.clone(), x0=pool.x0.clone()
+    )
     for part in (broken.latents, broken.output, broken.x0):
         part[3] = torch.nan
     adapter = adapter_of(*start)
     before = [weights(adapter, k) for k in range(SLIDERS)]
-    reached = trained(model, adapter, broken, found.vectors[:SLIDERS], updates=1, rows=12)  # all rows, so this one too
+    reached = trained(
+        model, adapter, broken, found.vectors[:SLIDERS], updates=1, rows=12
+    )  # all rows, so this one too
     assert reached.isfinite().all() and (reached != 0).all()
     for k in range(SLIDERS):
         assert weights(adapter, k).isfinite().all()
@@ -345,7 +396,9 @@ def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of)
 def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     model, found = shared
     adapter = adapter_of(*start)
-    steps = AlignmentUpdates(model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3))
+    steps = AlignmentUpdates(
+        model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3)
+    )
     next(iter(steps))
     steps.close()  # given up early
     assert not adapter.now.on
@@ -365,14 +418,18 @@ def test_usual_starts_change_nothing(shared, pool, kind, targets):
     try:
         adapter.copy_in(down, up)
         adapter.set(torch.ones(2))
-        assert_close(predict_rows(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5)
+        assert_close(
+            predict_rows(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5
+        )
     finally:
         adapter.remove()
     for n in layers:
         if kind == "orthonormal":
             for columns in up[n].flatten(1).split(3, 1):
                 assert_close(columns.T @ columns, torch.eye(3), rtol=0, atol=1e-5)
-        assert (down[n] == 0).all() == (kind == "orthonormal") and (up[n] == 0).all() == (kind == "random")
+        assert (down[n] == 0).all() == (kind == "orthonormal") and (up[n] == 0).all() == (
+            kind == "random"
+        )
 
 
 def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, adapter_of):
@@ -386,7 +443,9 @@ def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, a
     for reached in steps:
         drawn = reached.isfinite()
         now = [weights(adapter, k) for k in range(SLIDERS)]
-        assert [not torch.equal(a, b) for a, b in zip(before, now)] == drawn.tolist() and drawn.sum() == 2
+        assert [
+            not torch.equal(a, b) for a, b in zip(before, now)
+        ] == drawn.tolist() and drawn.sum() == 2
         before = now
         moved.append(drawn)
     assert torch.stack(moved).any(0).all()  # each had its turn
@@ -398,7 +457,9 @@ def test_the_first_gradient_of_the_published_recipe_is_no_larger_than_later_ones
     v = F.normalize(torch.ones(1, 8))
 
     def gradient(size, least):
-        change = (size * v.roll(1) * torch.tensor([1.0, -1] * 4)).requires_grad_()  # across the direction
+        change = (
+            size * v.roll(1) * torch.tensor([1.0, -1] * 4)
+        ).requires_grad_()  # across the direction
         alignment_loss(change, v, least).sum().backward()
         return change.grad.norm().item()
 
@@ -413,7 +474,9 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
     down, up = usual_start(model, "orthonormal", layers, 1)
     lazy = make_pool(model, found, list(range(20)), 3, 0, ahead=False)
     adapter = adapter_of(down, up)
-    steps = AlignmentUpdates(model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3))
+    steps = AlignmentUpdates(
+        model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3)
+    )
     list(steps)
     mine = {n: a.detach().clone() for n, (a, _) in adapter.parameters().items()}
 
@@ -424,7 +487,12 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
         adapter.set(None)
         with torch.no_grad():
             base = features(model, latents(), predict_rows(model, lazy, row[None])[1])
-        change = features(model, latents(), predict_rows(model, lazy, row[None], adapter, torch.ones(1, 1))[1]) - base
+        change = (
+            features(
+                model, latents(), predict_rows(model, lazy, row[None], adapter, torch.ones(1, 1))[1]
+            )
+            - base
+        )
         optimizer.zero_grad()
         (0.1 * alignment_loss(change, found.vectors[:1], least=0.01)).sum().backward()
         optimizer.step()
@@ -437,15 +505,32 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
 
 def test_train_by_the_published_recipe(shared):
     model, found = shared
-    space = train(model, found, sliders=3, method=PUBLISHED, updates=6, drawn=2, held_rows=4, progress=quiet)
-    assert (space.card["start"], space.card["targets"], space.card["lr"]) == ("orthonormal", "keys-values", 2e-3)
-    assert set(space.down) == set(target_layers(model, "keys-values")) and space.card["updates"] == 6
+    space = train(
+        model, found, sliders=3, method=PUBLISHED, updates=6, drawn=2, held_rows=4, progress=quiet
+    )
+    assert (space.card["start"], space.card["targets"], space.card["lr"]) == (
+        "orthonormal",
+        "keys-values",
+        2e-3,
+    )
+    assert (
+        set(space.down) == set(target_layers(model, "keys-values")) and space.card["updates"] == 6
+    )
     assert all(a.abs().amax(1).min() > 0 for a in space.down.values())
 
 
-def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(shared, pool, start, adapter_of):
+def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(
+    shared, pool, start, adapter_of
+):
     model, found = shared
-    steps = AlignmentUpdates(model, latents(), adapter_of(*start), pool, found.vectors[:SLIDERS], Method(updates=12, patience=4))
+    steps = AlignmentUpdates(
+        model,
+        latents(),
+        adapter_of(*start),
+        pool,
+        found.vectors[:SLIDERS],
+        Method(updates=12, patience=4),
+    )
     taken = torch.zeros(SLIDERS)
     for reached in steps:
         taken += reached.isfinite()
@@ -473,12 +558,16 @@ def test_leakage_is_trained_away(shared, pool, start, adapter_of):
 def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     model, _ = shared
     adapter = adapter_of(*random_weights(model, target_layers(model, LAYERS), 2))
-    changes = torch.zeros(2, 2, len(pool.x0), pool.x0[0].numel())  # of each slider, sign and row; signs undone
+    changes = torch.zeros(
+        2, 2, len(pool.x0), pool.x0[0].numel()
+    )  # of each slider, sign and row; signs undone
     base = features(model, latents(), pool.x0)
     for k in range(2):
         for i, sign in enumerate((-1, 1)):
             adapter.set(sign * F.one_hot(torch.tensor(k), 2))
-            changed = features(model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1])
+            changed = features(
+                model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1]
+            )
             changes[k, i] = sign * F.normalize(changed - base)
     adapter.set(None)
     means = changes.mean((1, 2))
@@ -501,11 +590,18 @@ def planted(shared, adapter_of):
             ends = []
             for sign in (-1, 1):
                 adapter.set(sign * F.one_hot(torch.tensor(k), 3))
-                ends.append(features(model, latents(), training.sample(
-                    model, run.prompt, noise, run.steps, run.guidance)))
+                ends.append(
+                    features(
+                        model,
+                        latents(),
+                        training.sample(model, run.prompt, noise, run.steps, run.guidance),
+                    )
+                )
             change.append((ends[1] - ends[0]).mean(0))
         adapter.set(None)
-    samples = replace(found.samples, features=found.samples.features / 5)  # a small unit: effects stay proportional
+    samples = replace(
+        found.samples, features=found.samples.features / 5
+    )  # a small unit: effects stay proportional
     found = replace(found, vectors=F.normalize(torch.stack(change)), samples=samples)
     effect = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
     wanted = torch.tensor([0.4, 2.0, 1e-4])
@@ -516,7 +612,9 @@ def planted(shared, adapter_of):
 
 def test_final_effects_are_changes_of_scores(planted):
     model, found, adapter = planted
-    effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)), batch=8)
+    effects = final_effects(
+        model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)), batch=8
+    )
     assert_close(effects[0].item(), 0.4, rtol=0.1, atol=0)
     swapped = final_effects(model, latents(), adapter, found, [1, 0, 2], list(range(24, 30)))
     assert swapped[0].abs() < effects[0]  # of its own direction, not of any
@@ -528,13 +626,17 @@ def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
     calibrate(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
     effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
     assert (effects[:2] - 1).abs().max() < 0.15, effects
-    assert_close(weights(adapter, 2), 4 * before[2])  # 4 times a round, half of it in each of down and up
+    assert_close(
+        weights(adapter, 2), 4 * before[2]
+    )  # 4 times a round, half of it in each of down and up
     assert not adapter.now.on
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
 
-OPTIONS = dict(sliders=2, updates=2, rows=2, start_rows=24, held_rows=4, targets=LAYERS, progress=quiet)
+OPTIONS = dict(
+    sliders=2, updates=2, rows=2, start_rows=24, held_rows=4, targets=LAYERS, progress=quiet
+)
 
 
 def files(space, tmp_path):
@@ -560,13 +662,21 @@ def test_a_trained_space_says_what_it_is(tiny, eye, rank):
     found = random_directions(tiny, eye, steps=2)
     space = train(tiny, found, rank=rank, seed=4, **OPTIONS)
     space.check(tiny)
-    assert (len(space), space.rank, space.card["training_seed"], space.card["updates"]) == (2, rank, 4, 2)
+    assert (len(space), space.rank, space.card["training_seed"], space.card["updates"]) == (
+        2,
+        rank,
+        4,
+        2,
+    )
     assert (space.card["prompts"], space.card["encoder"]) == (found.samples.run.prompts, eye.name)
     assert set(space.down) == set(target_layers(tiny, LAYERS))
     cosines = torch.tensor(space.card["cosines"])
     for i, row in enumerate(space.card["sliders"]):
         assert space.labels[i] == f"direction {row['direction']}"
-        assert row["alignment"] == cosines[i, i].item() and row["leakage"] == cosines[i, 1 - i].abs().item()
+        assert (
+            row["alignment"] == cosines[i, i].item()
+            and row["leakage"] == cosines[i, 1 - i].abs().item()
+        )
         assert_close(row["explained"], found.explained[row["direction"]].item())
 
 
@@ -590,39 +700,65 @@ def test_directions_of_the_step_alone_are_passed_over(shared):
 def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     model, found = shared
     pools, noises = [], []
-    monkeypatch.setattr(training, "make_pool", lambda m, f, samples, *a: (pools.append(samples),
-                                                                         make_pool(m, f, samples, *a))[1])
-    monkeypatch.setattr(training, "start_noise", lambda m, seed, samples: (noises.append(samples),
-                                                                           start_noise(m, seed, samples))[1])
+    monkeypatch.setattr(
+        training,
+        "make_pool",
+        lambda m, f, samples, *a: (pools.append(samples), make_pool(m, f, samples, *a))[1],
+    )
+    monkeypatch.setattr(
+        training,
+        "start_noise",
+        lambda m, seed, samples: (noises.append(samples), start_noise(m, seed, samples))[1],
+    )
     space = train(model, found, **OPTIONS)
     start, learnt, held = pools
     assert start == learnt
-    assert set(learnt) | set(held) == set(range(24)) and not set(learnt) & set(held) and len(held) == 3
-    assert noises and all(min(samples) >= 24 for samples in noises)  # calibration: noise of samples that nobody made
+    assert (
+        set(learnt) | set(held) == set(range(24)) and not set(learnt) & set(held) and len(held) == 3
+    )
+    assert noises and all(
+        min(samples) >= 24 for samples in noises
+    )  # calibration: noise of samples that nobody made
 
     def with_other(index):
         other = found.samples.latents.clone()
         other[index] = -other[index]
-        return train(model, replace(found, samples=replace(found.samples, latents=other)), **OPTIONS)
+        return train(
+            model, replace(found, samples=replace(found.samples, latents=other)), **OPTIONS
+        )
 
     changed = with_other(slice(21, 24))
     assert same_weights(changed, space) and changed.card["cosines"] != space.card["cosines"]
     assert not same_weights(with_other(20), space)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(method=PUBLISHED, drawn=1), dict(patience=3)], ids=["ours", "published", "patience"])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(method=PUBLISHED, drawn=1), dict(patience=3)],
+    ids=["ours", "published", "patience"],
+)
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, options, monkeypatch):
     options = OPTIONS | dict(updates=7, every=2) | options
     whole = train(*shared, **options)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(*shared, folder=tmp_path, **options | dict(progress=Stopped(5, RuntimeError("power cut"))))
+        train(
+            *shared,
+            folder=tmp_path,
+            **options | dict(progress=Stopped(5, RuntimeError("power cut"))),
+        )
     [folder] = tmp_path.iterdir()
     kept = {p.name for p in folder.iterdir()}
-    assert kept == {"state.safetensors"} | ({"start.safetensors"} if "method" not in options else set())
-    monkeypatch.setattr(training, "first_order_start", never)  # what has been computed is not computed again
+    assert kept == {"state.safetensors"} | (
+        {"start.safetensors"} if "method" not in options else set()
+    )
+    monkeypatch.setattr(
+        training, "first_order_start", never
+    )  # what has been computed is not computed again
     again = train(*shared, folder=tmp_path, **options)
     assert same_weights(again, whole) and again.card == whole.card
-    assert same_weights(train(*shared, folder=tmp_path, **options | dict(progress=Stopped(0))), whole)  # nothing is left
+    assert same_weights(
+        train(*shared, folder=tmp_path, **options | dict(progress=Stopped(0))), whole
+    )  # nothing is left
     assert list(tmp_path.iterdir()) == [folder]
     monkeypatch.undo()
     train(*shared, folder=tmp_path, **options | dict(seed=1))
@@ -667,7 +803,9 @@ def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
         yield from () if len(calls) > self.settings.updates - 12 else predict(self, *args)
 
     monkeypatch.setattr(training.AlignmentUpdates, "_parts", breaking)
-    with pytest.warns(UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"):
+    with pytest.warns(
+        UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"
+    ):
         space = train(model, found, **OPTIONS | dict(updates=17))
     assert "was finite in 10 updates" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
     calls.clear()
@@ -707,7 +845,13 @@ def state(model):
     wants = [n for n, p in net.named_parameters() if p.requires_grad or p.grad is not None]
     noise = start_noise(model, 0, [0])
     answer = model.predict(noise, 500, "hat")[0].detach()
-    return [(n, type(m)) for n, m in net.named_modules()], hooks, wants, hasattr(net, "peft_config"), answer.tolist()
+    return (
+        [(n, type(m)) for n, m in net.named_modules()],
+        hooks,
+        wants,
+        hasattr(net, "peft_config"),
+        answer.tolist(),
+    )
 
 
 def failing_at(name):
@@ -727,8 +871,10 @@ def test_the_model_is_its_own_again(tiny, shared, monkeypatch, error):
     if error == "updates":
         options["progress"] = Stopped(1, RuntimeError("out of memory"))
     if error == "measures":
+
         def broken(*args, **options):
             raise RuntimeError("out of memory")
+
         monkeypatch.setattr(training, "held_out_cosines", broken)
     if error is None:
         train(tiny, shared[1], **options)
@@ -766,5 +912,7 @@ def test_bad_input_is_refused_before_any_work(shared, monkeypatch, message):
 def test_too_few_samples_are_refused_before_any_work(shared, monkeypatch):
     monkeypatch.setattr(training, "make_pool", never)
     few = random_directions(shared[0], latents(), samples=15)
-    with pytest.raises(ValueError, match="training needs 16 samples or more, and the directions have 15"):
+    with pytest.raises(
+        ValueError, match="training needs 16 samples or more, and the directions have 15"
+    ):
         train(shared[0], few, **OPTIONS)

@@ -19,7 +19,9 @@ from sliderspace.sampling.generate import decoded
 from sliderspace.experiments.trial import Setup, directions_of, key_of, make_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
-SMALL = dict(samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, loading=STEPS)
+SMALL = dict(
+    samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, loading=STEPS
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,18 @@ BAD = {
     "data_views must be 0 or more, not False": dict(data_views=False),
     "timesteps must be 'final' for views": dict(data_views=2),
     "distance must be above 0, not 0": dict(distance=0),
-    "sliders must be 1 to 15 for 16 final images, not 16": dict(samples=16, sliders=16, timesteps="final"),
+    "sliders must be 1 to 15 for 16 final images, not 16": dict(
+        samples=16, sliders=16, timesteps="final"
+    ),
     "there are 16 samples for 20 parts": dict(samples=16, sliders=20, parts="random"),
     "prompt must be a non-empty text, not ' '": dict(prompt=["a hat", " "]),
     "prompt must be a non-empty text, not ''": dict(judged=""),
-    "parts are of the images of one prompt": dict(prompt=["a hat", "a cat"], parts="random", options={}),
-    "timesteps must be 'final' for images of several models": dict(source=["portraits", "portraits-fast"]),
+    "parts are of the images of one prompt": dict(
+        prompt=["a hat", "a cat"], parts="random", options={}
+    ),
+    "timesteps must be 'final' for images of several models": dict(
+        source=["portraits", "portraits-fast"]
+    ),
     "loading may have .*, not 'step'": dict(loading={"step": 2}),
 }
 
@@ -78,7 +86,9 @@ def test_no_field_has_the_name_of_an_option():
 
 
 def test_setups_are_plain_values():
-    first = Setup(prompt=["a", "b"], judge=["portraits-clip", "efficientnet-lite0"], options={"rank": 2})
+    first = Setup(
+        prompt=["a", "b"], judge=["portraits-clip", "efficientnet-lite0"], options={"rank": 2}
+    )
     assert Setup(**json.loads(json.dumps(asdict(first)))) == first and first.prompt == ("a", "b")
     with pytest.raises(ValueError, match="sliders must be 1 or more"):
         Setup(sliders=0)
@@ -102,7 +112,9 @@ def test_a_setup_is_not_changed_by_its_variation():
 
 def test_random_directions_are_unit_rows_by_seed(setup, tiny, tmp_path):
     def vectors(seed):
-        return directions_of(tiny, pixels(4), setup.vary({"directions": "random"}), seed, tmp_path, quiet).vectors
+        return directions_of(
+            tiny, pixels(4), setup.vary({"directions": "random"}), seed, tmp_path, quiet
+        ).vectors
 
     first = vectors(0)
     assert_close(first.norm(dim=1), torch.ones(len(first)))
@@ -112,27 +124,41 @@ def test_random_directions_are_unit_rows_by_seed(setup, tiny, tmp_path):
 
 
 def test_a_shared_direction_is_the_first_one(setup, tiny, tmp_path):
-    usual, shared = (directions_of(tiny, pixels(4), setup.vary({"directions": kind}), 0, tmp_path, quiet)
-                     for kind in ("principal", "shared"))
+    usual, shared = (
+        directions_of(tiny, pixels(4), setup.vary({"directions": kind}), 0, tmp_path, quiet)
+        for kind in ("principal", "shared")
+    )
     assert torch.equal(shared.vectors, usual.vectors[:1].expand_as(usual.vectors))
 
 
 def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_folder):
     other = str(tiny_folder("epsilon", 7))
-    both = setup.vary({"source": [setup.model, other], "timesteps": "final", "prompt": ["a hat", "a cat"]})
+    both = setup.vary(
+        {"source": [setup.model, other], "timesteps": "final", "prompt": ["a hat", "a cat"]}
+    )
     found = directions_of(tiny, pixels(4), both, 0, tmp_path, quiet)
-    assert found.samples.features.shape[:2] == (24, 1) and found.samples.run.samples == 24 and found.rows == 24
-    alone = [directions_of(tiny, pixels(4), replace(both, source=name), 0, tmp_path, quiet).samples
-             for name in (setup.model, other)]
+    assert (
+        found.samples.features.shape[:2] == (24, 1)
+        and found.samples.run.samples == 24
+        and found.rows == 24
+    )
+    alone = [
+        directions_of(tiny, pixels(4), replace(both, source=name), 0, tmp_path, quiet).samples
+        for name in (setup.model, other)
+    ]
     assert not torch.equal(*(a.latents[:] for a in alone))
-    for i in range(24):  # each has its own noise, both have all prompts and a part in the last ones, which are held out
+    for i in range(
+        24
+    ):  # each has its own noise, both have all prompts and a part in the last ones, which are held out
         assert torch.equal(found.samples.latents[i], alone[i // 2 % 2].latents[i])
         assert torch.equal(found.samples.features[i, 0], alone[i // 2 % 2].features[i, -1])
 
 
 def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
     plain = directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet).samples
-    seen = directions_of(tiny, pixels(4), setup.vary({"data_views": 3, "timesteps": "final"}), 0, tmp_path, quiet)
+    seen = directions_of(
+        tiny, pixels(4), setup.vary({"data_views": 3, "timesteps": "final"}), 0, tmp_path, quiet
+    )
     assert seen.samples.features.shape == (24, 4, plain.features.shape[2]) and seen.rows == 96
     assert torch.equal(seen.samples.features[:, -1], plain.features[:, -1])
     away = (seen.samples.features[:, :-1] - plain.features[:, -1:]).norm(dim=2)
@@ -152,7 +178,15 @@ def test_views_of_latents_are_of_images_that_were_encoded_again(setup, tiny, tmp
 def test_a_trial_is_made_once(setup, tiny, tmp_path, monkeypatch):
     first = make_trial(setup, 1, tmp_path, tiny, quiet)
     monkeypatch.setattr(trials, "train", never)
-    looked_at = {"used_from": 0.5, "used": 2, "mixed": 4, "held_out": 3, "judge": "latents", "judged": "a", "distance": 1}
+    looked_at = {
+        "used_from": 0.5,
+        "used": 2,
+        "mixed": 4,
+        "held_out": 3,
+        "judge": "latents",
+        "judged": "a",
+        "distance": 1,
+    }
     again = make_trial(setup.vary(looked_at), 1, tmp_path, tiny, quiet)
     assert again.space.mark() == first.space.mark()
     assert (first.space.acts_from, again.space.acts_from) == (0, 0.5)
@@ -194,8 +228,13 @@ def test_interrupted_sampling_is_not_taken_for_a_smaller_one(setup, tiny, tmp_pa
 
 def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder, monkeypatch):
     source = setup.vary({"source": str(tiny_folder("epsilon", 7))})
-    keys = [key_of(setup, 0, tiny), key_of(setup, 1, tiny), key_of(setup, 0, tiny_of("epsilon", 7)), key_of(source, 0, tiny),
-            key_of(setup.vary({"held_out": 3}), 0, tiny)]
+    keys = [
+        key_of(setup, 0, tiny),
+        key_of(setup, 1, tiny),
+        key_of(setup, 0, tiny_of("epsilon", 7)),
+        key_of(source, 0, tiny),
+        key_of(setup.vary({"held_out": 3}), 0, tiny),
+    ]
     keys.append(key_of(setup, 0, tiny, judged=False))
     assert key_of(setup.vary({"held_out": 3}), 0, tiny, judged=False) == keys[-1]
     monkeypatch.setattr(trials, "_code", lambda: "other")
@@ -203,13 +242,18 @@ def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"used_from": 0.9999}, "leaves none of the 2 steps"),
-    ({"targets": "atention"}, "targets='atention' matches no layer"),
-    ({"rank": 4096}, "rank must be 1 to .* for these layers, not 4096"),
-    ({"encoder": "no-such-thing"}, "no-such-thing"),
-])
-def test_what_does_not_suit_the_model_is_refused_before_any_work(setup, tiny, monkeypatch, changes, message):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"used_from": 0.9999}, "leaves none of the 2 steps"),
+        ({"targets": "atention"}, "targets='atention' matches no layer"),
+        ({"rank": 4096}, "rank must be 1 to .* for these layers, not 4096"),
+        ({"encoder": "no-such-thing"}, "no-such-thing"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_refused_before_any_work(
+    setup, tiny, monkeypatch, changes, message
+):
     monkeypatch.setattr(trials, "collect", never)
     with pytest.raises(ValueError, match=message):
         make_trial(setup.vary(changes), 1, None, tiny, quiet)
@@ -226,8 +270,14 @@ def test_other_code_draws_its_own_samples(setup, tiny, tmp_path, monkeypatch):
 
 def test_a_source_is_loaded_at_the_setups_size_and_its_own_steps(setup, tiny, monkeypatch):
     monkeypatch.setattr(trials, "load", lambda name, **how: pytest.fail(f"{name} {how}"))
-    sized = replace(setup, source="other", loading={"steps": 2, "guidance": 1.5, "size": (16, 16), "low_memory": True})
-    with pytest.raises(pytest.fail.Exception, match=r"other \{'size': \(16, 16\), 'low_memory': True\}"):
+    sized = replace(
+        setup,
+        source="other",
+        loading={"steps": 2, "guidance": 1.5, "size": (16, 16), "low_memory": True},
+    )
+    with pytest.raises(
+        pytest.fail.Exception, match=r"other \{'size': \(16, 16\), 'low_memory': True\}"
+    ):
         directions_of(tiny, pixels(4), sized, 0, None, quiet)
 
 
@@ -239,7 +289,11 @@ def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny
 def test_parts_are_all_samples_once(setup, tiny, trial, kind):
     samples = trial.found.samples
     parts = trials._parts(samples, kind, 3, 5)
-    assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(p) for p in parts) and len(parts) == 3
+    assert (
+        sorted(torch.cat(parts).tolist()) == list(range(24))
+        and all(len(p) for p in parts)
+        and len(parts) == 3
+    )
     if kind == "random":
         assert [len(p) for p in trials._parts(samples, kind, 7, 5)] == [4, 4, 4, 3, 3, 3, 3]
     assert [p.tolist() for p in trials._parts(samples, kind, 3, 5)] == [p.tolist() for p in parts]
@@ -256,9 +310,15 @@ def test_sliders_of_parts_learn_their_own_images(setup, tiny, monkeypatch):
         return random_space(model, list(images), card={"ended": ""})
 
     monkeypatch.setattr(trials, "train_images", watched)
-    plain = Setup(setup.model).vary({n: v for n, v in SMALL.items() if n not in ("start_rows", "noised")} | {"parts": "random"})
+    plain = Setup(setup.model).vary(
+        {n: v for n, v in SMALL.items() if n not in ("start_rows", "noised")} | {"parts": "random"}
+    )
     made = make_trial(plain, 1, None, tiny, quiet)
     latents = made.found.samples.latents
     part = trials._parts(made.found.samples, "random", 3, 1)[2]
     assert torch.equal(shown["part 2"], decoded(tiny, latents[part.tolist()]))
-    assert shown["prompt"] == plain.prompt and shown["options"]["rank"] == 1 and shown["options"]["updates"] == 2
+    assert (
+        shown["prompt"] == plain.prompt
+        and shown["options"]["rank"] == 1
+        and shown["options"]["updates"] == 2
+    )

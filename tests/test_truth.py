@@ -9,7 +9,13 @@ from tiny import random_space
 
 from sliderspace.portraits import ground_truth as truth
 from sliderspace.portraits.dataset import FACTORS, edit_pairs, score_factors
-from sliderspace.portraits.ground_truth import Truth, factor_changes, plot_truth, random_sliders, score_sliders
+from sliderspace.portraits.ground_truth import (
+    Truth,
+    factor_changes,
+    plot_truth,
+    random_sliders,
+    score_sliders,
+)
 
 names = list(FACTORS)
 drawer = SimpleNamespace(decode=lambda x: x, device="cpu")  # a model whose latents are images
@@ -28,7 +34,9 @@ def edits(factor, value, count=6):
 @pytest.fixture
 def scored(monkeypatch):
     def scored(*sweeps):
-        space = SimpleNamespace(labels=[f"slider {i}" for i in range(len(sweeps))], card={"prompts": ["p"]})
+        space = SimpleNamespace(
+            labels=[f"slider {i}" for i in range(len(sweeps))], card={"prompts": ["p"]}
+        )
         monkeypatch.setattr(truth, "sweep", lambda *args, **options: torch.stack(sweeps))
         return score_sliders(drawer, space, strengths=(-1, 0, 1), samples=len(sweeps[0][0]))
 
@@ -36,7 +44,12 @@ def scored(monkeypatch):
 
 
 def test_ideal_sliders_move_their_factor_alone(scored):
-    wanted = {"glasses": "glasses", "hair": "red hair", "skin": "dark skin", "background": "pink background"}
+    wanted = {
+        "glasses": "glasses",
+        "hair": "red hair",
+        "skin": "dark skin",
+        "background": "pink background",
+    }
     found = scored(*(edits(f, v) for f, v in wanted.items()))
     assert found.main == list(wanted)
     assert found.selectivity.min() > 0.8
@@ -57,7 +70,11 @@ def test_sliders_that_do_the_same_are_redundant(scored):
 def test_a_slider_that_does_nothing_scores_nothing(scored):
     still = edits("glasses", "glasses")[:1].expand(3, -1, -1, -1, -1)
     found = scored(still, still)
-    assert found.by_factor.eq(0).all() and found.selectivity.eq(0).all() and found.redundancy.eq(0).all()
+    assert (
+        found.by_factor.eq(0).all()
+        and found.selectivity.eq(0).all()
+        and found.redundancy.eq(0).all()
+    )
 
 
 def test_changes_are_total_variation_and_only_of_what_is_drawn():
@@ -72,14 +89,22 @@ def test_changes_are_total_variation_and_only_of_what_is_drawn():
     bare = factor_changes(sure(style="shadows style", glasses="glasses"), sure())[0]
     assert bare[names.index("style")] == 1
     assert bare[names.index("glasses")].isnan() and bare[names.index("hair")].isnan()
-    halfway = {f: (a + b) / 2 for (f, a), b in zip(sure().items(), sure(glasses="glasses").values(), strict=True)}
+    halfway = {
+        f: (a + b) / 2
+        for (f, a), b in zip(sure().items(), sure(glasses="glasses").values(), strict=True)
+    }
     assert factor_changes(halfway, sure())[0, names.index("glasses")] == 0.5
 
 
 def test_shows_itself_and_escapes(scored):
     sweep = edits("glasses", "glasses", 2)
     found = scored(sweep)
-    hostile = Truth(["<img src=x>", "$a$"], found.strengths, found.change.repeat(2, 1, 1, 1), found.seen.repeat(2, 1, 1, 1))
+    hostile = Truth(
+        ["<img src=x>", "$a$"],
+        found.strengths,
+        found.change.repeat(2, 1, 1, 1),
+        found.seen.repeat(2, 1, 1, 1),
+    )
     assert "&lt;img src=x&gt;" in hostile._repr_html_() and "<img" not in hostile._repr_html_()
     assert plot_truth(hostile)._repr_png_().startswith(b"\x89PNG")
     assert "1 sliders" in repr(found)
@@ -105,10 +130,13 @@ def test_scores_final_images_of_the_model(model):
     assert found.signature.shape == (2, sum(map(len, FACTORS.values())))
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"samples": 1}, "samples must be 2 or more, not 1"),
-    ({"strengths": (-2, 0, 2)}, "strengths must hold -1, 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"samples": 1}, "samples must be 2 or more, not 1"),
+        ({"strengths": (-2, 0, 2)}, "strengths must hold -1, 0 and 1"),
+    ],
+)
 def test_bad_input_is_refused(model, options, words):
     with pytest.raises(ValueError, match=words):
         score_sliders(model, random_space(model), **options)
@@ -117,6 +145,12 @@ def test_bad_input_is_refused(model, options, words):
 def test_the_classifier_reads_renders_of_any_size():
     _, after, people = edit_pairs(12, "glasses", "glasses", size=128)
     scores = score_factors(images(after))
-    assert all(s.shape == (12, len(FACTORS[f])) and torch.allclose(s.sum(1), torch.ones(12)) for f, s in scores.items())
-    right = [FACTORS["style"][i] == p["style"] for i, p in zip(scores["style"].argmax(1).tolist(), people, strict=True)]
+    assert all(
+        s.shape == (12, len(FACTORS[f])) and torch.allclose(s.sum(1), torch.ones(12))
+        for f, s in scores.items()
+    )
+    right = [
+        FACTORS["style"][i] == p["style"]
+        for i, p in zip(scores["style"].argmax(1).tolist(), people, strict=True)
+    ]
     assert np.mean(right) > 0.9

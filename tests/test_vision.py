@@ -32,8 +32,12 @@ def assert_sees(ours, theirs):
         with torch.no_grad():
             expected = theirs(image)
         found = ours(x)
-        assert_close(found, expected, rtol=0, atol=2e-2 * expected.abs().max().item())  # Pillow rounds to 1/255
-        (found * torch.linspace(0, 1, found.shape[1])).sum().backward()  # a last layer norm makes the plain sum constant
+        assert_close(
+            found, expected, rtol=0, atol=2e-2 * expected.abs().max().item()
+        )  # Pillow rounds to 1/255
+        (
+            found * torch.linspace(0, 1, found.shape[1])
+        ).sum().backward()  # a last layer norm makes the plain sum constant
         assert x.grad.isfinite().all() and (x.grad != 0).any()
 
 
@@ -46,15 +50,22 @@ def dino(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("dinov2")
     torch.manual_seed(0)
-    Dinov2Model(Dinov2Config(image_size=56, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(folder)
-    BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}).save_pretrained(folder)
+    Dinov2Model(
+        Dinov2Config(image_size=56, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    ).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}
+    ).save_pretrained(folder)
     return folder
 
 
 def test_dinov2_sees_what_transformers_shows_it(dino):
     from transformers import AutoImageProcessor, AutoModel
 
-    net, processor = AutoModel.from_pretrained(dino).eval(), AutoImageProcessor.from_pretrained(dino)
+    net, processor = (
+        AutoModel.from_pretrained(dino).eval(),
+        AutoImageProcessor.from_pretrained(dino),
+    )
     ours = encoder(f"transformers:{dino}")
     assert ours.name == f"transformers:{dino}"
 
@@ -70,8 +81,11 @@ def test_dinov2_sees_what_transformers_shows_it(dino):
 
 def test_weights_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for spec, cure in ((f"transformers:{tmp_path}", "hf download"), ("timm:vit_tiny_patch16_224", "timm:name:file"),
-                       ("timm:vit_tiny_patch16_224:none.safetensors", "give a .safetensors file")):
+    for spec, cure in (
+        (f"transformers:{tmp_path}", "hf download"),
+        ("timm:vit_tiny_patch16_224", "timm:name:file"),
+        ("timm:vit_tiny_patch16_224:none.safetensors", "give a .safetensors file"),
+    ):
         with pytest.raises(ValueError, match=f"weights of .* could not be loaded .*{cure}"):
             encoder(spec)
     with pytest.raises(ValueError, match="timm knows no model 'vit_of_the_future'"):
@@ -90,7 +104,9 @@ def test_timm_models_see_what_timm_shows_them(name, tmp_path):
     torch.manual_seed(0)
     net = timm.create_model(name, num_classes=0).eval()
     save_file(timm.create_model(name).state_dict() | net.state_dict(), tmp_path / "net.safetensors")
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(net), is_training=False
+    )
     ours = encoder(f"timm:{name}:{tmp_path / 'net.safetensors'}")
     assert_sees(ours, lambda image: net(transform(image)[None]))
 
@@ -124,7 +140,12 @@ def test_facenet_sees_what_facenet_pytorch_shows_it(face_weights):
     net.load_state_dict(torch.load(face_weights, weights_only=True))
     x = tensor(picture(160))
     with torch.no_grad():
-        assert_close(encoder(f"facenet:{face_weights}")(x), net(fixed_image_standardization(x * 255)), rtol=1e-4, atol=1e-4)
+        assert_close(
+            encoder(f"facenet:{face_weights}")(x),
+            net(fixed_image_standardization(x * 255)),
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 def test_faces_are_cut_out_with_gradients(face_weights):
@@ -147,7 +168,10 @@ def test_inception_sees_what_torchvision_shows_it(tmp_path):
     torch.save(net.state_dict(), tmp_path / "net.pth")
     pooled = {}
     net.avgpool.register_forward_hook(lambda module, given, out: pooled.update(out=out.flatten(1)))
-    transform, ours = Inception_V3_Weights.DEFAULT.transforms(), encoder(f"inception:{tmp_path / 'net.pth'}")
+    transform, ours = (
+        Inception_V3_Weights.DEFAULT.transforms(),
+        encoder(f"inception:{tmp_path / 'net.pth'}"),
+    )
 
     def theirs(image):
         net(transform(image)[None])
@@ -181,7 +205,9 @@ def fid_weights(tmp_path_factory):
 def test_the_network_of_fid_sees_what_torch_fidelity_shows_it(fid_weights):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=fid_weights)
+    net = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=fid_weights
+    )
     ours = encoder(f"inception-fid:{fid_weights}")
     for image in (picture(96), wide()):
         found = ours(tensor(image))
@@ -194,11 +220,17 @@ def test_the_network_of_fid_sees_what_torch_fidelity_shows_it(fid_weights):
 
 
 def test_weights_of_fid_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
-    def offline(*args, **options): raise URLError("no network")
+    def offline(*args, **options):
+        raise URLError("no network")
 
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline
+    )
     for spec in ("inception-fid", f"inception-fid:{tmp_path / 'none.pth'}"):
-        with pytest.raises(ValueError, match="weights of 'inception-fid.* could not be loaded .*'inception-fid:file.pth'"):
+        with pytest.raises(
+            ValueError,
+            match="weights of 'inception-fid.* could not be loaded .*'inception-fid:file.pth'",
+        ):
             encoder(spec)
 
 
@@ -242,11 +274,14 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_dreamsim_says_what_it_needs(cache, monkeypatch):
-    def offline(*args, **options): raise URLError("no network")
+    def offline(*args, **options):
+        raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     pytest.importorskip("dreamsim")
-    with pytest.raises(ValueError, match="weights of 'dreamsim' could not be loaded .*no network.*run it once"):
+    with pytest.raises(
+        ValueError, match="weights of 'dreamsim' could not be loaded .*no network.*run it once"
+    ):
         encoder("dreamsim")
     monkeypatch.setitem(sys.modules, "dreamsim", None)
     with pytest.raises(ImportError, match=r'pip install "sliderspace\[dreamsim\]"'):
@@ -254,7 +289,10 @@ def test_dreamsim_says_what_it_needs(cache, monkeypatch):
 
 
 def test_dreamsim_sees_whole_images_from_one_folder(cache, monkeypatch):
-    folders, whole = [], torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    folders, whole = (
+        [],
+        torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+    )
 
     def load_it(pretrained, device, cache_dir):
         folders.append(cache_dir)
@@ -288,13 +326,24 @@ def test_images_are_cut_padded_or_stretched():
 
 
 @pytest.mark.net
-@pytest.mark.parametrize("spec", ["dinov2", "timm:vit_small_patch14_dinov2.lvd142m", "facenet", "inception",
-                                  "ViT-B-32:laion2b_s34b_b79k"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "dinov2",
+        "timm:vit_small_patch14_dinov2.lvd142m",
+        "facenet",
+        "inception",
+        "ViT-B-32:laion2b_s34b_b79k",
+    ],
+)
 def test_published_weights_tell_pictures_apart(spec):
     a, b = tensor(picture(224)), tensor(picture(224, seed=1))
     ours = encoder(spec)
     with torch.no_grad():
-        same, other = torch.cosine_similarity(ours(a), ours(a * 0.95)), torch.cosine_similarity(ours(a), ours(b))
+        same, other = (
+            torch.cosine_similarity(ours(a), ours(a * 0.95)),
+            torch.cosine_similarity(ours(a), ours(b)),
+        )
     assert same > 0.8 and same > other
 
 
@@ -310,7 +359,9 @@ def test_efficientnet_lite0_is_the_packages_tenth_block():
     net._blocks[10].register_forward_hook(lambda module, args, output: kept.append(output))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     got = encoder("efficientnet-lite0")(x)
-    net.extract_features(torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1)
+    net.extract_features(
+        torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1
+    )
     expected = torch.nn.functional.adaptive_avg_pool2d(kept[0], 2).flatten(1)
     assert_close(got, expected)
     assert got.shape == (2, 448) and torch.autograd.grad(got.sum(), x)[0].abs().sum() > 0

@@ -24,14 +24,26 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
     found = discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
     assert shown.says.value == "samples: 2 of 2" and shown.bar.value == shown.bar.max == 2
     assert size(shown.plot)[0] > 100 and size(shown.pictures)[0] > 8 * tiny.image_size[1]
-    assert torch.equal(found.vectors, discover(tiny, PROMPT, samples=40, progress=quiet, **FEW).vectors)
+    assert torch.equal(
+        found.vectors, discover(tiny, PROMPT, samples=40, progress=quiet, **FEW).vectors
+    )
 
-    options = dict(encoder=latents(), updates=3, start_rows=8, held_rows=4, calibrated=False, targets="keys-values")
+    options = dict(
+        encoder=latents(),
+        updates=3,
+        start_rows=8,
+        held_rows=4,
+        calibrated=False,
+        targets="keys-values",
+    )
     space = train(tiny, found, 3, progress=shown, **options)
     alone = train(tiny, found, 3, progress=quiet, **options)
     assert all(torch.equal(space.up[n], alone.up[n]) for n in space.up)
     width, height = tiny.image_size[::-1]
-    assert size(shown.pictures) == (3 * (width + 2) + 2, 2 * (height + 2) + 2)  # two sliders at -1, 0 and 1
+    assert size(shown.pictures) == (
+        3 * (width + 2) + 2,
+        2 * (height + 2) + 2,
+    )  # two sliders at -1, 0 and 1
     assert shown.says.value == "training: 3 of 3"
 
 

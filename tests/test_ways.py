@@ -19,11 +19,26 @@ from sliderspace.sliders.mixing import sparse_mixes
 from sliderspace.figures import png
 from sliderspace.sampling.generate import pictures, sample, start_noise
 from sliderspace.evaluation.image_metrics import (
-    Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, precision_recall, text_alignment, vendi_score,
+    Interval,
+    cmmd,
+    distance_of_pairs,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    text_alignment,
+    vendi_score,
 )
 from sliderspace.sampling.prompts import read_pictures
 from sliderspace.evaluation.comparison import (
-    Comparison, Way, compare_ways, features_of_way, plain, plot_ways, reference_features, reworded, with_mixes,
+    Comparison,
+    Way,
+    compare_ways,
+    features_of_way,
+    plain,
+    plot_ways,
+    reference_features,
+    reworded,
+    with_mixes,
 )
 
 STEPS = dict(steps=2, guidance=2.0)
@@ -68,8 +83,13 @@ def student():
 @pytest.fixture
 def red():
     """An eye that sees nothing but redness, and knows the words for it."""
-    def encode(x): return torch.stack([x[:, 0].mean((1, 2)), x[:, 1:].mean((1, 2, 3))], 1)
-    def text(texts): return torch.tensor([[1.0, 0.0] if "red" in t else [0.0, 1.0] for t in texts])
+
+    def encode(x):
+        return torch.stack([x[:, 0].mean((1, 2)), x[:, 1:].mean((1, 2, 3))], 1)
+
+    def text(texts):
+        return torch.tensor([[1.0, 0.0] if "red" in t else [0.0, 1.0] for t in texts])
+
     return Encoder("red", encode, text=text)
 
 
@@ -78,7 +98,9 @@ def red():
 
 def test_the_plain_way_is_the_sampler(student):
     got = plain(student).draw([PROMPT], [3, 0, 11], 5)
-    assert got.shape == (3, 3, 64, 64) and torch.equal(got, pictures(student, PROMPT, [3, 0, 11], seed=5))
+    assert got.shape == (3, 3, 64, 64) and torch.equal(
+        got, pictures(student, PROMPT, [3, 0, 11], seed=5)
+    )
 
 
 def test_steps_guidance_and_prompts_are_handed_on(tiny):
@@ -93,7 +115,9 @@ def test_all_ways_begin_with_the_same_noise(tiny):
     base = plain(tiny, **STEPS).draw([PROMPT], [4, 1], 7)
     still = with_mixes(tiny, random_space(tiny), "still", zeros, **STEPS)
     same = reworded(tiny, {PROMPT: [PROMPT]}, **STEPS)
-    assert torch.equal(still.draw([PROMPT], [4, 1], 7), base) and torch.equal(same.draw([PROMPT], [4, 1], 7), base)
+    assert torch.equal(still.draw([PROMPT], [4, 1], 7), base) and torch.equal(
+        same.draw([PROMPT], [4, 1], 7), base
+    )
     itself = plain(tiny.led_by(tiny, guidance=2.0), **STEPS)
     assert_close(itself.draw([PROMPT], [4, 1], 7), base, rtol=0, atol=1e-5)
     for way in (still, same, itself):
@@ -110,7 +134,10 @@ def test_mixes_are_drawn_by_number(tiny):
 
 def test_batches_of_a_way_make_no_difference(tiny):
     space = random_space(tiny)
-    mixed, other = partial(with_mixes, tiny, space, "mixed", ones), partial(reworded, tiny, {PROMPT: ["a"]})
+    mixed, other = (
+        partial(with_mixes, tiny, space, "mixed", ones),
+        partial(reworded, tiny, {PROMPT: ["a"]}),
+    )
     for make_way in (partial(plain, tiny), mixed, other):
         whole, parts = (make_way(batch=b, **STEPS).draw([PROMPT], range(5), 0) for b in (64, 2))
         assert_close(parts, whole, rtol=0, atol=1e-4)
@@ -145,8 +172,10 @@ def test_other_words_take_turns(tiny, monkeypatch):
 
 def test_words_that_are_missing_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(ways, "sample", never)
-    for variations, message in (({PROMPT: []}, f"variations of '{PROMPT}' must be one text or more"),
-                                ({PROMPT: ["a", " "]}, "prompt must be a non-empty text, not ' '")):
+    for variations, message in (
+        ({PROMPT: []}, f"variations of '{PROMPT}' must be one text or more"),
+        ({PROMPT: ["a", " "]}, "prompt must be a non-empty text, not ' '"),
+    ):
         with pytest.raises(ValueError, match=message):
             reworded(tiny, variations)
     with pytest.raises(ValueError, match="variations lack the prompt 'hat'"):
@@ -161,7 +190,9 @@ def two(request, tmp_path_factory):
     """Two models of a family with other weights, noise, and what each makes of it at every step."""
     folder = tmp_path_factory.mktemp("families") / request.param
     make(request.param, folder)
-    one, other = (load(folder, device="cpu", steps=3, guidance=2.0, size=(16, 16)) for _ in range(2))
+    one, other = (
+        load(folder, device="cpu", steps=3, guidance=2.0, size=(16, 16)) for _ in range(2)
+    )
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in other.denoiser.parameters():
@@ -235,7 +266,9 @@ def test_the_bundled_student_is_led_by_its_teacher(student, model):
     led, noise = student.led_by(model, guidance=3.0), start_noise(student, 0, [0, 1])
     kept = []
     sample(led, [PROMPT, "hat"], noise, on_step=kept.append)
-    theirs = model.predict(noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].signal, kept[0].noise))[1]
+    theirs = model.predict(
+        noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].signal, kept[0].noise)
+    )[1]
     assert_close(kept[0].x0, theirs, rtol=0, atol=1e-4)
     got = plain(led).draw([PROMPT, "hat"], [0, 1], 0)
     assert_close(got, student.decode(kept[-1].next), rtol=0, atol=1e-4)
@@ -267,7 +300,9 @@ def kept(folder):
 
 def test_features_are_of_every_image_in_order():
     way = Counted()
-    features, first = features_of_way(way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet)
+    features, first = features_of_way(
+        way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet
+    )
     assert way.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images = Counted().made(["a"], range(10), 2)
     for eye in (pixels(4), pixels(2)):
@@ -284,7 +319,9 @@ def test_a_prompt_is_not_a_list_of_letters():
 @pytest.mark.parametrize("name", ["images", "a/b: <c>", "größer"])
 def test_an_encoder_may_have_any_name(tmp_path, name):
     for _ in range(2):
-        got = features_of_way(Counted(), ["a"], 6, [looks(name, average)], folder=tmp_path, progress=quiet)[0]
+        got = features_of_way(
+            Counted(), ["a"], 6, [looks(name, average)], folder=tmp_path, progress=quiet
+        )[0]
         assert_close(got[name], average(Counted().made(["a"], range(6), 0)))
 
 
@@ -295,7 +332,9 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
                 raise KeyboardInterrupt
             return super().made(prompts, numbers, seed)
 
-    run = partial(features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(
+        features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
+    )
     stopped, going = Killed(), Counted()
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
@@ -307,13 +346,17 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
 
 
 def test_a_shard_that_is_gone_is_made_again(tmp_path):
-    run = partial(features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(
+        features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
+    )
     whole = run(Counted())
     kept(tmp_path)[1].unlink()
     way = Counted()
     again = run(way)
     assert way.asked == [[4, 5, 6, 7]]
-    assert torch.equal(again[0]["pixels-4"], whole[0]["pixels-4"]) and torch.equal(again[1], whole[1])
+    assert torch.equal(again[0]["pixels-4"], whole[0]["pixels-4"]) and torch.equal(
+        again[1], whole[1]
+    )
     run(Counted(), images=6)
     run(way, images=12)
     assert way.asked[1:] == [[8, 9, 10, 11]]  # what is there is kept when more are wanted
@@ -328,11 +371,18 @@ def test_a_damaged_shard_is_named(tmp_path):
         run()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
 def test_a_file_that_was_not_finished_is_not_read(tmp_path, monkeypatch, error):
-    run = partial(features_of_way, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
+    run = partial(
+        features_of_way, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet
+    )
     with monkeypatch.context() as patch:
-        def full(number): raise error
+
+        def full(number):
+            raise error
+
         patch.setattr("sliderspace.files.os.fsync", full)
         with pytest.raises((ValueError, KeyboardInterrupt)):
             run(Counted())
@@ -363,7 +413,9 @@ OTHERS = {  # what differs between two runs into one folder
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_what_is_kept_is_not_taken_for_another(tmp_path, what):
-    options = dict(way=Counted(), prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet)
+    options = dict(
+        way=Counted(), prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet
+    )
     features_of_way(**options)
     other = options | {"way": Counted()} | OTHERS[what]
     expected = features_of_way(**other | {"folder": None})[0]
@@ -388,12 +440,17 @@ CARDS = {  # what differs -> two ways of a model and a space, which make other i
     "words": lambda m, s: (reworded(m, {"a": ["b"]}), reworded(m, {"a": ["c"]})),
     "a leader": lambda m, s: (plain(m), plain(m.led_by(m))),
     "steps of a leader": lambda m, s: (plain(m.led_by(m)), plain(m.led_by(m, 2))),
-    "guidance of a leader": lambda m, s: (plain(m.led_by(m)), plain(m.led_by(replace(m, guidance=3.0)))),
+    "guidance of a leader": lambda m, s: (
+        plain(m.led_by(m)),
+        plain(m.led_by(replace(m, guidance=3.0))),
+    ),
     "sliders": lambda m, s: (with_ones(m, s), with_ones(m, random_space(m, seed=1))),
     "mixes": lambda m, s: (with_ones(m, s, key="a"), with_ones(m, s, key="b")),
     "the start of sliders": lambda m, s: (with_ones(m, s), with_ones(m, s, start=0.5)),
     "where sliders were trained": lambda m, s: (
-        with_ones(m, s), with_ones(m, replace(s, card=s.card | {"acts_from": 0.5}))),
+        with_ones(m, s),
+        with_ones(m, replace(s, card=s.card | {"acts_from": 0.5})),
+    ),
     "usable ranges": lambda m, s: (in_range(m, s), in_range(m, replace(s, ranges=s.ranges / 10))),
 }
 
@@ -414,27 +471,49 @@ def test_the_usable_range_of_every_slider_counts(student):
 
 def test_equal_ways_have_equal_cards(student):
     space = random_space(student)
-    for make_way in (partial(plain, student), partial(with_mixes, student, space, key="a", mixes=ones),
-                     partial(reworded, student, {"a": ["b"]})):
-        assert make_way(name="one").card == make_way(name="two", batch=3).card  # whatever they are called
+    for make_way in (
+        partial(plain, student),
+        partial(with_mixes, student, space, key="a", mixes=ones),
+        partial(reworded, student, {"a": ["b"]}),
+    ):
+        assert (
+            make_way(name="one").card == make_way(name="two", batch=3).card
+        )  # whatever they are called
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 FEW = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BAD = {
-    "two ways of one name": (dict(ways=[Counted(), Counted()]), "ways must have different names, not"),
+    "two ways of one name": (
+        dict(ways=[Counted(), Counted()]),
+        "ways must have different names, not",
+    ),
     "no way": (dict(ways=[]), "ways must have different names"),
-    "an encoder of latents": (dict(encoders=[latents()]), "encoders must look at images, .*'latents' looks at latents"),
-    "an encoder of latents among others": (dict(encoders=[pixels(4), latents()]), "'latents' looks at latents"),
-    "two encoders of one name": (dict(encoders=[looks("a", average), looks("a", lambda x: -average(x))]),
-                                 "encoders must have different names"),
+    "an encoder of latents": (
+        dict(encoders=[latents()]),
+        "encoders must look at images, .*'latents' looks at latents",
+    ),
+    "an encoder of latents among others": (
+        dict(encoders=[pixels(4), latents()]),
+        "'latents' looks at latents",
+    ),
+    "two encoders of one name": (
+        dict(encoders=[looks("a", average), looks("a", lambda x: -average(x))]),
+        "encoders must have different names",
+    ),
     "a single image": (dict(images=1), "images must be 2 or more, not 1"),
     "an empty prompt": (dict(prompts=["a", " "]), "prompt must be a non-empty text, not ' '"),
     "no prompt": (dict(prompts=[]), "prompt"),
     "an unknown encoder": (dict(encoders=["ViT-B-31"]), "open_clip knows no model 'ViT-B-31'"),
-    "no encoder of another model": (dict(encoders=[None]), "encoder=None is only for the bundled model"),
-    "too few images for a reference": (dict(images=3, reference=Counted("reference")), "images must be"),
+    "no encoder of another model": (
+        dict(encoders=[None]),
+        "encoder=None is only for the bundled model",
+    ),
+    "too few images for a reference": (
+        dict(images=3, reference=Counted("reference")),
+        "images must be",
+    ),
     "a reference of too few images": (dict(reference=FEW), "reference must"),
     "a reference that is nothing": (dict(reference="pictures/"), "reference must"),
 }
@@ -444,10 +523,14 @@ BAD = {
 def test_bad_input_is_refused_before_any_image(what, monkeypatch):
     options, message = BAD[what]
     monkeypatch.setattr(Counted, "made", never)
-    options = dict(ways=[Counted()], prompts=["a"], images=8, encoders=EYES, progress=quiet) | options
+    options = (
+        dict(ways=[Counted()], prompts=["a"], images=8, encoders=EYES, progress=quiet) | options
+    )
     if "reference" in options and isinstance(options["reference"], Way):
         options["reference"] = Counted("reference")
-    options["ways"] = [Counted(w.name) for w in options["ways"]]  # made anew, so that they are the patched ones
+    options["ways"] = [
+        Counted(w.name) for w in options["ways"]
+    ]  # made anew, so that they are the patched ones
     with pytest.raises(ValueError, match=message):
         compare_ways(**options)
 
@@ -464,23 +547,31 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_image(tmp_path, m
 
 def test_figures_are_those_of_sets(red):
     reference, prompts = Counted("reference", scale=0.5), ["red", "blue"]
-    found = compare_ways([Counted("a"), Counted("b", scale=0.9)], prompts, 12, [red], reference, progress=quiet)
+    found = compare_ways(
+        [Counted("a"), Counted("b", scale=0.9)], prompts, 12, [red], reference, progress=quiet
+    )
     assert list(found.rows) == ["a", "b"] and found.images == 12
     x, groups = red(0.9 * Counted().made(prompts, range(12), 0)), torch.arange(12) % 2
     y, words = red(0.5 * Counted().made(prompts, range(12), 0)), red.text(prompts)[groups]
     vendi = sum(vendi_score(x[groups == g]) for g in (0, 1)) / 2
     precision, recall = precision_recall(x, y)
     expected = {
-        "distance of pairs (red)": distance_of_pairs(x, groups, "cosine"), "Vendi score (red)": vendi,
-        "text alignment (red)": text_alignment(x, words), "Frechet distance (red)": frechet_distance(x, y),
-        "kernel distance (red)": kernel_distance(x, y)[0], "MMD (red)": cmmd(x, y), "precision (red)": precision,
+        "distance of pairs (red)": distance_of_pairs(x, groups, "cosine"),
+        "Vendi score (red)": vendi,
+        "text alignment (red)": text_alignment(x, words),
+        "Frechet distance (red)": frechet_distance(x, y),
+        "kernel distance (red)": kernel_distance(x, y)[0],
+        "MMD (red)": cmmd(x, y),
+        "precision (red)": precision,
         "recall (red)": recall,
     }
     assert found["b"].keys() == expected.keys()
     for name, figure in expected.items():
         got = found["b"][name]
         assert type(got) is type(figure)
-        assert getattr(got, "value", got) == pytest.approx(getattr(figure, "value", figure), rel=1e-4, abs=1e-6), name
+        assert getattr(got, "value", got) == pytest.approx(
+            getattr(figure, "value", figure), rel=1e-4, abs=1e-6
+        ), name
 
 
 def test_a_way_is_no_distance_from_itself():
@@ -503,9 +594,14 @@ def test_references_are_ways_tensors_or_pictures(tmp_path):
     assert_close(features["pixels-4"], reference_features(images / 255, EYES)["pixels-4"])
     x = pixels(4)(Counted().made(["a"], range(8), 0))
     read = read_pictures(tmp_path, "a")
-    for reference, y in ((read, reference_features(read, EYES)["pixels-4"]), (images / 255, features["pixels-4"]),
-                         (Counted("reference"), x)):
-        found = compare_ways([Counted()], "a", 8, EYES, reference, progress=quiet)["way"]["MMD (pixels-4)"]
+    for reference, y in (
+        (read, reference_features(read, EYES)["pixels-4"]),
+        (images / 255, features["pixels-4"]),
+        (Counted("reference"), x),
+    ):
+        found = compare_ways([Counted()], "a", 8, EYES, reference, progress=quiet)["way"][
+            "MMD (pixels-4)"
+        ]
         assert found == pytest.approx(cmmd(x, y), rel=1e-4, abs=1e-9)
 
 
@@ -534,8 +630,14 @@ def test_images_of_a_reference_are_looked_at_once(tmp_path):
         return pixels(4)(x)
 
     encoders = [looks("eye", eye)]
-    run = partial(compare_ways, [Counted()], images=8, encoders=encoders, folder=tmp_path, progress=quiet)
-    for prompt, new in (("a", [4, 2, 4, 4]), ("a", []), ("b", [4, 4])):  # the reference is of no prompt
+    run = partial(
+        compare_ways, [Counted()], images=8, encoders=encoders, folder=tmp_path, progress=quiet
+    )
+    for prompt, new in (
+        ("a", [4, 2, 4, 4]),
+        ("a", []),
+        ("b", [4, 4]),
+    ):  # the reference is of no prompt
         seen.clear()
         run(prompts=prompt, reference=images)
         assert seen == new
@@ -549,9 +651,13 @@ def test_the_bundled_encoder_sees_the_bundled_models_ways(student):
     eye = encoder(None, student)
     x = eye(plain(student).draw([PROMPT], range(8), 0))
     expected = distance_of_pairs(x, metric="cosine")
-    assert found["unchanged"]["distance of pairs (portraits-clip)"].value == pytest.approx(expected.value, rel=1e-4)
+    assert found["unchanged"]["distance of pairs (portraits-clip)"].value == pytest.approx(
+        expected.value, rel=1e-4
+    )
     expected = text_alignment(x, eye.text([PROMPT]).expand(8, -1))
-    assert found["unchanged"]["text alignment (portraits-clip)"].value == pytest.approx(expected.value, rel=1e-4)
+    assert found["unchanged"]["text alignment (portraits-clip)"].value == pytest.approx(
+        expected.value, rel=1e-4
+    )
     assert found["mixed"] != found["unchanged"] and found.pictures["mixed"].shape == (2, 3, 64, 64)
 
 
@@ -562,24 +668,37 @@ EVIL = '<script>alert(1)</script>&"'
 
 @pytest.fixture
 def compared():
-    rows = {EVIL: {"far (a)": Interval(1.23456, 1.0, 2.0), "<b>": 0.5}, "$x_1": {"far (a)": Interval(3.0, 2.5, 3.5)}}
+    rows = {
+        EVIL: {"far (a)": Interval(1.23456, 1.0, 2.0), "<b>": 0.5},
+        "$x_1": {"far (a)": Interval(3.0, 2.5, 3.5)},
+    }
     return Comparison(rows, {}, 12, ["a", "b"])
 
 
 def test_the_table_has_a_row_a_way_and_a_column_a_figure(compared):
-    assert compared.table() == [["", "far (a)", "<b>"], [EVIL, "1.235 [1, 2]", "0.5"], ["$x_1", "3 [2.5, 3.5]", ""]]
+    assert compared.table() == [
+        ["", "far (a)", "<b>"],
+        [EVIL, "1.235 [1, 2]", "0.5"],
+        ["$x_1", "3 [2.5, 3.5]", ""],
+    ]
     assert repr(compared) == f"Comparison({EVIL}, $x_1: 12 images each)"
 
 
 def test_names_in_the_table_are_text(compared):
     class Text(HTMLParser):
         tags, data = [], []
-        def handle_starttag(self, tag, attributes): self.tags.append((tag, attributes))
-        def handle_data(self, text): self.data.append(text)
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.append((tag, attributes))
+
+        def handle_data(self, text):
+            self.data.append(text)
 
     page = Text()
     page.feed(compared._repr_html_())
-    assert {tag for tag, _ in page.tags} == {"p", "table", "tr", "th", "td"} and not any(a for _, a in page.tags)
+    assert {tag for tag, _ in page.tags} == {"p", "table", "tr", "th", "td"} and not any(
+        a for _, a in page.tags
+    )
     assert EVIL in "".join(page.data) and "<b>" in "".join(page.data)
     assert len([tag for tag, _ in page.tags if tag == "td"]) == 2 * 3
 
@@ -608,20 +727,35 @@ def test_few_images_of_many_prompts_can_be_drawn(red):
 
 
 def test_what_came_back_is_a_share_of_what_was_lost():
-    values = {"unchanged": 0.2, "the other model": 0.6, "mixed": 0.5, "none": 0.2, "all": 0.6, "worse": 0.1,
-              "more": 0.8}
+    values = {
+        "unchanged": 0.2,
+        "the other model": 0.6,
+        "mixed": 0.5,
+        "none": 0.2,
+        "all": 0.6,
+        "worse": 0.1,
+        "more": 0.8,
+    }
     rows = {way: {"far": Interval(v, 0, 1), "plain": v} for way, v in values.items()}
     for measure in ("far", "plain"):
         found = returned(Comparison(rows, {}, 9, ["a"]), measure)
-        assert found == pytest.approx({"mixed": 0.75, "none": 0, "all": 1, "worse": -0.25, "more": 1.5})
-    falls = Comparison({way: {"near": 1 - v} for way, v in values.items()}, {}, 9, ["a"])  # of what should be small
+        assert found == pytest.approx(
+            {"mixed": 0.75, "none": 0, "all": 1, "worse": -0.25, "more": 1.5}
+        )
+    falls = Comparison(
+        {way: {"near": 1 - v} for way, v in values.items()}, {}, 9, ["a"]
+    )  # of what should be small
     assert returned(falls, "near")["mixed"] == pytest.approx(0.75)
     assert returned(falls, "near", "none", "all")["unchanged"] == pytest.approx(0)
 
 
 def test_where_nothing_was_lost_nothing_comes_back():
-    same = Comparison({way: {"far": 0.5} for way in ("unchanged", "the other model", "mixed")}, {}, 9, ["a"])
-    with pytest.raises(ValueError, match="'unchanged' and 'the other model' have the same far: nothing was lost"):
+    same = Comparison(
+        {way: {"far": 0.5} for way in ("unchanged", "the other model", "mixed")}, {}, 9, ["a"]
+    )
+    with pytest.raises(
+        ValueError, match="'unchanged' and 'the other model' have the same far: nothing was lost"
+    ):
         returned(same, "far")
     for options in (("near",), ("far", "nobody"), ("far", "unchanged", "nobody")):
         with pytest.raises(KeyError):
@@ -631,8 +765,19 @@ def test_where_nothing_was_lost_nothing_comes_back():
 def test_rivals_are_the_model_the_other_its_first_step_and_guidances(tiny, tiny_of):
     other = tiny_of("epsilon", 1)
     found = rivals(tiny, other, (2.0, 4.0), steps=2)
-    assert [w.name for w in found] == ["unchanged", "the other model", "its first step", "guidance 2", "guidance 4"]
-    expected = [plain(tiny, steps=2), plain(other), plain(tiny.led_by(other), steps=2),
-                plain(tiny, steps=2, guidance=2.0), plain(tiny, steps=2, guidance=4.0)]
+    assert [w.name for w in found] == [
+        "unchanged",
+        "the other model",
+        "its first step",
+        "guidance 2",
+        "guidance 4",
+    ]
+    expected = [
+        plain(tiny, steps=2),
+        plain(other),
+        plain(tiny.led_by(other), steps=2),
+        plain(tiny, steps=2, guidance=2.0),
+        plain(tiny, steps=2, guidance=4.0),
+    ]
     for way, same in zip(found[1:], expected[1:]):
         assert torch.equal(way.draw([PROMPT], [0], 0), same.draw([PROMPT], [0], 0))

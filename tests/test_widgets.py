@@ -110,7 +110,9 @@ def test_the_latest_of_many_moves_wins(shown, runs):
 
 
 @pytest.mark.parametrize("patience, steps", [(0, 1), (60, STEPS)])
-def test_an_unwanted_picture_is_given_up_unless_it_is_nearly_there(shown, runs, monkeypatch, patience, steps):
+def test_an_unwanted_picture_is_given_up_unless_it_is_nearly_there(
+    shown, runs, monkeypatch, patience, steps
+):
     monkeypatch.setattr(painting, "PATIENCE", patience)
     begun, go_on, sample = threading.Event(), threading.Event(), painting.sample
 
@@ -221,7 +223,9 @@ def test_close_stops_the_thread(model, space, runs):
 
 def test_boards_on_one_model_do_not_mix(model):
     spaces = [random_space(model, ["glasses", "hair"], seed=seed) for seed in (0, 1)]
-    boards = [board(model, spaces[i], steps=STEPS) for i in (0, 1, 0)]  # two of one space, one of another
+    boards = [
+        board(model, spaces[i], steps=STEPS) for i in (0, 1, 0)
+    ]  # two of one space, one of another
     mixes = [{"glasses": 1.5}, {"glasses": 1.5}, {"hair": -1.5}]
     for shown, mix in zip(boards, mixes, strict=True):
         shown.mix = mix
@@ -292,7 +296,9 @@ def test_several_pictures_side_by_side(model, space):
         each = [to_pil_image(x) for x in pictures(model, PROMPT, 3, 4, STEPS)]
     row = torch.cat([pil_to_tensor(x) for x in each], 2)
     zoom = 256 // each[0].width
-    assert torch.equal(pixels(shown.image.value), row.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2))
+    assert torch.equal(
+        pixels(shown.image.value), row.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    )
     shown.close()
 
 
@@ -307,7 +313,10 @@ def test_steps_and_guidance_and_the_end_of_the_window_count(model, space, shown)
     assert len(seen) == 4
     with space.on(model, {"glasses": 2.0}, 0.0, 0.5):
         last = to_pil_image(pictures(model, PROMPT, 1, 0, 5, 3.0)[0])
-    assert torch.equal(pixels(shown.image.value)[:, ::256 // last.width, ::256 // last.width], pil_to_tensor(last))
+    assert torch.equal(
+        pixels(shown.image.value)[:, :: 256 // last.width, :: 256 // last.width],
+        pil_to_tensor(last),
+    )
 
 
 def test_undo_goes_back_through_pictures_that_were_seen(shown):
@@ -342,7 +351,10 @@ def test_a_preset_brings_everything_back(model, space, tmp_path):
     shown.seed.value, shown.window.value, shown.name.value = 3, (0.25, 1.0), "mine"
     picture, here = moved(shown, {"glasses": -1.2}), shown.position
     path = shown.save()
-    assert json.loads(path.read_text())["mix"] == {"glasses": -1.2} and shown.presets.options == ("", "mine")
+    assert json.loads(path.read_text())["mix"] == {"glasses": -1.2} and shown.presets.options == (
+        "",
+        "mine",
+    )
     shown.close()
     again = board(model, space, steps=1, thumbnails=False, folder=tmp_path / "kept")
     again.presets.value = "mine"
@@ -376,13 +388,18 @@ def test_the_mix_as_a_lora_and_as_code(model, space, tmp_path):
     shown = board(model, space, steps=STEPS, thumbnails=False, folder=tmp_path)
     moved(shown, {"hair": 1.5})
     path = shown.save_lora()
-    assert load_file(path).keys() == load_file(space.export(tmp_path / "other", {"hair": 1.5})[0]).keys()
+    assert (
+        load_file(path).keys()
+        == load_file(space.export(tmp_path / "other", {"hair": 1.5})[0]).keys()
+    )
     made = {}
     code = shown.code.value.replace("images = ", "made['images'] = ")
     assert compile(code, "board", "exec") and code.startswith("with space.on(model, {'hair': 1.5}")
     with space.on(model, {"hair": 1.5}, start=0, stop=1):
         made["images"] = pictures(model, PROMPT, 1, seed=0, steps=STEPS, guidance=1)
-    assert torch.equal(pixels(shown.image.value)[:, ::4, ::4], pil_to_tensor(to_pil_image(made["images"][0])))
+    assert torch.equal(
+        pixels(shown.image.value)[:, ::4, ::4], pil_to_tensor(to_pil_image(made["images"][0]))
+    )
     shown.close()
 
 
@@ -394,9 +411,22 @@ def listed(shown):
 
 
 def test_rows_are_ordered_found_pinned_and_hidden(model):
-    rows = [dict(direction=i, alignment=a, effect=e) for i, a, e in ((2, 0.1, 3), (0, 0.3, 1), (1, 0.2, 2))]
-    shown = board(model, random_space(model, ["b", "c", "a"], card={"sliders": rows}), steps=1, thumbnails=False)
-    orders = {"singular value": ["c", "a", "b"], "alignment": ["c", "a", "b"], "effect": ["b", "a", "c"], "name": ["a", "b", "c"]}
+    rows = [
+        dict(direction=i, alignment=a, effect=e)
+        for i, a, e in ((2, 0.1, 3), (0, 0.3, 1), (1, 0.2, 2))
+    ]
+    shown = board(
+        model,
+        random_space(model, ["b", "c", "a"], card={"sliders": rows}),
+        steps=1,
+        thumbnails=False,
+    )
+    orders = {
+        "singular value": ["c", "a", "b"],
+        "alignment": ["c", "a", "b"],
+        "effect": ["b", "a", "c"],
+        "name": ["a", "b", "c"],
+    }
     for order, labels in orders.items():
         shown.order.value = order
         assert listed(shown) == labels
@@ -420,14 +450,20 @@ def test_names_and_notes_are_edited_and_kept_in_the_file(model, space, tmp_path)
     name.value = "<script>alert(1)</script>"
     note.value = "spectacles"
     again = SliderSpace.load(tmp_path / "a.safetensors", model)
-    assert again.labels == ["<script>alert(1)</script>", "hair"] and again.card["sliders"][0]["note"] == "spectacles"
+    assert (
+        again.labels == ["<script>alert(1)</script>", "hair"]
+        and again.card["sliders"][0]["note"] == "spectacles"
+    )
     assert shown.rows[0].slider.description == "<script>alert(1)</script>"
     assert not shown.rows[0].slider.description_allow_html
     shown.mix = {"<script>alert(1)</script>": 1.0}
     shown.find.value = "spectacles"
     assert listed(shown) == ["<script>alert(1)</script>"]
     name.value = "hair"
-    assert "another slider has the label 'hair'" in shown.status.value and shown.space.labels == again.labels
+    assert (
+        "another slider has the label 'hair'" in shown.status.value
+        and shown.space.labels == again.labels
+    )
     shown.close()
     reopened = board(model, again, steps=1, thumbnails=False)
     assert reopened.rows[0].note_text == "spectacles"
@@ -443,14 +479,18 @@ def test_ends_are_pictures_of_each_slider_alone(model, space):
         whole = to_pil_image(pictures(model, PROMPT, 1, 0, STEPS)[0])
     low, high = (pixels(picture.value).int() for picture in (shown.rows[1].low, shown.rows[1].high))
     expected_end = pixels(small(pil_to_tensor(whole) / 255, 72)).int()
-    assert (high - expected_end).abs().max() <= 2 < (low - expected_end).abs().max()  # made in one batch with others
+    assert (
+        (high - expected_end).abs().max() <= 2 < (low - expected_end).abs().max()
+    )  # made in one batch with others
     shown.close()
 
 
 def test_ends_come_from_a_report_without_sampling(model, space, runs):
     from sliderspace.evaluation.search import measure_asked
 
-    report = measure_asked(model, space, samples=2, reference=8, progress=quiet, strengths=(-2.0, -1.0, 0.0, 1.0, 2.0))
+    report = measure_asked(
+        model, space, samples=2, reference=8, progress=quiet, strengths=(-2.0, -1.0, 0.0, 1.0, 2.0)
+    )
     shown = board(model, report.space, steps=STEPS, report=report)
     thread = shown._newest.thread
     if thread is not None:
@@ -458,7 +498,9 @@ def test_ends_come_from_a_report_without_sampling(model, space, runs):
     assert all(row.low.value and row.high.value for row in shown.rows) and len(runs) == 1
     shown.close()
     with pytest.raises(ValueError, match="the report is of other sliders"):
-        board(model, random_space(model, ["glasses", "hair"], seed=9), report=report)  # the same names
+        board(
+            model, random_space(model, ["glasses", "hair"], seed=9), report=report
+        )  # the same names
 
 
 def test_new_names_leave_presets_thumbnails_and_code_with_their_sliders(model, space, tmp_path):
@@ -475,15 +517,25 @@ def test_new_names_leave_presets_thumbnails_and_code_with_their_sliders(model, s
     shown.load("kept")
     shown.wait(60)
     assert shown.image.value == picture and shown.mix == {"hair": 1.0}
-    assert "space.on(model, {0: 1.0}" in shown.code.value  # in the user's own space it has another name
+    assert (
+        "space.on(model, {0: 1.0}" in shown.code.value
+    )  # in the user's own space it has another name
     shown.close()
-    other = board(model, random_space(model, ["glasses", "hair"], seed=9), steps=1, thumbnails=False, folder=tmp_path)
+    other = board(
+        model,
+        random_space(model, ["glasses", "hair"], seed=9),
+        steps=1,
+        thumbnails=False,
+        folder=tmp_path,
+    )
     with pytest.raises(ValueError, match="of other sliders"):
         other.load("kept")
     other.close()
 
 
-@pytest.mark.parametrize("change", [{"window": [0.9, 0.1]}, {"window": [0.5]}, {"strengths": [float("nan"), 0]}])
+@pytest.mark.parametrize(
+    "change", [{"window": [0.9, 0.1]}, {"window": [0.5]}, {"strengths": [float("nan"), 0]}]
+)
 def test_a_half_good_preset_changes_nothing(shown, tmp_path, change):
     shown.folder = tmp_path
     path = shown.save()
@@ -554,7 +606,9 @@ def test_a_drag_is_a_few_pictures(shown, runs):
 
 def test_a_first_move_does_not_wait_and_a_long_drag_is_not_left_alone():
     done, began = [], time.monotonic()
-    newest = painting.Newest(lambda n: done.append((n, time.monotonic() - began)), settle=0.2, longest=0.5)
+    newest = painting.Newest(
+        lambda n: done.append((n, time.monotonic() - began)), settle=0.2, longest=0.5
+    )
     newest.ask(0)
     newest.wait(10)
     assert done[0][0] == 0 and done[0][1] < 0.15

@@ -8,7 +8,18 @@ import pytest
 
 from sliderspace.models.pipeline import bundled
 from sliderspace.portraits.world import (
-    PORTRAITS_64, PORTRAITS_128, WORLDS, Along, Around, hex_of, lab_of, rgb_of, style_name, art_name, world_of, write_world,
+    PORTRAITS_64,
+    PORTRAITS_128,
+    WORLDS,
+    Along,
+    Around,
+    hex_of,
+    lab_of,
+    rgb_of,
+    style_name,
+    art_name,
+    world_of,
+    write_world,
 )
 
 
@@ -19,10 +30,17 @@ def test_hexadecimal_colours_are_read_and_written():
 
 
 # published values of CIELAB under D65, such as of Bruce Lindbloom's calculator
-@pytest.mark.parametrize("colour, expected", [
-    ("#ffffff", (100, 0, 0)), ("#000000", (0, 0, 0)), ("#808080", (53.59, 0, 0)),
-    ("#ff0000", (53.24, 80.09, 67.20)), ("#00ff00", (87.73, -86.18, 83.18)), ("#0000ff", (32.30, 79.19, -107.86)),
-])
+@pytest.mark.parametrize(
+    "colour, expected",
+    [
+        ("#ffffff", (100, 0, 0)),
+        ("#000000", (0, 0, 0)),
+        ("#808080", (53.59, 0, 0)),
+        ("#ff0000", (53.24, 80.09, 67.20)),
+        ("#00ff00", (87.73, -86.18, 83.18)),
+        ("#0000ff", (32.30, 79.19, -107.86)),
+    ],
+)
 def test_lab(colour, expected):
     assert lab_of(colour) == pytest.approx(expected, abs=0.1)
 
@@ -41,20 +59,29 @@ def test_around_a_name():
 def test_along_a_path():
     path = ((0.0, "#ffffff"), (1.0, "#808080"), (2.0, "#000000"))
     name = Along(path, middle=1.0, reach=0.5)
-    assert name.at((0, 9, 9)) == "#808080" and name.at((-1,)) == "#c0c0c0" and name.at((1,)) == "#404040"
+    assert (
+        name.at((0, 9, 9)) == "#808080"
+        and name.at((-1,)) == "#c0c0c0"
+        and name.at((1,)) == "#404040"
+    )
     assert Along(path, middle=2.0, reach=0.5).at((1,)) == "#000000"  # beyond the end, the end
     assert not Along(path, middle=1.0, reach=0.0).varies
 
 
 def test_names_of_arts_and_styles():
-    assert art_name("open peeps style") == "open-peeps" and style_name("open-peeps") == "open peeps style"
+    assert (
+        art_name("open peeps style") == "open-peeps"
+        and style_name("open-peeps") == "open peeps style"
+    )
     for world in WORLDS.values():
         assert [style_name(art_name(style)) for style in world.styles] == list(world.styles)
 
 
 def test_worlds_share_factors_and_values_but_for_styles():
     small, large = PORTRAITS_64.factors, PORTRAITS_128.factors
-    assert {f: v for f, v in small.items() if f != "style"} == {f: v for f, v in large.items() if f != "style"}
+    assert {f: v for f, v in small.items() if f != "style"} == {
+        f: v for f, v in large.items() if f != "style"
+    }
     assert PORTRAITS_128.continuous and not PORTRAITS_64.continuous
 
 

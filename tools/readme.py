@@ -12,7 +12,9 @@ def put(name, text):
     """Fill the part of the report between two comments."""
     report, begin, end = root / "docs/report.md", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     old = report.read_text()
-    report.write_text(old[: old.index(begin) + len(begin)] + f"\n{text}\n\n" + old[old.index(end) :])
+    report.write_text(
+        old[: old.index(begin) + len(begin)] + f"\n{text}\n\n" + old[old.index(end) :]
+    )
 
 
 (root / "pictures").mkdir(exist_ok=True)

@@ -61,19 +61,27 @@ def run(
         store_widget_state=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
-        extra_arguments=["--log-level=ERROR"],  # every kernel warns that it listens on a port of this machine
+        extra_arguments=[
+            "--log-level=ERROR"
+        ],  # every kernel warns that it listens on a port of this machine
     ).execute()
     for cell in code:
         cell.outputs = lasting(cell.outputs)
-    notebook.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}
+    }
     clean_nb(notebook)
     nbformat.write(notebook, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of nbs/")
-    parser.add_argument("--flags", nargs="*", default=["slow"], choices=sorted(TEST_FLAGS), help="default: slow")
+    parser.add_argument(
+        "--flags", nargs="*", default=["slow"], choices=sorted(TEST_FLAGS), help="default: slow"
+    )
     args = parser.parse_args()
 
     # The kernels inherit this. The package is the one in this folder, whatever else is installed.

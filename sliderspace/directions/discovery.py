@@ -26,20 +26,22 @@ from ..features.collect import Run, Samples, check_encoder, collect
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-05
 class Moments:
     """Running mean and covariance of rows, exact in float64, mergeable."""
-    def __init__(self, dim:int): # size of a row
+
+    def __init__(self, dim: int):  # size of a row
         self.n, self.mean = 0, torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
 
-    def merge(self, n:int, mean:Tensor, scatter:Tensor)->"Moments":
+    def merge(self, n: int, mean: Tensor, scatter: Tensor) -> "Moments":
         """Add another set's moments (Chan et al. 1979): its count, mean `(d,)` and scatter about its mean `(d, d)`."""
-        if not n: return self
+        if not n:
+            return self
         delta, total = mean - self.mean, self.n + n
         self.scatter += scatter + delta.outer(delta) * (self.n * n / total)
         self.mean = self.mean + delta * (n / total)
         self.n = total
         return self
 
-    def add(self, rows:Tensor)->"Moments": # `(n, d)`, any float type, any device
+    def add(self, rows: Tensor) -> "Moments":  # `(n, d)`, any float type, any device
         """Add a batch of rows."""
         rows = rows.detach().to("cpu", torch.float64)
         mean = rows.mean(0)
@@ -47,16 +49,20 @@ class Moments:
 
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-06
 def principal_directions(
-    moments:Moments, # of `(M, D)` rows
-    count:int,       # directions wanted, 1 to min(M - 1, D)
-)->tuple[Tensor, Tensor]: # unit rows `(count, D)`, largest first, and all singular values `(min(M - 1, D),)`; float64
+    moments: Moments,  # of `(M, D)` rows
+    count: int,  # directions wanted, 1 to min(M - 1, D)
+) -> tuple[
+    Tensor, Tensor
+]:  # unit rows `(count, D)`, largest first, and all singular values `(min(M - 1, D),)`; float64
     """Principal directions from moments (R3; SliderSpace, sec. 4), signed so that the largest coordinate is positive.
 
     Raises `ValueError` when the data cannot hold `count` directions, or has NaN or infinity in it."""
     limit = min(moments.n - 1, len(moments.mean))
     if not 1 <= count <= limit:
-        raise ValueError(f"count must be 1 to {limit} for {moments.n} rows of {len(moments.mean)} features, "
-                         f"not {count}; take more samples or fewer directions")
+        raise ValueError(
+            f"count must be 1 to {limit} for {moments.n} rows of {len(moments.mean)} features, "
+            f"not {count}; take more samples or fewer directions"
+        )
     if not moments.scatter.isfinite().all():
         raise ValueError("the features hold NaN or infinity: look at the encoder and the images")
     values, vectors = torch.linalg.eigh(moments.scatter)
@@ -69,32 +75,36 @@ def principal_directions(
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """The main directions of one prompt's images, and the samples they were found in."""
-    vectors:Tensor          # unit rows `(k, d)`, float32
-    singular_values:Tensor  # all of them, `(min(M - 1, d),)`
-    mean:Tensor             # of the rows, `(d,)`
-    rows:int                # M
-    timesteps:str           # "all" (every step's estimate, the paper) or "final" (final images, the released code)
-    samples:Samples
 
-    def __repr__(self): return f"Directions({len(self.vectors)} in {self.rows} rows of {self.samples})"
+    vectors: Tensor  # unit rows `(k, d)`, float32
+    singular_values: Tensor  # all of them, `(min(M - 1, d),)`
+    mean: Tensor  # of the rows, `(d,)`
+    rows: int  # M
+    timesteps: (
+        str  # "all" (every step's estimate, the paper) or "final" (final images, the released code)
+    )
+    samples: Samples
+
+    def __repr__(self):
+        return f"Directions({len(self.vectors)} in {self.rows} rows of {self.samples})"
 
     @property
-    def explained(self)->Tensor:
+    def explained(self) -> Tensor:
         """Share of the variance along each direction, `(k,)`, in [0, 1]."""
-        return (self.singular_values ** 2 / (self.singular_values ** 2).sum())[:len(self.vectors)]
+        return (self.singular_values**2 / (self.singular_values**2).sum())[: len(self.vectors)]
 
     @cached_property
-    def scores(self)->Tensor:
+    def scores(self) -> Tensor:
         """Coordinates of every step of every sample, `(samples, steps, k)`."""
         return (self.samples.features - self.mean) @ self.vectors.T
 
     @cached_property
-    def unit(self)->Tensor:
+    def unit(self) -> Tensor:
         """Standard deviation of the final images' scores, `(k,)`: the unit of every slider's strength."""
         return self.scores[:, -1].std(0)
 
     @property
-    def timing(self)->Tensor:
+    def timing(self) -> Tensor:
         """Share of each direction's variance that the step alone explains, `(k,)`.
 
         Near 1 the direction says how far the denoising has come, not what is in the image: no slider can make that."""
@@ -102,38 +112,45 @@ class Directions:
         return s.mean(0).var(0, correction=0) / s.flatten(0, 1).var(0, correction=0)
 
     @property
-    def by_step(self)->Tensor:
+    def by_step(self) -> Tensor:
         """Variance of the samples along each direction at each step, `(steps, k)`: where a direction lives, early (the
         layout) or late (the details)."""
         return self.scores.var(0)
 
-    def spectra(self)->Tensor: # `(steps, min(samples - 1, d))`
+    def spectra(self) -> Tensor:  # `(steps, min(samples - 1, d))`
         """Singular values of each step's rows by themselves, noisiest step first."""
         rows = self.samples.features.double()
-        return torch.stack([torch.linalg.svdvals(x - x.mean(0)) for x in rows.unbind(1)])[:, :len(rows) - 1].float()
+        return torch.stack([torch.linalg.svdvals(x - x.mean(0)) for x in rows.unbind(1)])[
+            :, : len(rows) - 1
+        ].float()
 
-    def place(self,
-        phi:Tensor,   # unit feature rows, `(n, d)`
-    )->Tensor:        # `(n, k)`
+    def place(
+        self,
+        phi: Tensor,  # unit feature rows, `(n, d)`
+    ) -> Tensor:  # `(n, k)`
         """Whitened coordinates: scores in standard deviations of the final images, 0 is their mean."""
         final = self.samples.features[:, -1]
         return (phi.to(final) - final.mean(0)) @ self.vectors.T / self.unit
 
-    def ends(self,
-        direction:int, # index
-        count:int=4,   # samples at each end
-    )->tuple[list[int], list[int]]: # indices of the samples with the lowest and the highest final scores, ascending
+    def ends(
+        self,
+        direction: int,  # index
+        count: int = 4,  # samples at each end
+    ) -> tuple[
+        list[int], list[int]
+    ]:  # indices of the samples with the lowest and the highest final scores, ascending
         """The samples at both ends of a direction."""
         order = self.scores[:, -1, direction].argsort().tolist()
-        return order[:count], order[len(order) - count:]
+        return order[:count], order[len(order) - count :]
 
-    def ramp(self,
-        direction:int, # index
-        count:int=9,   # samples
-    )->list[int]:      # indices of samples, ascending
+    def ramp(
+        self,
+        direction: int,  # index
+        count: int = 9,  # samples
+    ) -> list[int]:  # indices of samples, ascending
         """Samples from one end of a direction to the other, their final scores as evenly spaced as there are any."""
         scores = self.scores[:, -1, direction]
-        low, high = scores.quantile(.01), scores.quantile(.99)
+        low, high = scores.quantile(0.01), scores.quantile(0.99)
         chosen = []
         for wanted in torch.linspace(low, high, min(count, len(scores))):
             away = (scores - wanted).abs()
@@ -141,7 +158,7 @@ class Directions:
             chosen.append(away.argmin().item())
         return sorted(chosen, key=lambda i: scores[i].item())
 
-    def save(self, path:str|Path):
+    def save(self, path: str | Path):
         """Write to a safetensors file, samples included."""
         tensors = {k: getattr(self, k) for k in ("vectors", "singular_values", "mean")}
         tensors |= {"features": self.samples.features, "latents": self.samples.latents[:]}
@@ -149,54 +166,82 @@ class Directions:
         write_tensors(path, tensors, card, "directions")
 
     @classmethod
-    def load(cls, path:str|Path)->"Directions":
+    def load(cls, path: str | Path) -> "Directions":
         """Read what `save` wrote. Raises `FileNotFoundError` and `ValueError` as `read_tensors` does."""
         t, card = read_tensors(path, "directions")
-        try: run = Run(**card["run"])
-        except TypeError as e: raise ValueError(f"{str(path)!r} is of another version: discover again") from e
-        return cls(t["vectors"], t["singular_values"], t["mean"], card["rows"], card["timesteps"],
-                   Samples(run, t["features"], Shards([t["latents"]])))
+        try:
+            run = Run(**card["run"])
+        except TypeError as e:
+            raise ValueError(f"{str(path)!r} is of another version: discover again") from e
+        return cls(
+            t["vectors"],
+            t["singular_values"],
+            t["mean"],
+            card["rows"],
+            card["timesteps"],
+            Samples(run, t["features"], Shards([t["latents"]])),
+        )
 
     def _repr_html_(self):
-        r, head = self.samples.run, "<tr><th>direction<th>singular value<th>explained<th>by the step alone</tr>"
-        body = "".join(f"<tr><td>{i}<td>{s:.3f}<td>{e:.1%}<td>{t:.0%}</tr>" for i, (s, e, t) in
-                       enumerate(zip(self.singular_values[:8].tolist(), self.explained.tolist(), self.timing.tolist())))
-        return (f"<p>{len(self.vectors)} directions of “{escape(r.prompt)}”: {self.rows} rows "
-                f"({escape(self.timesteps)} steps of {r.samples} samples), {escape(r.encoder)} features; "
-                f"the first 8:</p><table>{head}{body}</table>")
+        r, head = (
+            self.samples.run,
+            "<tr><th>direction<th>singular value<th>explained<th>by the step alone</tr>",
+        )
+        body = "".join(
+            f"<tr><td>{i}<td>{s:.3f}<td>{e:.1%}<td>{t:.0%}</tr>"
+            for i, (s, e, t) in enumerate(
+                zip(
+                    self.singular_values[:8].tolist(), self.explained.tolist(), self.timing.tolist()
+                )
+            )
+        )
+        return (
+            f"<p>{len(self.vectors)} directions of “{escape(r.prompt)}”: {self.rows} rows "
+            f"({escape(self.timesteps)} steps of {r.samples} samples), {escape(r.encoder)} features; "
+            f"the first 8:</p><table>{head}{body}</table>"
+        )
 
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-10
 def find_directions(
-    samples:Samples,
-    count:int=40,         # directions kept
-    timesteps:str="all",  # rows: "all" steps' estimates (the paper), or "final" images only (the released code)
-)->Directions:
+    samples: Samples,
+    count: int = 40,  # directions kept
+    timesteps: str = "all",  # rows: "all" steps' estimates (the paper), or "final" images only (the released code)
+) -> Directions:
     """Principal directions of samples that are already collected.
 
     Raises `ValueError` for another word for `timesteps`, and as `principal_directions` does."""
-    if timesteps not in ("all", "final"): raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
+    if timesteps not in ("all", "final"):
+        raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
     rows = samples.features if timesteps == "all" else samples.features[:, -1:]
     moments = Moments(rows.shape[-1])
-    for part in rows.split(1000): moments.add(part.flatten(0, 1)) # float64, a part at a time
+    for part in rows.split(1000):
+        moments.add(part.flatten(0, 1))  # float64, a part at a time
     vectors, values = principal_directions(moments, count)
-    return Directions(vectors.float(), values.float(), moments.mean.float(), moments.n, timesteps, samples)
+    return Directions(
+        vectors.float(), values.float(), moments.mean.float(), moments.n, timesteps, samples
+    )
 
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-11
 def discover(
-    model:Model,
-    prompt:str|list[str]|None=None, # several take turns, see `sources.expand_prompt`; None: the captions of `source`
-    samples:int|None=None,    # images; default: 600 (the paper takes about 5,000), or all pictures of `source`
-    count:int=40,             # directions kept, 1 to min(rows - 1, feature size)
-    encoder=None,             # see `encoders.encoder`
-    timesteps:str="all",      # "all" (the paper) or "final"
-    seed:int=0,
-    steps:int|None=None,      # default: the model's
-    guidance:float|None=None, # default: the model's
-    folder:str|Path|None=None, # keep samples here; a run that was stopped goes on
-    batch:int=32,
-    source:Model|Pictures|None=None, # of the images, if not the model: another model, or `sources.read_pictures`
+    model: Model,
+    prompt: str
+    | list[str]
+    | None = None,  # several take turns, see `sources.expand_prompt`; None: the captions of `source`
+    samples: int
+    | None = None,  # images; default: 600 (the paper takes about 5,000), or all pictures of `source`
+    count: int = 40,  # directions kept, 1 to min(rows - 1, feature size)
+    encoder=None,  # see `encoders.encoder`
+    timesteps: str = "all",  # "all" (the paper) or "final"
+    seed: int = 0,
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's
+    folder: str | Path | None = None,  # keep samples here; a run that was stopped goes on
+    batch: int = 32,
+    source: Model
+    | Pictures
+    | None = None,  # of the images, if not the model: another model, or `sources.read_pictures`
     progress=tqdm,
-)->Directions:
+) -> Directions:
     """Find the main directions in which a model's images of one prompt vary (SliderSpace, sec. 4).
 
     Ctrl-C ends the sampling early, and what there is by then is used.
@@ -204,33 +249,47 @@ def discover(
     Raises `ValueError` for an empty prompt, another word for `timesteps`, and more directions than the samples can
     hold, before sampling."""
     pictures = isinstance(source, Pictures)
-    if prompt is not None or not pictures: check_prompt(prompt)
-    if timesteps not in ("all", "final"): raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
+    if prompt is not None or not pictures:
+        check_prompt(prompt)
+    if timesteps not in ("all", "final"):
+        raise ValueError(f"timesteps must be 'all' or 'final', not {timesteps!r}")
     samples = (len(source) if pictures else 600) if samples is None else samples
     steps = check_steps(model, steps)
     alone = pictures or timesteps == "final"
-    rows = samples * (1 if alone else len((source or model).timesteps(source.steps if source else steps)[0]))
+    rows = samples * (
+        1 if alone else len((source or model).timesteps(source.steps if source else steps)[0])
+    )
     if not 1 <= count < rows:
-        raise ValueError(f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}")
+        raise ValueError(
+            f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}"
+        )
     encoder = find_encoder(encoder, model)
     width = feature_size(model, encoder)
     if count > width:
-        raise ValueError(f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}")
-    found = collect(model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress)
-    rows = len(found.features) * (1 if alone else found.features.shape[1]) # fewer than planned after Ctrl-C
+        raise ValueError(
+            f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}"
+        )
+    found = collect(
+        model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress
+    )
+    rows = len(found.features) * (
+        1 if alone else found.features.shape[1]
+    )  # fewer than planned after Ctrl-C
     return find_directions(found, min(count, rows - 1), timesteps)
 
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-12
 @torch.no_grad()
 def coordinates(
-    model:Model,
-    found:Directions,
-    images:Tensor,    # in [0, 1], `(n, 3, h, w)`
-    encoder=None,     # must be the one that the directions were found with; None: by its name
-)->Tensor:            # `(n, k)`, in standard deviations of the final images
+    model: Model,
+    found: Directions,
+    images: Tensor,  # in [0, 1], `(n, 3, h, w)`
+    encoder=None,  # must be the one that the directions were found with; None: by its name
+) -> Tensor:  # `(n, k)`, in standard deviations of the final images
     """Where images lie along the directions.
 
     Raises `ValueError` for another encoder than the directions'."""
     encoder = check_encoder(model, encoder, found.samples)
     images = images.to(model.device)
-    return found.place(unit_rows(encoder, model.encode(images) if encoder.space == "latents" else images).cpu())
+    return found.place(
+        unit_rows(encoder, model.encode(images) if encoder.space == "latents" else images).cpu()
+    )

@@ -21,7 +21,8 @@ from ..sampling.generate import check_prompt, check_steps, in_turn, sample, star
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-04
 def _bottleneck(model):
     block = getattr(model.denoiser, "mid_block", None)
-    if block is None: raise ValueError(f"h-space is that of a unet's middle block, and {model.name} has none")
+    if block is None:
+        raise ValueError(f"h-space is that of a unet's middle block, and {model.name} has none")
     return block
 
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-05
@@ -29,69 +30,96 @@ def _bottleneck(model):
 def _hooked(model, each):
     "`each(h, timestep)` sees what the middle block puts out, and what it returns takes its place."
     now, block = [], _bottleneck(model)
+
     def before(net, args, kwargs):
-        now[:] = [torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]]
-    hooks = [model.denoiser.register_forward_pre_hook(before, with_kwargs=True),
-             block.register_forward_hook(lambda block, args, h: each(h, now[0]))]
-    try: yield
+        now[:] = [
+            torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]
+        ]
+
+    hooks = [
+        model.denoiser.register_forward_pre_hook(before, with_kwargs=True),
+        block.register_forward_hook(lambda block, args, h: each(h, now[0])),
+    ]
+    try:
+        yield
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-06
 @dataclass(frozen=True, eq=False, repr=False)
 class HSpace:
     """Principal directions of a unet's bottleneck over whole sampling runs."""
-    vectors:Tensor         # unit over all steps, `(k, steps, c, h, w)`
-    singular_values:Tensor # all of them, `(samples - 1,)`
-    unit:Tensor            # standard deviation of the samples along each direction, `(k,)`: strength 1
-    timesteps:Tensor       # `(steps,)`
-    prompts:list[str]
-    guidance:float|None
-    steps:int|None=None    # of the sampler; some take more of them than they are asked for
 
-    def __repr__(self): return f"HSpace({len(self.vectors)} directions, {len(self.timesteps)} steps)"
+    vectors: Tensor  # unit over all steps, `(k, steps, c, h, w)`
+    singular_values: Tensor  # all of them, `(samples - 1,)`
+    unit: Tensor  # standard deviation of the samples along each direction, `(k,)`: strength 1
+    timesteps: Tensor  # `(steps,)`
+    prompts: list[str]
+    guidance: float | None
+    steps: int | None = None  # of the sampler; some take more of them than they are asked for
+
+    def __repr__(self):
+        return f"HSpace({len(self.vectors)} directions, {len(self.timesteps)} steps)"
 
     @property
-    def explained(self)->Tensor:
+    def explained(self) -> Tensor:
         """Share of the variance along each direction, `(k,)`."""
-        return (self.singular_values ** 2 / (self.singular_values ** 2).sum())[:len(self.vectors)]
+        return (self.singular_values**2 / (self.singular_values**2).sum())[: len(self.vectors)]
 
     @contextmanager
-    def on(self,
-        model:Model,
-        strengths:Tensor, # of every direction, `(k,)`, or one row an image, `(n, k)`
+    def on(
+        self,
+        model: Model,
+        strengths: Tensor,  # of every direction, `(k,)`, or one row an image, `(n, k)`
     ):
         """Add directions to the bottleneck inside a `with`, at the steps they were found at.
 
         Raises `ValueError` for another number of strengths."""
         strengths = torch.as_tensor(strengths, dtype=torch.float32)
-        if strengths.ndim not in (1, 2) or strengths.shape[-1] != len(self.vectors) or not strengths.isfinite().all():
-            raise ValueError(f"strengths must be {len(self.vectors)} finite numbers a mix, not {strengths.tolist()}")
-        added = torch.einsum("...k,k,ktchw->...tchw", strengths, self.unit, self.vectors).to(model.device)
+        if (
+            strengths.ndim not in (1, 2)
+            or strengths.shape[-1] != len(self.vectors)
+            or not strengths.isfinite().all()
+        ):
+            raise ValueError(
+                f"strengths must be {len(self.vectors)} finite numbers a mix, not {strengths.tolist()}"
+            )
+        added = torch.einsum("...k,k,ktchw->...tchw", strengths, self.unit, self.vectors).to(
+            model.device
+        )
+
         def each(h, t):
             step = (self.timesteps.to(t.device) - t).abs().argmin()
             more = added[..., step, :, :, :].to(h)
             if more.shape[-3:] != h.shape[1:]:
-                raise ValueError(f"directions are of a bottleneck {tuple(more.shape[-3:])}, not {tuple(h.shape[1:])}")
-            if more.ndim == 3: return h + more
+                raise ValueError(
+                    f"directions are of a bottleneck {tuple(more.shape[-3:])}, not {tuple(h.shape[1:])}"
+                )
+            if more.ndim == 3:
+                return h + more
             if len(h) % len(more):
-                raise ValueError(f"strengths are for {len(more)} images, and the bottleneck saw a batch of {len(h)}")
-            return h + more.repeat(len(h) // len(more), 1, 1, 1) # guidance doubles a batch
-        with model.lock, _hooked(model, each): yield self
+                raise ValueError(
+                    f"strengths are for {len(more)} images, and the bottleneck saw a batch of {len(h)}"
+                )
+            return h + more.repeat(len(h) // len(more), 1, 1, 1)  # guidance doubles a batch
+
+        with model.lock, _hooked(model, each):
+            yield self
 
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-07
 @torch.no_grad()
 def h_directions(
-    model:Model,               # with a unet
-    prompt:str|list[str],      # several take turns
-    samples:int=200,
-    count:int=16,              # directions kept, 1 to samples - 1
-    seed:int=0,
-    steps:int|None=None,       # default: the model's
-    guidance:float|None=None,  # default: the model's
-    batch:int=32,
+    model: Model,  # with a unet
+    prompt: str | list[str],  # several take turns
+    samples: int = 200,
+    count: int = 16,  # directions kept, 1 to samples - 1
+    seed: int = 0,
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's
+    batch: int = 32,
     progress=tqdm,
-)->HSpace:
+) -> HSpace:
     """Sample a prompt and take the principal components of the bottleneck's activations, all steps of a run together
     (Haas et al. 2023, sec. 4.1). With guidance, the activations are those of the prompt.
 
@@ -102,47 +130,59 @@ def h_directions(
     if not 1 <= count < samples:
         raise ValueError(f"count must be 1 to {samples - 1} for {samples} samples, not {count}")
     rows, times = [], []
+
     def keep(h, t):
         seen.append(h)
         times.append(t.item())
         return h
+
     def draw(part):
         seen.clear()
         times.clear()
         noise = start_noise(model, seed, part.tolist())
-        with _hooked(model, keep): sample(model, in_turn(prompt, part.tolist()), noise, steps, guidance)
-        return torch.stack([h[-len(part):] for h in seen], 1).float().cpu() # guidance puts the prompt's half last
+        with _hooked(model, keep):
+            sample(model, in_turn(prompt, part.tolist()), noise, steps, guidance)
+        return (
+            torch.stack([h[-len(part) :] for h in seen], 1).float().cpu()
+        )  # guidance puts the prompt's half last
+
     seen = []
     for part in progress(torch.arange(samples).split(batch), desc="h-space"):
         rows += in_parts(model, "samples", draw, part, batch)
     h = torch.cat(rows)
     flat = (h - h.mean(0)).flatten(1)
     left, values, right = torch.linalg.svd(flat, full_matrices=False)
-    unit = values[:count] / (samples - 1) ** .5
+    unit = values[:count] / (samples - 1) ** 0.5
     vectors = right[:count].view(count, *h.shape[1:])
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    return HSpace(vectors, values[:samples - 1], unit, torch.tensor(times), prompts, guidance, steps)
+    return HSpace(
+        vectors, values[: samples - 1], unit, torch.tensor(times), prompts, guidance, steps
+    )
 
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-08
 @torch.no_grad()
 def sweep_h(
-    model:Model,
-    space:HSpace,
-    samples:list[int],    # sample indices (their noise)
-    seed:int=0,
-    strengths=(-1., 0., 1.), # in standard deviations
-    batch:int=64,
+    model: Model,
+    space: HSpace,
+    samples: list[int],  # sample indices (their noise)
+    seed: int = 0,
+    strengths=(-1.0, 0.0, 1.0),  # in standard deviations
+    batch: int = 64,
     progress=tqdm,
-)->Tensor:                # final latents, `(k, strengths, samples, ...)`, on the CPU
+) -> Tensor:  # final latents, `(k, strengths, samples, ...)`, on the CPU
     """The same samples at several strengths of each direction alone: for `truth.score_edits` and `labels.Ends`."""
     k, n, s = len(space.vectors), len(samples), torch.tensor(strengths)
-    mixes = (torch.eye(k)[:, None] * s[:, None]).repeat_interleave(n, 1).flatten(0, 1) # (k S n, k)
+    mixes = (torch.eye(k)[:, None] * s[:, None]).repeat_interleave(n, 1).flatten(0, 1)  # (k S n, k)
     numbers = list(samples) * (k * len(s))
+
     def draw(part):
         mine = [numbers[i] for i in part.tolist()]
         with space.on(model, mixes[part]):
             noise = start_noise(model, seed, mine)
-            return sample(model, in_turn(space.prompts, mine), noise, space.steps, space.guidance).cpu()
+            return sample(
+                model, in_turn(space.prompts, mine), noise, space.steps, space.guidance
+            ).cpu()
+
     parts = progress(torch.arange(len(numbers)).split(batch), desc="h-space")
     latents = torch.cat([x for part in parts for x in in_parts(model, "sweep", draw, part, batch)])
     return latents.view(k, len(s), n, *latents.shape[1:])

@@ -32,11 +32,11 @@ def _spectrum(x, vectors=False):
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-07
 @torch.no_grad()
 def null_spectra(
-    found:Directions,
-    shuffles:int=20,
-    seed:int=0,
+    found: Directions,
+    shuffles: int = 20,
+    seed: int = 0,
     progress=tqdm,
-)->Tensor:           # variances, descending, `(shuffles, d)`
+) -> Tensor:  # variances, descending, `(shuffles, d)`
     """Spectra of the same rows without what features do together."""
     x, gen = _rows(found), torch.Generator().manual_seed(seed)
     out = []
@@ -47,9 +47,9 @@ def null_spectra(
 
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-09
 def overlap(
-    a:Tensor, # orthonormal columns, `(d, k)`
-    b:Tensor, # likewise
-)->Tensor:    # `(k,)`, in [0, 1]
+    a: Tensor,  # orthonormal columns, `(d, k)`
+    b: Tensor,  # likewise
+) -> Tensor:  # `(k,)`, in [0, 1]
     """Mean squared cosine of the principal angles between the spans of the first 1, 2, ..., k columns."""
     squares = (a.T @ b) ** 2
     return squares.cumsum(0).cumsum(1).diag() / torch.arange(1, len(squares) + 1).to(squares)
@@ -57,71 +57,87 @@ def overlap(
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-10
 @torch.no_grad()
 def split_overlaps(
-    found:Directions,
-    splits:int=20,
-    seed:int=0,
+    found: Directions,
+    splits: int = 20,
+    seed: int = 0,
     progress=tqdm,
-)->Tensor:          # `(splits, d)`
+) -> Tensor:  # `(splits, d)`
     """Overlap of the first k directions of two random halves of the samples, for every k.
 
     Raises `ValueError` for fewer than 4 samples."""
     n, gen = found.samples.run.samples, torch.Generator().manual_seed(seed)
-    if n < 4: raise ValueError(f"halves need 4 samples or more, and the directions have {n}")
+    if n < 4:
+        raise ValueError(f"halves need 4 samples or more, and the directions have {n}")
     out = []
     for _ in progress(range(splits), desc="halves"):
         order = torch.randperm(n, generator=gen)
-        out.append(overlap(*(_spectrum(_rows(found, half), vectors=True) for half in (order[:n // 2], order[n // 2:]))))
+        out.append(
+            overlap(
+                *(
+                    _spectrum(_rows(found, half), vectors=True)
+                    for half in (order[: n // 2], order[n // 2 :])
+                )
+            )
+        )
     return torch.stack(out).float()
 
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-12
 @dataclass(frozen=True, eq=False, repr=False)
 class Rank:
     """How many directions are real, and why."""
-    variances:Tensor # along every direction, `(d,)`
-    null:Tensor      # of shuffled data, `(shuffles, d)`
-    overlaps:Tensor  # of halves, `(splits, d)`
-    least:float      # overlap that counts as found again
+
+    variances: Tensor  # along every direction, `(d,)`
+    null: Tensor  # of shuffled data, `(shuffles, d)`
+    overlaps: Tensor  # of halves, `(splits, d)`
+    least: float  # overlap that counts as found again
 
     @property
-    def above_chance(self)->int:
+    def above_chance(self) -> int:
         """Directions, from the first, whose variance is above that of 95 % of shuffled data."""
-        below = (self.variances <= self.null.quantile(.95, 0)).nonzero()
+        below = (self.variances <= self.null.quantile(0.95, 0)).nonzero()
         return int(below[0]) if len(below) else len(self.variances)
 
     @property
-    def found_again(self)->int:
+    def found_again(self) -> int:
         """Most of them whose subspace, beyond what chance would give, overlaps by `least` or more in 95 %."""
         chance = torch.arange(1, len(self.variances) + 1) / len(self.variances)
-        sure = ((self.overlaps - chance) / (1 - chance).clamp(min=1e-9)).quantile(.05, 0)
-        good = (sure[:self.above_chance] >= self.least).nonzero()
+        sure = ((self.overlaps - chance) / (1 - chance).clamp(min=1e-9)).quantile(0.05, 0)
+        good = (sure[: self.above_chance] >= self.least).nonzero()
         return int(good[-1]) + 1 if len(good) else 0
 
     @property
-    def suggested(self)->int:
+    def suggested(self) -> int:
         """Sliders worth training: directions above chance that other samples show again."""
         return self.found_again
 
     @property
-    def reasons(self)->str:
+    def reasons(self) -> str:
         """The suggestion in words."""
-        return (f"{self.suggested} sliders: {self.above_chance} directions have more variance than 95 % of shuffled "
-                f"data; the first {self.found_again} are found again in other samples (subspaces of halves overlap by "
-                f"{self.least:g} or more beyond chance in 95 % of splits).")
+        return (
+            f"{self.suggested} sliders: {self.above_chance} directions have more variance than 95 % of shuffled "
+            f"data; the first {self.found_again} are found again in other samples (subspaces of halves overlap by "
+            f"{self.least:g} or more beyond chance in 95 % of splits)."
+        )
 
-    def __repr__(self): return f"Rank({self.reasons})"
+    def __repr__(self):
+        return f"Rank({self.reasons})"
 
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-13
 def how_many(
-    found:Directions,
-    shuffles:int=20,
-    splits:int=20,
-    least:float=.8,   # overlap that counts as found again
-    seed:int=0,
+    found: Directions,
+    shuffles: int = 20,
+    splits: int = 20,
+    least: float = 0.8,  # overlap that counts as found again
+    seed: int = 0,
     progress=tqdm,
-)->Rank:
+) -> Rank:
     """How many of the directions are real, the steps' own means taken off. The subspaces of halves are less sure than
     that of all samples, so the suggestion is a careful one.
 
     Raises `ValueError` for fewer than 4 samples."""
-    return Rank(_spectrum(_rows(found)).float(), null_spectra(found, shuffles, seed, progress),
-                split_overlaps(found, splits, seed, progress), least)
+    return Rank(
+        _spectrum(_rows(found)).float(),
+        null_spectra(found, shuffles, seed, progress),
+        split_overlaps(found, splits, seed, progress),
+        least,
+    )

@@ -23,8 +23,22 @@ from ..models.batching import in_parts
 from ..sliders.mixing import mixed
 from ..models.pipeline import Model
 from ..figures import html_table, new_figure
-from ..sampling.generate import check_prompt, check_steps, decoded, in_turn, sample, start_noise
-from .image_metrics import Interval, cmmd, distance_of_pairs, frechet_distance, kernel_distance, name_of
+from sliderspace.sampling.generate import (
+    check_prompt,
+    check_steps,
+    decoded,
+    in_turn,
+    sample,
+    start_noise,
+)
+from sliderspace.evaluation.image_metrics import (
+    Interval,
+    cmmd,
+    distance_of_pairs,
+    frechet_distance,
+    kernel_distance,
+    name_of,
+)
 from .image_metrics import precision_recall, text_alignment, vendi_score
 from ..sliders.space import SliderSpace
 from ..sampling.prompts import Pictures
@@ -33,9 +47,12 @@ from ..sampling.prompts import Pictures
 @dataclass(frozen=True, eq=False)
 class Way:
     """A way to make images: image i has prompt i (they take turns) and, if it starts from noise, noise i."""
-    name:str
-    draw:Callable  # (prompts, numbers, seed) -> images in [0, 1], `(n, 3, h, w)`, on the CPU
-    card:dict = field(default_factory=dict) # what tells it from others: whatever is in it names what is kept
+
+    name: str
+    draw: Callable  # (prompts, numbers, seed) -> images in [0, 1], `(n, 3, h, w)`, on the CPU
+    card: dict = field(
+        default_factory=dict
+    )  # what tells it from others: whatever is in it names what is kept
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-06
 def _card(kind, model, steps, guidance, **more):
@@ -46,73 +63,111 @@ def _card(kind, model, steps, guidance, **more):
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-07
 def _made(model, texts, numbers, seed, steps, guidance, batch):
     "Images of texts and noise of their own."
+
     def draw(part):
         noise = start_noise(model, seed, [numbers[i] for i in part.tolist()])
         return sample(model, [texts[i] for i in part.tolist()], noise, steps, guidance).cpu()
-    return decoded(model, torch.cat(list(in_parts(model, "samples", draw, torch.arange(len(texts)), batch))), batch)
+
+    return decoded(
+        model,
+        torch.cat(list(in_parts(model, "samples", draw, torch.arange(len(texts)), batch))),
+        batch,
+    )
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-08
 def plain(
-    model:Model,
-    name:str="unchanged",
-    steps:int|None=None,
-    guidance:float|None=None,
-    batch:int=64,
-)->Way:
+    model: Model,
+    name: str = "unchanged",
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 64,
+) -> Way:
     """The model as it is, at its own steps and guidance or at others."""
+
     def draw(prompts, numbers, seed):
         return _made(model, in_turn(prompts, numbers), numbers, seed, steps, guidance, batch)
+
     return Way(name, draw, _card("plain", model, steps, guidance))
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-09
 def with_mixes(
-    model:Model,
-    space:SliderSpace,
-    name:str,
-    mixes:Callable,       # numbers of images -> strengths `(n, K)`, such as a partial `sparse_mixes`
-    key:str="",           # what tells these mixes from others that are kept
-    start:float|None=None, # part of the noise schedule after which sliders act; default: as they were trained
-    steps:int|None=None,
-    guidance:float|None=None,
-    batch:int=64,
-    transfer:bool=False,  # allow a model with other weights than the sliders were made for
-)->Way:
+    model: Model,
+    space: SliderSpace,
+    name: str,
+    mixes: Callable,  # numbers of images -> strengths `(n, K)`, such as a partial `sparse_mixes`
+    key: str = "",  # what tells these mixes from others that are kept
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 64,
+    transfer: bool = False,  # allow a model with other weights than the sliders were made for
+) -> Way:
     """The model with a mix of sliders of its own in every image."""
     space.check(model, transfer)
+
     def draw(prompts, numbers, seed):
-        latents = mixed(model, space, mixes(numbers), prompts, numbers, seed, steps, guidance, start, batch, transfer,
-                        progress=lambda parts, **_: parts)
+        latents = mixed(
+            model,
+            space,
+            mixes(numbers),
+            prompts,
+            numbers,
+            seed,
+            steps,
+            guidance,
+            start,
+            batch,
+            transfer,
+            progress=lambda parts, **_: parts,
+        )
         return decoded(model, latents, batch)
+
     start = space.acts_from if start is None else start
-    first = card_key({"mixes": [[round(s, 4) for s in mix] for mix in mixes(list(range(256))).tolist()]})
-    card = _card("mixes", model, steps, guidance, space=space.mark(), key=key or name, first=first, start=start)
+    first = card_key(
+        {"mixes": [[round(s, 4) for s in mix] for mix in mixes(list(range(256))).tolist()]}
+    )
+    card = _card(
+        "mixes",
+        model,
+        steps,
+        guidance,
+        space=space.mark(),
+        key=key or name,
+        first=first,
+        start=start,
+    )
     return Way(name, draw, card)
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-10
 def reworded(
-    model:Model,
-    variations:dict[str, list[str]], # prompt -> texts that take turns in its place
-    name:str="other prompts",
-    steps:int|None=None,
-    guidance:float|None=None,
-    batch:int=64,
-)->Way:
+    model: Model,
+    variations: dict[str, list[str]],  # prompt -> texts that take turns in its place
+    name: str = "other prompts",
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 64,
+) -> Way:
     """The model with other words for every prompt, such as of `sources.expand_prompt`, or styles by name.
 
     Raises `ValueError` for an empty list of texts."""
     for prompt, texts in variations.items():
-        if not texts: raise ValueError(f"variations of {prompt!r} must be one text or more")
+        if not texts:
+            raise ValueError(f"variations of {prompt!r} must be one text or more")
         check_prompt(list(texts))
+
     def draw(prompts, numbers, seed):
         said = in_turn(prompts, numbers)
-        if lacks := sorted(set(said) - set(variations)): raise ValueError(f"variations lack the prompt {lacks[0]!r}")
-        turns = [i // len(prompts) for i in numbers] # how often its prompt has had its turn before
+        if lacks := sorted(set(said) - set(variations)):
+            raise ValueError(f"variations lack the prompt {lacks[0]!r}")
+        turns = [i // len(prompts) for i in numbers]  # how often its prompt has had its turn before
         words = [variations[p][t % len(variations[p])] for p, t in zip(said, turns)]
         return _made(model, words, numbers, seed, steps, guidance, batch)
+
     return Way(name, draw, _card("reworded", model, steps, guidance, variations=variations))
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-12
-SHARD = 100 # images whose features are in a file
+SHARD = 100  # images whose features are in a file
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-13
 @torch.no_grad()
@@ -120,7 +175,9 @@ def _probe(encoder, device):
     "Three digits of what an encoder makes of noise: tell encoders of one name apart."
     gen = torch.Generator().manual_seed(0)
     phi = encoder(torch.rand(1, 3, 64, 64, generator=gen).to(device)).cpu()[0]
-    return [f"{v:.3g}" for v in (phi.norm().item(), (phi @ torch.randn(len(phi), generator=gen)).item())]
+    return [
+        f"{v:.3g}" for v in (phi.norm().item(), (phi @ torch.randn(len(phi), generator=gen)).item())
+    ]
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-14
 @torch.no_grad()
@@ -132,77 +189,99 @@ def _seen(encoders, images, device, batch=64):
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-15
 @torch.no_grad()
 def features_of_way(
-    way:Way,
-    prompts:str|list[str],    # they take turns
-    images:int,               # how many, of all prompts
-    encoders:list[Encoder],   # of images
-    seed:int=0,
-    shown:int=16,             # images that are kept themselves, the first ones
-    folder:str|Path|None=None, # keep features here; a run that was stopped goes on
-    device:torch.device|str="cpu", # of the encoders
+    way: Way,
+    prompts: str | list[str],  # they take turns
+    images: int,  # how many, of all prompts
+    encoders: list[Encoder],  # of images
+    seed: int = 0,
+    shown: int = 16,  # images that are kept themselves, the first ones
+    folder: str | Path | None = None,  # keep features here; a run that was stopped goes on
+    device: torch.device | str = "cpu",  # of the encoders
     progress=tqdm,
-)->tuple[dict[str, Tensor], Tensor]: # encoder -> features `(n, d)`, and the first images, uint8 `(shown, 3, h, w)`
+) -> tuple[
+    dict[str, Tensor], Tensor
+]:  # encoder -> features `(n, d)`, and the first images, uint8 `(shown, 3, h, w)`
     """Make a way's images a shard at a time, and keep what encoders see of them.
 
     Raises `ValueError` for an empty prompt, encoders of latents, fewer than 2 images, and a folder that cannot be
     written."""
     check_prompt(prompts := [prompts] if isinstance(prompts, str) else list(prompts))
     if wrong := [e for e in encoders if e.space != "images"]:
-        raise ValueError(f"encoders must look at images, and {wrong[0].name!r} looks at {wrong[0].space}")
+        raise ValueError(
+            f"encoders must look at images, and {wrong[0].name!r} looks at {wrong[0].space}"
+        )
     names = [e.name for e in encoders]
-    if len(set(names)) < len(names): raise ValueError(f"encoders must have different names, not {names}")
-    if images < 2: raise ValueError(f"images must be 2 or more, not {images}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"encoders must have different names, not {names}")
+    if images < 2:
+        raise ValueError(f"images must be 2 or more, not {images}")
     folder, made = folder and writable_folder(folder), []
     card = way.card | dict(prompts=prompts, seed=seed) | ({} if way.card else {"name": way.name})
     known = folder and card_key(card | {"encoders": {e.name: _probe(e, device) for e in encoders}})
     for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
         wanted = min(len(numbers), max(0, shown - numbers[0].item()))
-        path = folder and folder/known/f"{numbers[0]:07d}-{len(numbers)}-{wanted}.safetensors"
-        if path and path.is_file(): tensors = read_tensors(path, "features")[0]
+        path = folder and folder / known / f"{numbers[0]:07d}-{len(numbers)}-{wanted}.safetensors"
+        if path and path.is_file():
+            tensors = read_tensors(path, "features")[0]
         else:
             drawn = way.draw(prompts, numbers.tolist(), seed)
             seen = _seen(encoders, drawn, device)
             tensors = {f"phi {name}": phi for name, phi in seen.items()}
             tensors["images"] = drawn[:wanted].mul(255).round().byte()
-            if path: write_tensors(path, tensors, card, "features")
+            if path:
+                write_tensors(path, tensors, card, "features")
         made.append(tensors)
     features = {name: torch.cat([m[f"phi {name}"] for m in made]) for name in names}
     return features, torch.cat([m["images"] for m in made])
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-17
 def reference_features(
-    images:Tensor|Pictures,   # in [0, 1], `(n, 3, h, w)`, or pictures on disk
-    encoders:list[Encoder],
-    size:tuple[int, int]=(256, 256), # of pictures: the middle of each, as FIDs on COCO have it
-    folder:str|Path|None=None, # keep features here, by what is in the images
-    device:torch.device|str="cpu",
+    images: Tensor | Pictures,  # in [0, 1], `(n, 3, h, w)`, or pictures on disk
+    encoders: list[Encoder],
+    size: tuple[int, int] = (256, 256),  # of pictures: the middle of each, as FIDs on COCO have it
+    folder: str | Path | None = None,  # keep features here, by what is in the images
+    device: torch.device | str = "cpu",
     progress=tqdm,
-)->dict[str, Tensor]:         # encoder -> features `(n, d)`
+) -> dict[str, Tensor]:  # encoder -> features `(n, d)`
     """What encoders see of a set of images. Raises `ValueError` as `features_of_way` does."""
+
     def draw(prompts, numbers, seed):
-        return images[numbers] if isinstance(images, Tensor) else images.read(numbers, size, crop=True)
-    def marked(x): return sha256(x.detach().float().cpu().contiguous().numpy()).hexdigest()
+        return (
+            images[numbers] if isinstance(images, Tensor) else images.read(numbers, size, crop=True)
+        )
+
+    def marked(x):
+        return sha256(x.detach().float().cpu().contiguous().numpy()).hexdigest()
+
     known = marked(images) if isinstance(images, Tensor) else images.identity
     way = Way("reference", draw, {"way": "images", "identity": known, "size": size})
-    return features_of_way(way, "a reference", len(images), encoders, 0, 0, folder, device, progress)[0]
+    return features_of_way(
+        way, "a reference", len(images), encoders, 0, 0, folder, device, progress
+    )[0]
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-18
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Ways to make images, side by side: figures of each, and its first images."""
-    rows:dict[str, dict]      # way -> figure's name -> `sets.Interval`, or a number
-    pictures:dict[str, Tensor] # way -> uint8 `(shown, 3, h, w)`
-    images:int                # a way
-    prompts:list[str]
 
-    def __getitem__(self, way): return self.rows[way]
+    rows: dict[str, dict]  # way -> figure's name -> `sets.Interval`, or a number
+    pictures: dict[str, Tensor]  # way -> uint8 `(shown, 3, h, w)`
+    images: int  # a way
+    prompts: list[str]
 
-    def table(self)->list[list[str]]: # the first row is the head
+    def __getitem__(self, way):
+        return self.rows[way]
+
+    def table(self) -> list[list[str]]:  # the first row is the head
         """All figures as text."""
         names = list(dict.fromkeys(n for row in self.rows.values() for n in row))
-        return [["", *names], *([way, *(_text(row.get(n)) for n in names)] for way, row in self.rows.items())]
+        return [
+            ["", *names],
+            *([way, *(_text(row.get(n)) for n in names)] for way, row in self.rows.items()),
+        ]
 
-    def __repr__(self): return f"Comparison({', '.join(self.rows)}: {self.images} images each)"
+    def __repr__(self):
+        return f"Comparison({', '.join(self.rows)}: {self.images} images each)"
 
     def _repr_html_(self):
         return f"<p>{self.images} images of each way, prompts: {len(self.prompts)}</p>{html_table(self.table())}"
@@ -210,89 +289,118 @@ class Comparison:
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-19
 def _text(figure):
     "A figure as text: four digits of it, and its interval."
-    if figure is None: return ""
-    if isinstance(figure, Interval): return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
+    if figure is None:
+        return ""
+    if isinstance(figure, Interval):
+        return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
     return f"{figure:.4g}"
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-20
 def figures(
-    encoder:Encoder,  # that the features are of
-    x:Tensor,         # of a way's images, `(n, d)`
-    groups:Tensor,    # number of the prompt of each, `(n,)`
-    texts:Tensor|None=None,     # features of the prompts, `(prompts, d)`
-    reference:Tensor|None=None, # features of a reference, `(m, d)`
-)->dict:              # name -> `sets.Interval` or a number
+    encoder: Encoder,  # that the features are of
+    x: Tensor,  # of a way's images, `(n, d)`
+    groups: Tensor,  # number of the prompt of each, `(n,)`
+    texts: Tensor | None = None,  # features of the prompts, `(prompts, d)`
+    reference: Tensor | None = None,  # features of a reference, `(m, d)`
+) -> dict:  # name -> `sets.Interval` or a number
     """Every figure of one encoder's features, by its name (`sets.name_of`)."""
     name, out = encoder.name, {}
     if (groups.bincount() > 1).all():
         out[name_of("DreamSim", name)] = distance_of_pairs(x, groups, "cosine")
         each = [vendi_score(x[groups == g]) for g in groups.unique()]
         out[name_of("Vendi score", name)] = sum(each) / len(each)
-    if texts is not None: out[name_of("CLIP score", name)] = text_alignment(x, texts[groups])
+    if texts is not None:
+        out[name_of("CLIP score", name)] = text_alignment(x, texts[groups])
     if reference is not None:
         out[name_of("FID", name)] = frechet_distance(x, reference)
         out[name_of("KID", name)] = kernel_distance(x, reference)[0]
         out[name_of("CMMD", name)] = cmmd(x, reference)
-        out |= zip((name_of(n, name) for n in ("precision", "recall")), precision_recall(x, reference))
+        out |= zip(
+            (name_of(n, name) for n in ("precision", "recall")), precision_recall(x, reference)
+        )
     return out
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-21
 def _check_reference(reference, images):
     "Raise `ValueError` unless distances from a reference can be measured."
-    if images < 4: raise ValueError(f"images must be 4 or more for distances from a reference, not {images}")
+    if images < 4:
+        raise ValueError(f"images must be 4 or more for distances from a reference, not {images}")
     if not isinstance(reference, Way | Tensor | Pictures):
-        raise ValueError(f"reference must be a way, a tensor of images or pictures, not {type(reference).__name__}")
+        raise ValueError(
+            f"reference must be a way, a tensor of images or pictures, not {type(reference).__name__}"
+        )
     if not isinstance(reference, Way) and len(reference) < 4:
         raise ValueError(f"reference must be 4 images or more, not {len(reference)}")
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-22
 def compare_ways(
-    ways:list[Way],
-    prompts:str|list[str],     # they take turns
-    images:int=1000,           # of each way, of all prompts
-    encoders=(None,),          # see `encoders.encoder`; None: the bundled model's
-    reference:Way|Tensor|Pictures|None=None, # of the distances: another way, images in [0, 1], or pictures on disk
-    model:Model|None=None,     # whose default encoder is meant, and on whose device encoders are
-    seed:int=0,                # of the noise
-    shown:int=16,              # images of each way that are kept
-    folder:str|Path|None=None, # keep features here; a run that was stopped goes on
+    ways: list[Way],
+    prompts: str | list[str],  # they take turns
+    images: int = 1000,  # of each way, of all prompts
+    encoders=(None,),  # see `encoders.encoder`; None: the bundled model's
+    reference: Way
+    | Tensor
+    | Pictures
+    | None = None,  # of the distances: another way, images in [0, 1], or pictures on disk
+    model: Model | None = None,  # whose default encoder is meant, and on whose device encoders are
+    seed: int = 0,  # of the noise
+    shown: int = 16,  # images of each way that are kept
+    folder: str | Path | None = None,  # keep features here; a run that was stopped goes on
     progress=tqdm,
-)->Comparison:
+) -> Comparison:
     """Figures of each way's images of the same prompts: distance of pairs and Vendi score within prompts, text
     alignment by encoders that know words, and distances from a reference.
 
     Raises `ValueError` for two ways of one name, and as `features_of_way` does."""
     check_prompt(prompts := [prompts] if isinstance(prompts, str) else list(prompts))
     names = [w.name for w in ways]
-    if len(set(names)) < len(names) or not names: raise ValueError(f"ways must have different names, not {names}")
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"ways must have different names, not {names}")
     encoders = [find_encoder(e, model) for e in encoders]
-    device = "cpu" if model is None else model.device # where the encoders are
-    if reference is not None: _check_reference(reference, images)
-    def seen(way): return features_of_way(way, prompts, images, encoders, seed, shown, folder, device, progress)
-    if isinstance(reference, Way): reference = seen(reference)[0]
+    device = "cpu" if model is None else model.device  # where the encoders are
+    if reference is not None:
+        _check_reference(reference, images)
+
+    def seen(way):
+        return features_of_way(
+            way, prompts, images, encoders, seed, shown, folder, device, progress
+        )
+
+    if isinstance(reference, Way):
+        reference = seen(reference)[0]
     elif reference is not None:
-        reference = reference_features(reference, encoders, folder=folder, device=device, progress=progress)
+        reference = reference_features(
+            reference, encoders, folder=folder, device=device, progress=progress
+        )
     texts = {e.name: None if e.text is None else e.text(prompts).cpu() for e in encoders}
     groups, rows, pictures = torch.arange(images) % len(prompts), {}, {}
     for way in ways:
         features, pictures[way.name] = seen(way)
-        each = (figures(e, features[e.name], groups, texts[e.name], reference and reference[e.name]) for e in encoders)
+        each = (
+            figures(e, features[e.name], groups, texts[e.name], reference and reference[e.name])
+            for e in encoders
+        )
         rows[way.name] = {name: figure for of in each for name, figure in of.items()}
     return Comparison(rows, pictures, images, prompts)
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-23
 def plot_ways(
-    comparison:Comparison,
-    x:str,  # name of a figure, as in the comparison
-    y:str,  # of another one
-):          # a matplotlib `Figure`
+    comparison: Comparison,
+    x: str,  # name of a figure, as in the comparison
+    y: str,  # of another one
+):  # a matplotlib `Figure`
     """Ways as points, with their intervals. Raises `KeyError` for a figure that there is not."""
     fig = new_figure(7, 5)
     ax = fig.subplots()
     for i, (way, row) in enumerate(comparison.rows.items()):
         at = [getattr(row[n], "value", row[n]) for n in (x, y)]
-        ends = [[[v - r.low], [r.high - v]] if isinstance(r := row[n], Interval) else None for n, v in zip((x, y), at)]
+        ends = [
+            [[v - r.low], [r.high - v]] if isinstance(r := row[n], Interval) else None
+            for n, v in zip((x, y), at)
+        ]
         ax.errorbar(*at, xerr=ends[0], yerr=ends[1], fmt="o", color=f"C{i % 10}")
-        ax.annotate(way.replace("$", r"\$"), at, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ax.annotate(
+            way.replace("$", r"\$"), at, xytext=(6, 4), textcoords="offset points", fontsize=8
+        )
     ax.set(xlabel=x, ylabel=y)
     return fig

@@ -21,11 +21,13 @@ from ..features.backbones import weights_of
 @dataclass(frozen=True)
 class Interval:
     """A figure with its interval."""
-    value:float
-    low:float
-    high:float
 
-    def __repr__(self): return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    value: float
+    low: float
+    high: float
+
+    def __repr__(self):
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-06
 def _check(x, name="features", least=2):
@@ -33,19 +35,21 @@ def _check(x, name="features", least=2):
     if not isinstance(x, Tensor) or x.ndim != 2 or len(x) < least:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name} must be a tensor (n, d) of {least} rows or more, not {got}")
-    if not x.isfinite().all(): raise ValueError(f"{name} hold NaN or infinity: look at the images and the encoder")
+    if not x.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinity: look at the images and the encoder")
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-07
 def _drawn(n, rounds, seed):
     "How often each of n images is in every round of a bootstrap, `(rounds, n)`; the first round is the set itself."
-    if not isinstance(rounds, int) or rounds < 20: raise ValueError(f"rounds must be 20 or more, not {rounds!r}")
+    if not isinstance(rounds, int) or rounds < 20:
+        raise ValueError(f"rounds must be 20 or more, not {rounds!r}")
     gen = torch.Generator().manual_seed(seed)
     each = torch.randint(n, (rounds, n), generator=gen)
     counts = torch.zeros(rounds, n).scatter_add_(1, each, torch.ones(rounds, n))
     return torch.cat([torch.ones(1, n), counts])
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-08
-def _interval_of(rounds, level=.95):
+def _interval_of(rounds, level=0.95):
     "The figure of bootstrap rounds `(1 + rounds,)`, the first of them the set itself."
     edge, value = (1 - level) / 2, rounds[0].item()
     low, high = rounds[1:].quantile(torch.tensor([edge, 1 - edge], dtype=rounds.dtype)).tolist()
@@ -53,209 +57,284 @@ def _interval_of(rounds, level=.95):
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-09
 def mean_interval(
-    values:Tensor,   # a number an image, `(n,)`
-    rounds:int=500,  # of the bootstrap
-    seed:int=0,
-)->Interval:
+    values: Tensor,  # a number an image, `(n,)`
+    rounds: int = 500,  # of the bootstrap
+    seed: int = 0,
+) -> Interval:
     """The mean, with its 95 % interval."""
-    if not isinstance(values, Tensor) or values.ndim != 1: raise ValueError("values must be a tensor (n,)")
+    if not isinstance(values, Tensor) or values.ndim != 1:
+        raise ValueError("values must be a tensor (n,)")
     _check(values[:, None], "values", 1)
     return _interval_of(_drawn(len(values), rounds, seed) @ values.float() / len(values))
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-12
-_APART = {"euclidean": torch.cdist, "cosine": lambda a, b: 1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T}
+_APART = {
+    "euclidean": torch.cdist,
+    "cosine": lambda a, b: 1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T,
+}
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-13
 def _pair_rounds(x, apart, rounds, seed, rows=2000):
     "Sum of the distances of pairs in every bootstrap round, and how many there are; they exist some rows at a time."
-    w, x = _drawn(len(x), rounds, seed), x - x.mean(0) if apart is torch.cdist else x # what all share rounds worse
-    total = sum(((w[:, i:i + rows] @ apart(x[i:i + rows], x)) * w).sum(1) for i in range(0, len(x), rows))
-    own = sum((w[:, i:i + rows] ** 2 @ apart(x[i:i + rows], x[i:i + rows]).diag()) for i in range(0, len(x), rows))
-    return torch.stack([total - own, len(x) ** 2 - (w ** 2).sum(1)])
+    w, x = (
+        _drawn(len(x), rounds, seed),
+        x - x.mean(0) if apart is torch.cdist else x,
+    )  # what all share rounds worse
+    total = sum(
+        ((w[:, i : i + rows] @ apart(x[i : i + rows], x)) * w).sum(1)
+        for i in range(0, len(x), rows)
+    )
+    own = sum(
+        (w[:, i : i + rows] ** 2 @ apart(x[i : i + rows], x[i : i + rows]).diag())
+        for i in range(0, len(x), rows)
+    )
+    return torch.stack([total - own, len(x) ** 2 - (w**2).sum(1)])
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-14
 def distance_of_pairs(
-    x:Tensor,            # features, `(n, d)`
-    groups:Tensor|None=None, # which prompt each image is of, `(n,)`; default: all are of one
-    metric:str="euclidean", # or "cosine": 1 - cosine, as DreamSim has it
-    rounds:int=500,      # of the bootstrap
-    seed:int=0,
-)->Interval:
+    x: Tensor,  # features, `(n, d)`
+    groups: Tensor | None = None,  # which prompt each image is of, `(n,)`; default: all are of one
+    metric: str = "euclidean",  # or "cosine": 1 - cosine, as DreamSim has it
+    rounds: int = 500,  # of the bootstrap
+    seed: int = 0,
+) -> Interval:
     """Mean distance of pairs of images of the same prompt, a mean over prompts: SliderSpace's diversity (R7).
 
     Raises `ValueError` for another metric, a group of a single image, and features that are no finite matrix."""
     _check(x)
-    if metric not in _APART: raise ValueError(f"metric must be one of {list(_APART)}, not {metric!r}")
+    if metric not in _APART:
+        raise ValueError(f"metric must be one of {list(_APART)}, not {metric!r}")
     groups = torch.zeros(len(x), dtype=torch.long) if groups is None else torch.as_tensor(groups)
     if groups.shape != (len(x),):
-        raise ValueError(f"groups must be {len(x)} numbers, one an image, not {' by '.join(map(str, groups.shape))}")
+        raise ValueError(
+            f"groups must be {len(x)} numbers, one an image, not {' by '.join(map(str, groups.shape))}"
+        )
     names, sizes = groups.unique(return_counts=True)
-    if (sizes < 2).any(): raise ValueError("groups must have 2 images or more each: a single one has no pairs")
-    each = [_pair_rounds(x[groups == g].float(), _APART[metric], rounds, seed + i) for i, g in enumerate(names)]
+    if (sizes < 2).any():
+        raise ValueError("groups must have 2 images or more each: a single one has no pairs")
+    each = [
+        _pair_rounds(x[groups == g].float(), _APART[metric], rounds, seed + i)
+        for i, g in enumerate(names)
+    ]
     sums, pairs = torch.stack(each, 1)
-    there = (pairs > 0).sum(0) # of a few images the same one may be drawn each time
+    there = (pairs > 0).sum(0)  # of a few images the same one may be drawn each time
     means = (sums / pairs.clamp(min=1)).sum(0) / there.clamp(min=1)
     return _interval_of(means[there > 0])
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-15
 def vendi_score(
-    x:Tensor, # features, `(n, d)`
-)->float:     # 1 (all alike) to min(n, d)
+    x: Tensor,  # features, `(n, d)`
+) -> float:  # 1 (all alike) to min(n, d)
     """The effective number of different images: the exponential of the entropy of the eigenvalues of their cosines
     (Friedman & Dieng 2023, arXiv 2210.02410). It grows with n: compare sets of one size.
 
     Raises `ValueError` for features that are no finite matrix."""
     _check(x, least=1)
     unit = F.normalize(x.double(), dim=1)
-    values = torch.linalg.eigvalsh((unit.T @ unit if len(x) > x.shape[1] else unit @ unit.T) / len(x))
+    values = torch.linalg.eigvalsh(
+        (unit.T @ unit if len(x) > x.shape[1] else unit @ unit.T) / len(x)
+    )
     return torch.special.entr(values.clamp(min=0)).sum().exp().item()
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-18
 def text_alignment(
-    x:Tensor,     # features of images, `(n, d)`
-    text:Tensor,  # features of the prompt of each, `(n, d)`, of the same encoder
-    rounds:int=500,
-    seed:int=0,
-)->Interval:        # 0 to 100
+    x: Tensor,  # features of images, `(n, d)`
+    text: Tensor,  # features of the prompt of each, `(n, d)`, of the same encoder
+    rounds: int = 500,
+    seed: int = 0,
+) -> Interval:  # 0 to 100
     """100 max(cosine, 0), a mean over images: the CLIP score (Hessel et al. 2021, arXiv 2104.08718, without its factor
     2.5, as is usual) when the encoder is CLIP.
 
     Raises `ValueError` for features that are no finite matrices of one shape."""
     _check(x, least=1)
     _check(text, "text", 1)
-    if x.shape != text.shape: raise ValueError(f"text must be {tuple(x.shape)}, as the images, not {tuple(text.shape)}")
-    return mean_interval(100 * F.cosine_similarity(x.float(), text.float()).clamp(min=0), rounds, seed)
+    if x.shape != text.shape:
+        raise ValueError(f"text must be {tuple(x.shape)}, as the images, not {tuple(text.shape)}")
+    return mean_interval(
+        100 * F.cosine_similarity(x.float(), text.float()).clamp(min=0), rounds, seed
+    )
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-20
 class _AsTheyAre(nn.Module):
     "What torchmetrics calls a network: features go through it unchanged."
+
     def __init__(self, width):
         super().__init__()
         self.num_features = width
-    def forward(self, x): return x
+
+    def forward(self, x):
+        return x
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-21
 def _both(x, reference, least=2):
     _check(x, least=least)
     _check(reference, "reference", least)
     if x.shape[1] != reference.shape[1]:
-        raise ValueError(f"reference must have {x.shape[1]} features an image, as the images have, "
-                         f"not {reference.shape[1]}")
+        raise ValueError(
+            f"reference must have {x.shape[1]} features an image, as the images have, "
+            f"not {reference.shape[1]}"
+        )
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-22
 def _compared(metric, x, reference):
     "A torchmetrics metric of two sets of features."
     metric.set_dtype(torch.float64)
     for rows, real in ((reference, True), (x, False)):
-        for part in rows.split(1000): metric.update(part.double(), real=real)
+        for part in rows.split(1000):
+            metric.update(part.double(), real=real)
     return metric.compute()
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-23
 def frechet_distance(
-    x:Tensor,         # features, `(n, d)`
-    reference:Tensor, # `(m, d)`
-)->float:
+    x: Tensor,  # features, `(n, d)`
+    reference: Tensor,  # `(m, d)`
+) -> float:
     """Frechet distance of the two sets as Gaussians (Heusel et al. 2017, arXiv 1706.08500); 0 for equal ones.
 
     Few images make it large: compare sets of one size. Raises `ValueError` for features that are no finite matrices."""
     from torchmetrics.image.fid import FrechetInceptionDistance
+
     _both(x, reference)
     return _compared(FrechetInceptionDistance(_AsTheyAre(x.shape[1])), x, reference).item()
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-24
 def kernel_distance(
-    x:Tensor,         # features, `(n, d)`
-    reference:Tensor, # `(m, d)`
-    subsets:int=100,  # that are compared
-    size:int=1000,    # images of a subset, at most; one less than there are if there are fewer
-    seed:int=0,
-)->tuple[float, float]: # mean and standard deviation over subsets
+    x: Tensor,  # features, `(n, d)`
+    reference: Tensor,  # `(m, d)`
+    subsets: int = 100,  # that are compared
+    size: int = 1000,  # images of a subset, at most; one less than there are if there are fewer
+    seed: int = 0,
+) -> tuple[float, float]:  # mean and standard deviation over subsets
     """Kernel distance: the unbiased squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018, arXiv
     1801.01401). Unlike the Frechet distance it does not grow when images are few.
 
     Raises `ValueError` for features that are no finite matrices."""
     from torchmetrics.image.kid import KernelInceptionDistance
+
     _both(x, reference, 3)
-    if subsets < 1: raise ValueError(f"subsets must be 1 or more, not {subsets}")
-    if size < 2: raise ValueError(f"size must be 2 or more, not {size}")
+    if subsets < 1:
+        raise ValueError(f"subsets must be 1 or more, not {subsets}")
+    if size < 2:
+        raise ValueError(f"size must be 2 or more, not {size}")
     size = min(size, len(x) - 1, len(reference) - 1)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(): # subsets are drawn from the global state
-        warnings.simplefilter("ignore", UserWarning) # that features are kept
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):  # subsets are drawn from the global state
+        warnings.simplefilter("ignore", UserWarning)  # that features are kept
         torch.manual_seed(seed)
-        mean, std = _compared(KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets, size), x, reference)
+        mean, std = _compared(
+            KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets, size), x, reference
+        )
     return mean.item(), std.item()
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-25
 def cmmd(
-    x:Tensor,         # features, `(n, d)`; they are scaled to unit length
-    reference:Tensor, # `(m, d)`
-    sigma:float=10.,  # of the Gaussian kernel
-)->float:
+    x: Tensor,  # features, `(n, d)`; they are scaled to unit length
+    reference: Tensor,  # `(m, d)`
+    sigma: float = 10.0,  # of the Gaussian kernel
+) -> float:
     """1000 times the squared maximum mean discrepancy of unit rows with a Gaussian kernel (Jayasumana et al. 2024,
     arXiv 2401.09603; its sigma of 10 is for CLIP ViT-L/14 at 336 pixels).
 
     Raises `ValueError` for features that are no finite matrices."""
     _both(x, reference)
-    if not sigma > 0: raise ValueError(f"sigma must be above 0, not {sigma}")
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, not {sigma}")
     x, y = (F.normalize(rows.double(), dim=1) for rows in (x, reference))
-    def mean(a, b, rows=2000): # k(a, b) over all pairs
-        parts = (((2 * part @ b.T - 2) / (2 * sigma ** 2)).expm1().sum() for part in a.split(rows))
-        return sum(parts) / (len(a) * len(b)) # less 1, which the three terms below cancel: nothing is rounded away
+
+    def mean(a, b, rows=2000):  # k(a, b) over all pairs
+        parts = (((2 * part @ b.T - 2) / (2 * sigma**2)).expm1().sum() for part in a.split(rows))
+        return sum(parts) / (
+            len(a) * len(b)
+        )  # less 1, which the three terms below cancel: nothing is rounded away
+
     return 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y)).item()
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-26
 def precision_recall(
-    x:Tensor,         # features, `(n, d)`
-    reference:Tensor, # `(m, d)`
-    neighbours:int=3, # whose distance is the radius
-)->tuple[float, float]: # each in [0, 1]
+    x: Tensor,  # features, `(n, d)`
+    reference: Tensor,  # `(m, d)`
+    neighbours: int = 3,  # whose distance is the radius
+) -> tuple[float, float]:  # each in [0, 1]
     """Share of images among the reference, and share of the reference among the images (Kynkaanniemi et al. 2019, arXiv
     1904.06991).
 
     Raises `ValueError` for features that are no finite matrices of more rows than `neighbours`."""
     from torch_fidelity.metric_prc import prc_features_to_metric
+
     if not isinstance(neighbours, int) or neighbours < 1:
         raise ValueError(f"neighbours must be 1 or more, not {neighbours!r}")
     _both(x, reference, neighbours + 1)
-    x, reference = (rows.float() - reference.float().mean(0) for rows in (x, reference)) # what all share rounds worse
-    found = prc_features_to_metric(x, reference, prc_neighborhood=neighbours, prc_batch_size=2000,
-                                   save_cpu_ram=True, verbose=False)
+    x, reference = (
+        rows.float() - reference.float().mean(0) for rows in (x, reference)
+    )  # what all share rounds worse
+    found = prc_features_to_metric(
+        x,
+        reference,
+        prc_neighborhood=neighbours,
+        prc_batch_size=2000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
     return found["precision"], found["recall"]
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-29
-_ORIGINAL = {"FID": "inception-fid", "KID": "inception-fid", "CMMD": "ViT-L-14-336:openai", "DreamSim": "dreamsim"}
+_ORIGINAL = {
+    "FID": "inception-fid",
+    "KID": "inception-fid",
+    "CMMD": "ViT-L-14-336:openai",
+    "DreamSim": "dreamsim",
+}
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-30
-_STAND_IN = {"FID": "Frechet distance", "KID": "kernel distance", "CMMD": "MMD", "DreamSim": "distance of pairs",
-             "CLIP score": "text alignment", "Vendi score": "Vendi score", "precision": "precision", "recall": "recall"}
+_STAND_IN = {
+    "FID": "Frechet distance",
+    "KID": "kernel distance",
+    "CMMD": "MMD",
+    "DreamSim": "distance of pairs",
+    "CLIP score": "text alignment",
+    "Vendi score": "Vendi score",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-31
 def name_of(
-    measure:str, # "FID", "KID", "CMMD", "DreamSim", "CLIP score", "Vendi score", "precision" or "recall"
-    encoder:str, # name of the one whose features were measured
-)->str:
+    measure: str,  # "FID", "KID", "CMMD", "DreamSim", "CLIP score", "Vendi score", "precision" or "recall"
+    encoder: str,  # name of the one whose features were measured
+) -> str:
     """What a figure may be called: by the published name only with the network that the name stands for.
 
     Raises `ValueError` for another measure."""
-    if measure not in _STAND_IN: raise ValueError(f"measure must be one of {list(_STAND_IN)}, not {measure!r}")
+    if measure not in _STAND_IN:
+        raise ValueError(f"measure must be one of {list(_STAND_IN)}, not {measure!r}")
     original = _ORIGINAL.get(measure)
-    known = f"{encoder}:".replace("-quickgelu:", ":") # the same network by another name
-    if original and known.startswith(f"{original}:"): return measure # with a file of weights too
+    known = f"{encoder}:".replace("-quickgelu:", ":")  # the same network by another name
+    if original and known.startswith(f"{original}:"):
+        return measure  # with a file of weights too
     clip = measure == "CLIP score" and encoder.endswith(":openai")
     return f"{measure if clip else _STAND_IN[measure]} ({encoder})"
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-34
 def lpips(
-    device:torch.device|str="cpu",
-    network:str="alex", # or "vgg", "squeeze"
-):                      # two tensors of images in [0, 1], `(n, 3, h, w)`, to distances `(n,)`
+    device: torch.device | str = "cpu",
+    network: str = "alex",  # or "vgg", "squeeze"
+):  # two tensors of images in [0, 1], `(n, 3, h, w)`, to distances `(n,)`
     """LPIPS (Zhang et al. 2018, arXiv 1801.03924), of torchmetrics.
 
     Raises `ValueError` for another network, and when torchvision's weights of it cannot be had."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
     if network not in (known := ("alex", "vgg", "squeeze")):
         raise ValueError(f"network must be one of {known}, not {network!r}")
-    with weights_of(f"lpips-{network}", "where there is a network, run it once: torchvision keeps the weights"):
+    with weights_of(
+        f"lpips-{network}", "where there is a network, run it once: torchvision keeps the weights"
+    ):
         net = LearnedPerceptualImagePatchSimilarity(network).net.requires_grad_(False).to(device)
-    def distance(a, b): return net(a.to(device), b.to(device), normalize=True).flatten()
+
+    def distance(a, b):
+        return net(a.to(device), b.to(device), normalize=True).flatten()
+
     return distance

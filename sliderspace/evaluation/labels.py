@@ -25,64 +25,86 @@ from ..sampling.prompts import PHRASES
 @dataclass(frozen=True, eq=False, repr=False)
 class Ends:
     """Images at both ends of sliders, or of anything else that is to be named."""
-    names:list[str]  # K of them, no two alike
-    latents:Tensor   # `(K, 2, n, ...)`: each of n samples at the low end and at the high one
-    prompt:str       # that they have in common
+
+    names: list[str]  # K of them, no two alike
+    latents: Tensor  # `(K, 2, n, ...)`: each of n samples at the low end and at the high one
+    prompt: str  # that they have in common
 
     def __post_init__(self):
-        if self.latents.ndim < 4 or self.latents.shape[:2] != (len(self.names), 2) or not self.latents.shape[2]:
-            raise ValueError(f"latents must be ({len(self.names)}, 2, n, ...), not {tuple(self.latents.shape)}")
-        if len(set(self.names)) < len(self.names): raise ValueError(f"names must differ, not {self.names}")
-        if not isinstance(self.prompt, str): raise ValueError(f"prompt must be one text, not {self.prompt!r}")
+        if (
+            self.latents.ndim < 4
+            or self.latents.shape[:2] != (len(self.names), 2)
+            or not self.latents.shape[2]
+        ):
+            raise ValueError(
+                f"latents must be ({len(self.names)}, 2, n, ...), not {tuple(self.latents.shape)}"
+            )
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names must differ, not {self.names}")
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be one text, not {self.prompt!r}")
         check_prompt(self.prompt)
 
-    def __repr__(self): return f"Ends({len(self.names)} of {self.prompt!r}, pairs each: {self.latents.shape[2]})"
+    def __repr__(self):
+        return f"Ends({len(self.names)} of {self.prompt!r}, pairs each: {self.latents.shape[2]})"
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-06
 def ends_of(
-    report:Report, # of `measure`, `measure_asked`, or any with latents at both strengths
-    strength:float=1., # of the high end; the low one has the same, negative
-)->Ends:
+    report: Report,  # of `measure`, `measure_asked`, or any with latents at both strengths
+    strength: float = 1.0,  # of the high end; the low one has the same, negative
+) -> Ends:
     """Both ends of every slider. Raises `ValueError` for a strength that was not swept."""
     both = [s for s in report.strengths if s > 0 and -s in report.strengths]
-    if strength not in both: raise ValueError(f"strength must be one of {both}, not {strength}")
+    if strength not in both:
+        raise ValueError(f"strength must be one of {both}, not {strength}")
     at = [report.strengths.index(s) for s in (-strength, strength)]
-    return Ends(report.space.labels, report.latents[:, at], (report.space.card.get("prompts") or [""])[0])
+    return Ends(
+        report.space.labels, report.latents[:, at], (report.space.card.get("prompts") or [""])[0]
+    )
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-07
 def null_ends(
-    latents:Tensor,  # of unchanged images, `(m, ...)`
-    prompt:str,
-    count:int=16,    # of nulls
-    pairs:int=8,     # of each
-    seed:int=0,
-)->Ends:
+    latents: Tensor,  # of unchanged images, `(m, ...)`
+    prompt: str,
+    count: int = 16,  # of nulls
+    pairs: int = 8,  # of each
+    seed: int = 0,
+) -> Ends:
     """Pairs of unchanged images of different samples, put together at random: whatever is said of them means nothing.
 
     Raises `ValueError` for fewer than twice as many images as pairs."""
-    if min(count, pairs) < 1: raise ValueError(f"count and pairs must be 1 or more, not {count} and {pairs}")
-    if len(latents) < 2 * pairs: raise ValueError(f"latents must be {2 * pairs} images or more, not {len(latents)}")
+    if min(count, pairs) < 1:
+        raise ValueError(f"count and pairs must be 1 or more, not {count} and {pairs}")
+    if len(latents) < 2 * pairs:
+        raise ValueError(f"latents must be {2 * pairs} images or more, not {len(latents)}")
     gen = torch.Generator().manual_seed(seed)
-    at = torch.stack([torch.randperm(len(latents), generator=gen)[:2 * pairs].view(2, pairs) for _ in range(count)])
+    at = torch.stack(
+        [
+            torch.randperm(len(latents), generator=gen)[: 2 * pairs].view(2, pairs)
+            for _ in range(count)
+        ]
+    )
     return Ends([f"null {i}" for i in range(count)], latents[at], prompt)
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-09
 @dataclass(frozen=True)
 class Label:
     """A name, and how sure it is."""
-    slider:str            # what was named
-    high:str              # what strength 1 brings; empty where there is an error
-    low:str               # what strength -1 brings
-    confidence:float      # 0 to 1
-    confident:bool        # whether it is to be trusted
-    error:str|None=None   # why there is no name
+
+    slider: str  # what was named
+    high: str  # what strength 1 brings; empty where there is an error
+    low: str  # what strength -1 brings
+    confidence: float  # 0 to 1
+    confident: bool  # whether it is to be trusted
+    error: str | None = None  # why there is no name
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-10
 @dataclass(frozen=True, repr=False)
 class Labels:
     """Names of sliders, and who gave them."""
-    rows:list[Label]
-    by:str
+
+    rows: list[Label]
+    by: str
 
     def __repr__(self):
         sure = sum(row.confident for row in self.rows)
@@ -90,23 +112,40 @@ class Labels:
         return f"Labels of {len(self.rows)} by {self.by}: {sure} confident, {wrong} errors"
 
     def _repr_html_(self):
-        rows = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in (
-            r.slider, r.low, r.high, f"{r.confidence:.2f}", "yes" if r.confident else "no", r.error or "")) + "</tr>"
-            for r in self.rows)
-        head = "".join(f"<th>{c}</th>" for c in ("slider", "-1", "1", "confidence", "confident", "error"))
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f"<td>{escape(str(c))}</td>"
+                for c in (
+                    r.slider,
+                    r.low,
+                    r.high,
+                    f"{r.confidence:.2f}",
+                    "yes" if r.confident else "no",
+                    r.error or "",
+                )
+            )
+            + "</tr>"
+            for r in self.rows
+        )
+        head = "".join(
+            f"<th>{c}</th>" for c in ("slider", "-1", "1", "confidence", "confident", "error")
+        )
         return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
-    def name(self,
-        space:SliderSpace, # that was labelled
-        every:bool=False,  # names that nobody is sure of too
-    )->SliderSpace:
+    def name(
+        self,
+        space: SliderSpace,  # that was labelled
+        every: bool = False,  # names that nobody is sure of too
+    ) -> SliderSpace:
         """The space with these names; what is unsure or has an error keeps its own. The card says who named it.
 
         Raises `KeyError` for a space that lacks one of the sliders."""
         for row in self.rows:
-            if row.error or not (row.confident or every): continue
+            if row.error or not (row.confident or every):
+                continue
             at, label, n = space.index(row.slider), f"{row.low} → {row.high}", 1
-            while label in space.labels[:at] + space.labels[at + 1:]:
+            while label in space.labels[:at] + space.labels[at + 1 :]:
                 n += 1
                 label = f"{row.low} → {row.high} ({n})"
             named = f"named by {self.by}, confidence {row.confidence:.2f}; was {row.slider}"
@@ -122,40 +161,57 @@ def _vocabulary(vocabulary):
         texts = [phrases] if isinstance(phrases, str) else list(phrases)
         found[kind] = list(dict.fromkeys(t.strip() for t in texts if isinstance(t, str)))
         if len(found[kind]) < 2 or "" in found[kind] or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"vocabulary[{kind!r}] must be two or more different phrases, not {texts}")
-    if not found: raise ValueError("vocabulary must have a kind of phrases or more")
+            raise ValueError(
+                f"vocabulary[{kind!r}] must be two or more different phrases, not {texts}"
+            )
+    if not found:
+        raise ValueError("vocabulary must have a kind of phrases or more")
     return found
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-13
 def _flips(n, most=1000, seed=0):
     "Signs of n pairs: as they are, then all ways to exchange ends, or many of them at random, `(r, n)`."
-    if n <= 9: signs = 1 - 2 * (torch.arange(1, 2 ** n)[:, None] >> torch.arange(n) & 1)
-    else: signs = 1 - 2 * torch.randint(2, (most, n), generator=torch.Generator().manual_seed(seed))
+    if n <= 9:
+        signs = 1 - 2 * (torch.arange(1, 2**n)[:, None] >> torch.arange(n) & 1)
+    else:
+        signs = 1 - 2 * torch.randint(2, (most, n), generator=torch.Generator().manual_seed(seed))
     return torch.cat([torch.ones(1, n), signs.float()])
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-14
 @torch.no_grad()
 def label_by_words(
-    model:Model,
-    ends:Ends,
-    vocabulary:dict[str, list[str]]|list[str]=PHRASES, # kind -> phrases that exclude each other, or a list of one kind
-    encoder=None,       # that knows words, see `encoders.encoder`
-    least:float=.2,     # margin that makes confident, in probability
-    chance:float=.05,   # that pairs in random order change a kind as much; .05 takes 6 pairs or more
-    batch:int=64,
-)->Labels:
+    model: Model,
+    ends: Ends,
+    vocabulary: dict[str, list[str]]
+    | list[str] = PHRASES,  # kind -> phrases that exclude each other, or a list of one kind
+    encoder=None,  # that knows words, see `encoders.encoder`
+    least: float = 0.2,  # margin that makes confident, in probability
+    chance: float = 0.05,  # that pairs in random order change a kind as much; .05 takes 6 pairs or more
+    batch: int = 64,
+) -> Labels:
     """Name sliders by the phrases that rise and fall most between their ends. Confidence: the margin, how much more the
     kind of the name changes than the next one, in probability.
 
     Raises `ValueError` for an encoder without a text tower, and a kind of fewer than two phrases."""
     kinds, encoder = _vocabulary(vocabulary), find_encoder(encoder, model)
-    if encoder.text is None: raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
-    phi = latent_features(model, encoder, ends.latents.flatten(0, 2), batch).unflatten(0, ends.latents.shape[:3])
-    text = {kind: encoder.text([f"{ends.prompt}, {p}" for p in phrases]).cpu() for kind, phrases in kinds.items()}
+    if encoder.text is None:
+        raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
+    phi = latent_features(model, encoder, ends.latents.flatten(0, 2), batch).unflatten(
+        0, ends.latents.shape[:3]
+    )
+    text = {
+        kind: encoder.text([f"{ends.prompt}, {p}" for p in phrases]).cpu()
+        for kind, phrases in kinds.items()
+    }
     seen = {kind: (encoder.scale * phi @ t.T).softmax(-1) for kind, t in text.items()}
     flips = _flips(phi.shape[2])
-    rises = {kind: torch.einsum("rn,knv->krv", flips, p[:, 1] - p[:, 0]) / flips.shape[1] for kind, p in seen.items()}
-    moved = torch.stack([r.abs().sum(2) / 2 for r in rises.values()], 2) # total variation, `(K, 1 + flips, kinds)`
+    rises = {
+        kind: torch.einsum("rn,knv->krv", flips, p[:, 1] - p[:, 0]) / flips.shape[1]
+        for kind, p in seen.items()
+    }
+    moved = torch.stack(
+        [r.abs().sum(2) / 2 for r in rises.values()], 2
+    )  # total variation, `(K, 1 + flips, kinds)`
     rows = []
     for k, name in enumerate(ends.names):
         most = moved[k, 0].argmax().item()
@@ -164,7 +220,9 @@ def label_by_words(
         p = (largest >= largest[0] - 1e-6).float().mean().item()
         high, low = (kinds[kind][i] for i in (rise.argmax().item(), rise.argmin().item()))
         first, *second = moved[k, 0].sort(descending=True).values.tolist()
-        margin = first - max(second[:1], default=0.)
-        if high == low: rows.append(Label(name, "", "", 0., False, "nothing changes between its ends"))
-        else: rows.append(Label(name, high, low, margin, margin >= least and p <= chance))
+        margin = first - max(second[:1], default=0.0)
+        if high == low:
+            rows.append(Label(name, "", "", 0.0, False, "nothing changes between its ends"))
+        else:
+            rows.append(Label(name, high, low, margin, margin >= least and p <= chance))
     return Labels(rows, f"words ({encoder.name})")

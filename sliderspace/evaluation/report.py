@@ -24,34 +24,51 @@ from ..sliders.space import SliderSpace
 from ..features.collect import check_encoder
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-05
-STRENGTHS = (-2., -1.5, -1., -.5, 0., .5, 1., 1.5, 2.) # of a sweep
+STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)  # of a sweep
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-06
 @torch.no_grad()
 def sweep(
-    model:Model,
-    space:SliderSpace,
-    prompt:str|list[str],   # several take turns
-    samples:list[int],      # sample indices (their noise)
-    seed:int=0,
-    strengths=STRENGTHS,    # must hold 0, which is the unchanged model and made once for all sliders
-    sliders=None,           # numbers or labels; default: all
-    steps:int|None=None,
-    guidance:float|None=None,
-    start:float|None=None,  # part of the noise schedule after which sliders act; default: as they were trained
-    batch:int=64,
+    model: Model,
+    space: SliderSpace,
+    prompt: str | list[str],  # several take turns
+    samples: list[int],  # sample indices (their noise)
+    seed: int = 0,
+    strengths=STRENGTHS,  # must hold 0, which is the unchanged model and made once for all sliders
+    sliders=None,  # numbers or labels; default: all
+    steps: int | None = None,
+    guidance: float | None = None,
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    batch: int = 64,
     progress=tqdm,
-)->Tensor:                  # final latents, `(sliders, strengths, samples, c, h, w)`, on the CPU
+) -> Tensor:  # final latents, `(sliders, strengths, samples, c, h, w)`, on the CPU
     """The same samples at several strengths of each slider alone. Raises `ValueError` when `strengths` lacks 0."""
-    if 0 not in strengths: raise ValueError(f"strengths must hold 0, the unchanged image: {tuple(strengths)}")
+    if 0 not in strengths:
+        raise ValueError(f"strengths must hold 0, the unchanged image: {tuple(strengths)}")
     at = [space.index(s) for s in (range(len(space)) if sliders is None else sliders)]
     strengths, samples = torch.tensor(strengths), list(samples)
     moved = strengths != 0
-    alone = F.one_hot(torch.tensor(at), len(space))[:, None] * strengths[moved, None] # (k, S - 1, K)
-    whole = torch.cat([torch.zeros(1, len(space)), alone.flatten(0, 1)]).repeat_interleave(len(samples), 0)
-    latents = mixed(model, space, whole, prompt, samples * (len(whole) // len(samples)), seed, steps, guidance, start,
-                    batch, progress=progress)
-    base, rest = latents[:len(samples)], latents[len(samples):]
+    alone = (
+        F.one_hot(torch.tensor(at), len(space))[:, None] * strengths[moved, None]
+    )  # (k, S - 1, K)
+    whole = torch.cat([torch.zeros(1, len(space)), alone.flatten(0, 1)]).repeat_interleave(
+        len(samples), 0
+    )
+    latents = mixed(
+        model,
+        space,
+        whole,
+        prompt,
+        samples * (len(whole) // len(samples)),
+        seed,
+        steps,
+        guidance,
+        start,
+        batch,
+        progress=progress,
+    )
+    base, rest = latents[: len(samples)], latents[len(samples) :]
     out = base.expand(len(at), len(strengths), *base.shape).clone()
     out[:, moved] = rest.view(len(at), -1, *base.shape)
     return out
@@ -60,42 +77,53 @@ def sweep(
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What sliders do to final images of samples that nothing was trained on."""
-    space:SliderSpace  # the space that was measured, with ranges and figures on its card
-    strengths:tuple    # S of them
-    latents:Tensor     # `(K, S, n, c, h, w)`
-    scores:Tensor      # change of each slider's own score, in standard deviations, `(K, S, n)`
-    novelty:Tensor     # distance to the nearest unchanged image over the one that is usual, `(K, S, n)`: 1 is the limit
-    distance:Tensor    # from strength 0, over the mean of two unchanged images, in the directions' encoder, `(K, S, n)`
+
+    space: SliderSpace  # the space that was measured, with ranges and figures on its card
+    strengths: tuple  # S of them
+    latents: Tensor  # `(K, S, n, c, h, w)`
+    scores: Tensor  # change of each slider's own score, in standard deviations, `(K, S, n)`
+    novelty: Tensor  # distance to the nearest unchanged image over the one that is usual, `(K, S, n)`: 1 is the limit
+    distance: Tensor  # from strength 0, over the mean of two unchanged images, in the directions' encoder, `(K, S, n)`
 
     @property
-    def advice(self)->list[str]:
+    def advice(self) -> list[str]:
         """For each slider what to know before using it, in words; above all why it seems to do nothing."""
-        return [_advice(row, *ends) for row, ends in zip(self.space.card["sliders"], self.space.ranges.tolist())]
+        return [
+            _advice(row, *ends)
+            for row, ends in zip(self.space.card["sliders"], self.space.ranges.tolist())
+        ]
 
-    def __repr__(self): return f"Report({self.space}, strengths {self.strengths})"
+    def __repr__(self):
+        return f"Report({self.space}, strengths {self.strengths})"
 
-    def _repr_html_(self): return self.space._repr_html_()
+    def _repr_html_(self):
+        return self.space._repr_html_()
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-10
-def _nearest(x:Tensor, reference:Tensor, own:bool=False)->Tensor:
+def _nearest(x: Tensor, reference: Tensor, own: bool = False) -> Tensor:
     "Distance of each row to the nearest row of a reference set; `own`: the rows are the set itself."
     d = torch.cdist(x, reference)
-    if own: d.fill_diagonal_(torch.inf)
+    if own:
+        d.fill_diagonal_(torch.inf)
     return d.amin(1)
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-11
 def usable_range(
-    strengths:tuple[float, ...], # ascending, 0 among them, `S`
-    scores:Tensor,               # mean change of the score at each, `(S,)`
-    unusual:Tensor,              # share of unusual images at each, `(S,)`
-    most:float=.2,               # more than at 0 by this, and the range ends
-)->tuple[float, float]:
+    strengths: tuple[float, ...],  # ascending, 0 among them, `S`
+    scores: Tensor,  # mean change of the score at each, `(S,)`
+    unusual: Tensor,  # share of unusual images at each, `(S,)`
+    most: float = 0.2,  # more than at 0 by this, and the range ends
+) -> tuple[float, float]:
     """The widest range around 0 in which images stay usual and the effect does not fall back."""
     zero, ends = strengths.index(0), []
     for side in (-1, 1):
         at = zero
-        while (0 <= at + side < len(strengths) and unusual[at + side] - unusual[zero] <= most
-               and side * (scores[at + side] - scores[at]) > 0): at += side
+        while (
+            0 <= at + side < len(strengths)
+            and unusual[at + side] - unusual[zero] <= most
+            and side * (scores[at + side] - scores[at]) > 0
+        ):
+            at += side
         ends.append(strengths[at])
     return tuple(ends)
 
@@ -103,10 +131,17 @@ def usable_range(
 def _views(model, encoder, latents, batch):
     "Encoder features and small pixels of latents, each `(n, d)`, on the CPU."
     small = pixels(8)
+
     def work(part):
         images = model.decode(x := latents[part].to(model.device))
-        return unit_rows(encoder, x if encoder.space == "latents" else images).cpu(), small(images).cpu()
-    return [torch.cat(p) for p in zip(*in_parts(model, "features", work, torch.arange(len(latents)), batch))]
+        return unit_rows(encoder, x if encoder.space == "latents" else images).cpu(), small(
+            images
+        ).cpu()
+
+    return [
+        torch.cat(p)
+        for p in zip(*in_parts(model, "features", work, torch.arange(len(latents)), batch))
+    ]
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-15
 def seen_by(own, scores, change):
@@ -116,10 +151,11 @@ def seen_by(own, scores, change):
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-17
 def free_sliders(
-    alignment:Tensor,      # with what rising strengths should bring, `(..., S)`
-    distance:Tensor,       # from strength 0, `(..., S)`, 0 there
-    opposite:Tensor|None=None, # alignment with what falling ones should bring; default: its negative
-)->dict[str, Tensor]:      # "CR", "CSM", "SP", "OS", each `(...)`
+    alignment: Tensor,  # with what rising strengths should bring, `(..., S)`
+    distance: Tensor,  # from strength 0, `(..., S)`, 0 there
+    opposite: Tensor
+    | None = None,  # alignment with what falling ones should bring; default: its negative
+) -> dict[str, Tensor]:  # "CR", "CSM", "SP", "OS", each `(...)`
     """The four figures of FreeSliders for a sweep over ascending strengths."""
     opposite = -alignment if opposite is None else opposite
     cr = (alignment[..., -1] - alignment[..., 0] + opposite[..., 0] - opposite[..., -1]) / 2
@@ -133,94 +169,160 @@ def _advice(row, low, high):
     "A slider's row of the card and its range, in words; sliders that were asked for have no direction to align with."
     known = "alignment" if "alignment" in row else "consistency"
     aligned = row[known]
-    if abs(row["effect"]) < .1:
+    if abs(row["effect"]) < 0.1:
         why = "it moves final images by less than a tenth of a standard deviation: "
-        why += "calibration ended early, or images do not follow a step" if aligned >= .1 else (
-            "these layers do not reach its direction; try targets='full' or a higher rank")
-    elif row["effect"] < 0: why = "final images go the other way than single steps: use it with the signs exchanged"
-    elif not low < 0 < high: why = "images leave the model's own at once; train with a larger leash"
-    elif row.get("leakage", 0) > aligned: why = "it moves another slider's direction more than its own"
-    elif row.get("agreement", 1) < .05: why = "an encoder without part in training sees none of it: perhaps a texture"
-    elif row["monotonicity"] < .7: why = "its effect goes back and forth with the strength"
-    else: return f"strengths {low:g} to {high:g}; 1 moves its score by {row['effect']:.1f} standard deviations"
-    return f"{why} (effect {row['effect']:.2f} sd, {known} {aligned:.2f}, range {low:g} to {high:g})"
+        why += (
+            "calibration ended early, or images do not follow a step"
+            if aligned >= 0.1
+            else ("these layers do not reach its direction; try targets='full' or a higher rank")
+        )
+    elif row["effect"] < 0:
+        why = "final images go the other way than single steps: use it with the signs exchanged"
+    elif not low < 0 < high:
+        why = "images leave the model's own at once; train with a larger leash"
+    elif row.get("leakage", 0) > aligned:
+        why = "it moves another slider's direction more than its own"
+    elif row.get("agreement", 1) < 0.05:
+        why = "an encoder without part in training sees none of it: perhaps a texture"
+    elif row["monotonicity"] < 0.7:
+        why = "its effect goes back and forth with the strength"
+    else:
+        return f"strengths {low:g} to {high:g}; 1 moves its score by {row['effect']:.1f} standard deviations"
+    return (
+        f"{why} (effect {row['effect']:.2f} sd, {known} {aligned:.2f}, range {low:g} to {high:g})"
+    )
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-19
 def _figures(row, strengths, scores, low, high):
     "A slider's row of the card with effect, spread over samples, and monotonicity within its range; scores `(S, n)`."
-    steps = scores[strengths.index(low):strengths.index(high) + 1].diff(dim=0)
+    steps = scores[strengths.index(low) : strengths.index(high) + 1].diff(dim=0)
     half = (scores[strengths.index(1)] - scores[strengths.index(-1)]) / 2
-    rises = (steps > 0).float().mean().item() if len(steps) else 0.
+    rises = (steps > 0).float().mean().item() if len(steps) else 0.0
     return row | dict(effect=half.mean().item(), spread=half.std().item(), monotonicity=rises)
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-20
 def check_strengths(strengths, samples):
     "Raise `ValueError` unless a sweep over these strengths can be scored."
     if not {-1, 0, 1} <= set(strengths) or list(strengths) != sorted(strengths):
-        raise ValueError(f"strengths must be ascending, with -1, 0 and 1 among them, not {strengths}")
-    if samples < 2: raise ValueError(f"samples must be 2 or more, not {samples}")
+        raise ValueError(
+            f"strengths must be ascending, with -1, 0 and 1 among them, not {strengths}"
+        )
+    if samples < 2:
+        raise ValueError(f"samples must be 2 or more, not {samples}")
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-21
 def _scored(space, rows, strengths, latents, views, axes, more, about):
     """The report of a sweep. Axes: `(phi, own) -> (unit axes (K, n or 1, d), standard deviation along each)`. More:
     further figures, key -> `(K,)`, from phi and the axes."""
-    own, seen = views # of the unchanged images, and of the sweep
-    ratios = [_nearest(s, o) / _nearest(o, o, own=True).quantile(.98) for s, o in zip(seen, own)]
+    own, seen = views  # of the unchanged images, and of the sweep
+    ratios = [_nearest(s, o) / _nearest(o, o, own=True).quantile(0.98) for s, o in zip(seen, own)]
     novelty = torch.stack(ratios).amax(0).view(latents.shape[:3])
-    phi, (minus, zero, plus) = seen[0].view(*latents.shape[:3], -1), map(strengths.index, (-1, 0, 1))
+    phi, (minus, zero, plus) = (
+        seen[0].view(*latents.shape[:3], -1),
+        map(strengths.index, (-1, 0, 1)),
+    )
     change, (axis, unit) = phi - phi[:, [zero]], axes(phi, own[0])
     along = (change * axis[:, None]).sum(3)
     scores, distance = along / unit[:, None], change.norm(dim=3) / torch.pdist(own[0][:1000]).mean()
-    ranges = [usable_range(strengths, s.mean(1), (v > 1).float().mean(1)) for s, v in zip(scores, novelty)]
+    ranges = [
+        usable_range(strengths, s.mean(1), (v > 1).float().mean(1)) for s, v in zip(scores, novelty)
+    ]
     figures = [_figures(row, strengths, s, *ends) for row, s, ends in zip(rows, scores, ranges)]
-    more = more(phi, axis) | free_sliders(along.mean(2), distance.mean(2)) | dict(
-        novelty=novelty[:, [minus, plus]].mean((1, 2)), distance=distance[:, [minus, plus]].mean((1, 2)))
+    more = (
+        more(phi, axis)
+        | free_sliders(along.mean(2), distance.mean(2))
+        | dict(
+            novelty=novelty[:, [minus, plus]].mean((1, 2)),
+            distance=distance[:, [minus, plus]].mean((1, 2)),
+        )
+    )
     figures = [f | {n: v[k].item() for n, v in more.items()} for k, f in enumerate(figures)]
     card = space.card | {"sliders": figures} | about
-    return Report(replace(space, ranges=torch.tensor(ranges), card=card), strengths, latents, scores, novelty, distance)
+    return Report(
+        replace(space, ranges=torch.tensor(ranges), card=card),
+        strengths,
+        latents,
+        scores,
+        novelty,
+        distance,
+    )
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-22
 def _checked(model, space, found, encoder, other, strengths, samples):
     "Both encoders, after every check that can be made before long work."
     run, rows = found.samples.run, space.card.get("sliders", [])
     differs = {k: space.card.get(k) for k, v in asdict(run).items() if space.card.get(k) != v}
-    if differs or len(rows) != len(space) or max(r["direction"] for r in rows) >= len(found.vectors):
-        raise ValueError(f"these sliders are of other directions than {found}: {differs or 'more of them'}")
+    if (
+        differs
+        or len(rows) != len(space)
+        or max(r["direction"] for r in rows) >= len(found.vectors)
+    ):
+        raise ValueError(
+            f"these sliders are of other directions than {found}: {differs or 'more of them'}"
+        )
     if model.identity() != run.identity:
-        raise ValueError(f"the directions are of {run.model!r} as it was then, and this {model.name!r} is another")
+        raise ValueError(
+            f"the directions are of {run.model!r} as it was then, and this {model.name!r} is another"
+        )
     check_strengths(strengths, samples)
     return check_encoder(model, encoder, found.samples), find_encoder(other, model)
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-23
 @torch.no_grad()
 def measure(
-    model:Model,
-    space:SliderSpace,
-    found:Directions,     # that the sliders were trained for
-    samples:int=8,        # images of each slider and strength, 2 or more
-    encoder=None,         # must be the one that the directions were found with; None: by its name
-    other="latents",      # an encoder that had no part in training, see `encoders.encoder`
+    model: Model,
+    space: SliderSpace,
+    found: Directions,  # that the sliders were trained for
+    samples: int = 8,  # images of each slider and strength, 2 or more
+    encoder=None,  # must be the one that the directions were found with; None: by its name
+    other="latents",  # an encoder that had no part in training, see `encoders.encoder`
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
-    batch:int=64,         # images in a denoiser call
+    batch: int = 64,  # images in a denoiser call
     progress=tqdm,
-)->Report:
+) -> Report:
     """Sweep every slider on final images of new noise; effect, monotonicity and range go to the space's card.
 
     Effect: half the change of the slider's own score from -1 to 1, in standard deviations. Monotonicity: share of
     neighbouring strengths, within the range, at which the score rises. Agreement: `seen_by` the other encoder. Novelty
     and distance: means at -1 and 1. CR, CSM, SP, OS: `free_sliders`. Raises `ValueError` when the sliders are
     of other directions, the model is another, or -1, 0 or 1 is not among the strengths."""
-    encoder, other = _checked(model, space, found, encoder, other, strengths := tuple(strengths), samples)
+    encoder, other = _checked(
+        model, space, found, encoder, other, strengths := tuple(strengths), samples
+    )
     run, rows = found.samples.run, space.card["sliders"]
     chosen = [r["direction"] for r in rows]
-    fresh = list(range(run.samples + 100, run.samples + 100 + samples)) # beyond what discovery and calibration used
-    latents = sweep(model, space, run.prompts, fresh, run.seed, strengths, steps=run.steps, guidance=run.guidance,
-                    batch=batch, progress=progress)
+    fresh = list(
+        range(run.samples + 100, run.samples + 100 + samples)
+    )  # beyond what discovery and calibration used
+    latents = sweep(
+        model,
+        space,
+        run.prompts,
+        fresh,
+        run.seed,
+        strengths,
+        steps=run.steps,
+        guidance=run.guidance,
+        batch=batch,
+        progress=progress,
+    )
+
     def agreement(phi, axis):
         theirs = latent_features(model, other, found.samples.latents, batch)
-        ends = (latent_features(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch) for s in (-1, 1))
+        ends = (
+            latent_features(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch)
+            for s in (-1, 1)
+        )
         low, high = (x.unflatten(0, (-1, samples)) for x in ends)
         return dict(agreement=seen_by(theirs, found.scores[:, -1, chosen], high - low))
-    views = [_views(model, encoder, x, batch) for x in (found.samples.latents, latents.flatten(0, 2))]
-    def axes(phi, own): return found.vectors[chosen][:, None], found.unit[chosen][:, None]
-    return _scored(space, rows, strengths, latents, views, axes, agreement, {"agreement_with": other.name})
+
+    views = [
+        _views(model, encoder, x, batch) for x in (found.samples.latents, latents.flatten(0, 2))
+    ]
+
+    def axes(phi, own):
+        return found.vectors[chosen][:, None], found.unit[chosen][:, None]
+
+    return _scored(
+        space, rows, strengths, latents, views, axes, agreement, {"agreement_with": other.name}
+    )

@@ -27,7 +27,9 @@ from ..features.collect import check_encoder
 def _own_axis(change):
     "For each sample the unit mean change of the samples in the other half, of changes `(K, n, d)`."
     n = change.shape[1]
-    own = F.normalize(torch.stack([part.mean(1) for part in (change[:, n // 2:], change[:, :n // 2])], 1), dim=2)
+    own = F.normalize(
+        torch.stack([part.mean(1) for part in (change[:, n // 2 :], change[:, : n // 2])], 1), dim=2
+    )
     return own[:, (torch.arange(n) >= n // 2).long()]
 
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-06
@@ -36,24 +38,27 @@ def _with_dclip(rows, phi, prompts, encoder):
     for row, (zero, plus) in zip(rows, phi):
         mine = [i for i, p in enumerate(prompts) if p == row.get("target", p)]
         if "positive" in row and mine:
-            row["dclip"] = ((plus - zero)[mine] @ encoder.text([row["positive"]])[0].cpu()).mean().item()
+            row["dclip"] = (
+                ((plus - zero)[mine] @ encoder.text([row["positive"]])[0].cpu()).mean().item()
+            )
     return rows
 
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-07
 @torch.no_grad()
 def measure_asked(
-    model:Model,
-    space:SliderSpace,        # of any origin
-    prompt:str|list[str]|None=None, # default: that of the space
-    samples:int=8,            # images of each slider and strength, 2 or more
-    reference:int=128,        # unchanged images that the others are held against, 8 or more
-    encoder=None,             # default: the model's, see `encoders.encoder`
-    strengths=STRENGTHS,      # ascending; -1, 0 and 1 must be among them
-    start:float|None=None,    # part of the noise schedule after which sliders act; default: as they were trained
-    batch:int=64,             # images in a denoiser call
+    model: Model,
+    space: SliderSpace,  # of any origin
+    prompt: str | list[str] | None = None,  # default: that of the space
+    samples: int = 8,  # images of each slider and strength, 2 or more
+    reference: int = 128,  # unchanged images that the others are held against, 8 or more
+    encoder=None,  # default: the model's, see `encoders.encoder`
+    strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    batch: int = 64,  # images in a denoiser call
     progress=tqdm,
-    seed:int=0,               # of the noise
-)->Report:
+    seed: int = 0,  # of the noise
+) -> Report:
     """Sweep every slider on new noise; effect, consistency, monotonicity and range go to the space's card.
 
     Effect: half the change along the slider's own axis from -1 to 1, in standard deviations of unchanged images. In
@@ -62,38 +67,61 @@ def measure_asked(
     prompt = (space.card.get("prompts") or [""]) if prompt is None else prompt
     check_prompt(prompt)
     check_strengths(strengths := tuple(strengths), samples)
-    if reference < 8: raise ValueError(f"reference must be 8 or more, not {reference}")
+    if reference < 8:
+        raise ValueError(f"reference must be 8 or more, not {reference}")
     space.check(model)
     if not 0 <= (start := space.acts_from if start is None else start) < 1:
         raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
-    encoder, run = find_encoder(encoder, model), {k: space.card.get(k) for k in ("steps", "guidance")}
-    first = space.card.get("samples", 0) + 2000 # beyond what anything was trained or scored on
+    encoder, run = (
+        find_encoder(encoder, model),
+        {k: space.card.get(k) for k in ("steps", "guidance")},
+    )
+    first = space.card.get("samples", 0) + 2000  # beyond what anything was trained or scored on
     beyond = first + max(500, samples)
-    latents = sweep(model, space, prompt, range(first, first + samples), seed, strengths, start=start, batch=batch,
-                    progress=progress, **run)
+    latents = sweep(
+        model,
+        space,
+        prompt,
+        range(first, first + samples),
+        seed,
+        strengths,
+        start=start,
+        batch=batch,
+        progress=progress,
+        **run,
+    )
     with space.on(model, {}):
-        base = final_latents(model, prompt, range(beyond, beyond + reference), seed, batch=batch, **run)
+        base = final_latents(
+            model, prompt, range(beyond, beyond + reference), seed, batch=batch, **run
+        )
     minus, zero, plus = map(strengths.index, (-1, 0, 1))
+
     def axes(phi, own):
         axis = _own_axis(phi[:, plus] - phi[:, minus])
         return axis, torch.einsum("md,knd->knm", own, axis).std(2).clamp(min=1e-9)
+
     def more(phi, axis):
-        return dict(consistency=F.cosine_similarity(phi[:, plus] - phi[:, minus], axis, dim=2).mean(1))
+        return dict(
+            consistency=F.cosine_similarity(phi[:, plus] - phi[:, minus], axis, dim=2).mean(1)
+        )
+
     rows = [dict(row) for row in space.rows]
     views = [_views(model, encoder, x, batch) for x in (base, latents.flatten(0, 2))]
     if encoder.text is not None:
         of = in_turn(prompt, range(first, first + samples))
-        rows = _with_dclip(rows, views[1][0].view(*latents.shape[:3], -1)[:, [zero, plus]], of, encoder)
+        rows = _with_dclip(
+            rows, views[1][0].view(*latents.shape[:3], -1)[:, [zero, plus]], of, encoder
+        )
     return _scored(space, rows, strengths, latents, views, axes, more, {"measured_from": start})
 
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-08
 @torch.no_grad()
 def pairs_of(
-    model:Model,
-    report:Report,  # of `measure` or `measure_asked`
-    slider,         # number or label
-    strengths:tuple[float, ...]=(-1., 1.), # of the report's, none of them 0
-)->dict[float, Tensor]: # strength -> images in [0, 1], `(n, 3, height, width)`
+    model: Model,
+    report: Report,  # of `measure` or `measure_asked`
+    slider,  # number or label
+    strengths: tuple[float, ...] = (-1.0, 1.0),  # of the report's, none of them 0
+) -> dict[float, Tensor]:  # strength -> images in [0, 1], `(n, 3, height, width)`
     """What a slider does, as pairs for `train_pairs`. Raises `KeyError` for an unknown slider, `ValueError` for a
     strength that was not swept."""
     at = report.space.index(slider)
@@ -103,14 +131,14 @@ def pairs_of(
 
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-10
 def compare(
-    model:Model,
-    space:SliderSpace,    # of any origin, such as `train_concepts`
-    found:Directions,
-    rows:int=32,          # noised samples
-    strength:float=1.,    # both signs of it
-    seed:int=0,
-    batch:int=64,         # images in a denoiser call
-)->Tensor:                # in [-1, 1], `(sliders, directions)`, on the CPU
+    model: Model,
+    space: SliderSpace,  # of any origin, such as `train_concepts`
+    found: Directions,
+    rows: int = 32,  # noised samples
+    strength: float = 1.0,  # both signs of it
+    seed: int = 0,
+    batch: int = 64,  # images in a denoiser call
+) -> Tensor:  # in [-1, 1], `(sliders, directions)`, on the CPU
     """What sliders do in single steps, against every direction that was found: mean cosines of feature changes (R10).
 
     Raises `ValueError` for sliders or directions of another model."""
@@ -124,24 +152,30 @@ def compare(
         with space.on(model, {}):
             adapter = space.attach(model)
             vectors = found.vectors.to(model.device)
-            return held_out_cosines(model, encoder, adapter, pool, vectors, strength, batch).nanmean(1)
+            return held_out_cosines(
+                model, encoder, adapter, pool, vectors, strength, batch
+            ).nanmean(1)
 
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-11
 @torch.no_grad()
 def search(
-    model:Model,
-    report:Report,        # of `measure`, or any with latents at strengths -1 and 1
-    text:str,             # such as "glasses"
-    encoder=None,         # that knows words, see `encoders.encoder`
-    batch:int=64,
-)->list[tuple[str, float]]: # label and cosine, the best first; its sign is that of the strength that brings the text
+    model: Model,
+    report: Report,  # of `measure`, or any with latents at strengths -1 and 1
+    text: str,  # such as "glasses"
+    encoder=None,  # that knows words, see `encoders.encoder`
+    batch: int = 64,
+) -> list[
+    tuple[str, float]
+]:  # label and cosine, the best first; its sign is that of the strength that brings the text
     """Sliders by how their images change along what a text adds to the prompt.
 
     Raises `ValueError` for an empty text, and an encoder without a text tower."""
     check_prompt(text)
-    if not {-1, 1} <= set(report.strengths): raise ValueError(f"the report lacks -1 or 1: it has {report.strengths}")
+    if not {-1, 1} <= set(report.strengths):
+        raise ValueError(f"the report lacks -1 or 1: it has {report.strengths}")
     encoder, prompt = find_encoder(encoder, model), (report.space.card.get("prompts") or [""])[0]
-    if encoder.text is None: raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
+    if encoder.text is None:
+        raise ValueError(f"encoder {encoder.name!r} has no text tower: name one of open_clip")
     added = torch.sub(*encoder.text([f"{prompt}, {text}" if prompt else text, prompt]))
     ends = (report.latents[:, report.strengths.index(s)].flatten(0, 1) for s in (-1, 1))
     low, high = (latent_features(model, encoder, x, batch) for x in ends)

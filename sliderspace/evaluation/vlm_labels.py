@@ -34,39 +34,59 @@ _CHOICES = "\nBoth must be of this list: {}"
 def _picture(a, b, size, gap=8):
     "Two images in [0, 1], `(3, h, w)`, side by side, enlarged by a whole number to about `size` pixels."
     zoom = max(1, round(size / max(a.shape[-2:])))
-    if size < max(a.shape[-2:]) / 1.5: # whole numbers only enlarge
+    if size < max(a.shape[-2:]) / 1.5:  # whole numbers only enlarge
         shape = [max(1, round(n * size / max(a.shape[-2:]))) for n in a.shape[-2:]]
-        a, b = torch.nn.functional.interpolate(torch.stack([a, b]), shape, mode="bilinear", antialias=True)
-    x = torch.cat([a, torch.ones(3, a.shape[1], max(1, gap // zoom)), b], 2).clamp(0, 1).mul(255).round().byte()
+        a, b = torch.nn.functional.interpolate(
+            torch.stack([a, b]), shape, mode="bilinear", antialias=True
+        )
+    x = (
+        torch.cat([a, torch.ones(3, a.shape[1], max(1, gap // zoom)), b], 2)
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
+    )
     image = Image.fromarray(x.permute(1, 2, 0).numpy())
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-07
 def _answer(text, choices):
     "The two names in an answer; raises `ValueError` for anything but a JSON object with two short plain texts."
-    if not isinstance(text, str) or not text.strip(): raise ValueError("the answer is empty")
-    if len(text) > 10_000: raise ValueError(f"the answer has {len(text)} characters")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the answer is empty")
+    if len(text) > 10_000:
+        raise ValueError(f"the answer has {len(text)} characters")
     decode, at, found = json.JSONDecoder().raw_decode, 0, []
     while (at := text.find("{", at)) >= 0:
-        try: one, end = decode(text, at)
-        except (ValueError, RecursionError): one = {}
-        if {"A", "B"} <= one.keys(): found.append(one)
+        try:
+            one, end = decode(text, at)
+        except (ValueError, RecursionError):
+            one = {}
+        if {"A", "B"} <= one.keys():
+            found.append(one)
         at = end if {"A", "B"} <= one.keys() else at + 1
-    if not found: raise ValueError(f"the answer has no JSON object with A and B: {text[:60]!r}")
-    found = found[-1] # what comes before it may be thoughts, or the question again
-    given = [unicodedata.normalize("NFC", found[k]) if isinstance(found[k], str) else "" for k in "AB"]
+    if not found:
+        raise ValueError(f"the answer has no JSON object with A and B: {text[:60]!r}")
+    found = found[-1]  # what comes before it may be thoughts, or the question again
+    given = [
+        unicodedata.normalize("NFC", found[k]) if isinstance(found[k], str) else "" for k in "AB"
+    ]
     names = [" ".join(name.lower().split()) for name in given]
     if choices:
         names = [n if n in choices else n.strip(" .") for n in names]
         for name in names:
-            if name not in choices: raise ValueError(f"the answer has a name that is not in the list: {name[:60]!r}")
+            if name not in choices:
+                raise ValueError(f"the answer has a name that is not in the list: {name[:60]!r}")
         names = [choices[n] for n in names]
     else:
         names = [n.strip(" .") for n in names]
         for name in names:
             if not re.fullmatch(r"[\w][\w '’(),/+&-]{0,59}", name):
-                raise ValueError(f"the answer has a name that is not one to 60 letters and plain signs: {name[:60]!r}")
-    if names[0] == names[1]: raise ValueError(f"the answer gives both ends one name: {names[0]!r}")
+                raise ValueError(
+                    f"the answer has a name that is not one to 60 letters and plain signs: {name[:60]!r}"
+                )
+    if names[0] == names[1]:
+        raise ValueError(f"the answer gives both ends one name: {names[0]!r}")
     return names
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-08
@@ -74,61 +94,81 @@ def _agreement(a, b):
     """How much two answers (high, low) agree, -1 (the opposite) to 1: words shared at the same ends less those at
     opposite ones, over what that is for an answer and itself."""
     a, b = ([set(re.findall(r"\w+", name)) for name in answer] for answer in (a, b))
-    def alike(x, y): return len(x & y) / max(1, len(x | y))
+
+    def alike(x, y):
+        return len(x & y) / max(1, len(x | y))
+
     same, other = alike(a[0], b[0]) + alike(a[1], b[1]), alike(a[0], b[1]) + alike(a[1], b[0])
-    most = 2 - alike(*a) - alike(*b) # of the difference: Jaccard's distance is a metric
-    return (same - other) / most if most else 0.
+    most = 2 - alike(*a) - alike(*b)  # of the difference: Jaccard's distance is a metric
+    return (same - other) / most if most else 0.0
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-09
 def _asked(ask, images, prompt, asks, pairs, choices, rng, size):
     "Answers about one slider `(2, n, 3, h, w)`, each as (high, low)."
     answers, orders = [], [i % 2 == 0 for i in range(asks)]
-    rng.shuffle(orders) # as many of each: whoever answers by position contradicts itself
+    rng.shuffle(orders)  # as many of each: whoever answers by position contradicts itself
     for swapped in orders:
         chosen = rng.sample(range(images.shape[1]), min(pairs, images.shape[1]))
         a, b = images.flip(0) if swapped else images
         shown = [_picture(a[i], b[i], size) for i in chosen]
         listed = _CHOICES.format(json.dumps(list(choices.values()))) if choices else ""
-        names = _answer(ask(shown, _QUESTION.format(prompt=json.dumps(prompt), n=len(shown), choices=listed)), choices)
+        names = _answer(
+            ask(shown, _QUESTION.format(prompt=json.dumps(prompt), n=len(shown), choices=listed)),
+            choices,
+        )
         answers.append(tuple(names if swapped else reversed(names)))
     return answers
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-10
 def label_by_eyes(
-    model:Model,
-    ends:Ends,
-    ask:Callable,        # (list of PIL images, text) -> text, see `claude`, `openai_eyes` and `local_eyes`
-    asks:int=6,          # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
-    pairs:int=4,         # of images in a question
-    choices:list[str]|None=None, # the only names that may be given; default: any
-    least:float=.5,      # agreement that makes confident
-    seed:int=0,          # of the pairs and their order
-    size:int=256,        # pixels of an image's longer side, about
+    model: Model,
+    ends: Ends,
+    ask: Callable,  # (list of PIL images, text) -> text, see `claude`, `openai_eyes` and `local_eyes`
+    asks: int = 6,  # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
+    pairs: int = 4,  # of images in a question
+    choices: list[str] | None = None,  # the only names that may be given; default: any
+    least: float = 0.5,  # agreement that makes confident
+    seed: int = 0,  # of the pairs and their order
+    size: int = 256,  # pixels of an image's longer side, about
     progress=tqdm,
-)->Labels:
+) -> Labels:
     """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence:
     how much its answers agree, 0 to 1: shared words less those shared with the other end, a mean over pairs.
 
     Raises `ValueError` for fewer than 2 asks, 1 pair or 2 choices; what `ask` raises or answers is an error on its
     slider alone."""
-    if asks < 2: raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
-    if pairs < 1: raise ValueError(f"pairs must be 1 or more, not {pairs}")
+    if asks < 2:
+        raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
+    if pairs < 1:
+        raise ValueError(f"pairs must be 1 or more, not {pairs}")
     if choices is not None:
         listed = [] if isinstance(choices, str) else list(choices)
-        choices = {" ".join(c.lower().split()): c for c in listed if isinstance(c, str) and c.strip()}
+        choices = {
+            " ".join(c.lower().split()): c for c in listed if isinstance(c, str) and c.strip()
+        }
         if len(choices) < max(2, len(listed)):
             raise ValueError(f"choices must be two or more different names, not {listed}")
     rows = []
     for i, (name, latents) in enumerate(zip(progress(ends.names, desc="labels"), ends.latents)):
         rng = random.Random(f"{seed} {i}")
         images = decoded(model, latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
-        try: answers = _asked(ask, images, ends.prompt, asks, pairs, choices, rng, size)
-        except Exception as e: # of the service, the network, or of the answer
-            rows.append(Label(name, "", "", 0., False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"))
+        try:
+            answers = _asked(ask, images, ends.prompt, asks, pairs, choices, rng, size)
+        except Exception as e:  # of the service, the network, or of the answer
+            rows.append(
+                Label(
+                    name,
+                    "",
+                    "",
+                    0.0,
+                    False,
+                    f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
+                )
+            )
             continue
         agree = [[_agreement(a, b) for b in answers] for a in answers]
         best = max(range(asks), key=lambda i: sum(agree[i]))
-        share = max(0., (sum(map(sum, agree)) - asks) / (asks * (asks - 1)))
+        share = max(0.0, (sum(map(sum, agree)) - asks) / (asks * (asks - 1)))
         rows.append(Label(name, *answers[best], share, share >= least))
     return Labels(rows, getattr(ask, "name", getattr(ask, "__name__", "eyes")))
 
@@ -139,60 +179,105 @@ def _named(ask, name):
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-14
 def claude(
-    model:str,        # of Anthropic's, by name
-    client=None,      # an `anthropic.Anthropic`; default: one with the key of the environment
-    tokens:int=200,   # of an answer, at most
-)->Callable:          # (images, text) -> text
+    model: str,  # of Anthropic's, by name
+    client=None,  # an `anthropic.Anthropic`; default: one with the key of the environment
+    tokens: int = 200,  # of an answer, at most
+) -> Callable:  # (images, text) -> text
     """Eyes by Anthropic's interface. Raises `ImportError` without `pip install "sliderspace[eyes]"`."""
-    try: import anthropic
-    except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
+    try:
+        import anthropic
+    except ImportError as e:
+        raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
     client = client or anthropic.Anthropic()
+
     def ask(images, text):
-        shown = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64encode(png(x)).decode()}}
-                 for x in images]
-        answer = client.messages.create(model=model, max_tokens=tokens, messages=[
-            {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
+        shown = [
+            {
+                "type": "image",
+                "source": {
+                    "type": "base64",
+                    "media_type": "image/png",
+                    "data": b64encode(png(x)).decode(),
+                },
+            }
+            for x in images
+        ]
+        answer = client.messages.create(
+            model=model,
+            max_tokens=tokens,
+            messages=[{"role": "user", "content": [*shown, {"type": "text", "text": text}]}],
+        )
         return "".join(part.text for part in answer.content if part.type == "text")
+
     return _named(ask, model)
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-15
 def openai_eyes(
-    model:str,        # by name
-    base_url:str|None=None, # of any service with this interface, such as vLLM or Ollama; default: OpenAI's
-    client=None,      # an `openai.OpenAI`, which knows its own service and key; default: a new one
-    tokens:int=200,   # of an answer, at most
-    key:str|None=None, # of the service; default: OpenAI's from the environment, and none for another service
-)->Callable:          # (images, text) -> text
+    model: str,  # by name
+    base_url: str
+    | None = None,  # of any service with this interface, such as vLLM or Ollama; default: OpenAI's
+    client=None,  # an `openai.OpenAI`, which knows its own service and key; default: a new one
+    tokens: int = 200,  # of an answer, at most
+    key: str
+    | None = None,  # of the service; default: OpenAI's from the environment, and none for another service
+) -> Callable:  # (images, text) -> text
     """Eyes by OpenAI's interface, which many services have. Raises `ImportError` without
     `pip install "sliderspace[eyes]"`."""
-    try: import openai
-    except ImportError as e: raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
+    try:
+        import openai
+    except ImportError as e:
+        raise ImportError('these eyes need: pip install "sliderspace[eyes]"') from e
     own = "openai." in str(client.base_url) if client else base_url is None
-    limit = "max_completion_tokens" if own else "max_tokens" # OpenAI's own models know another word for it
-    if not client: client = openai.OpenAI(base_url=base_url, api_key=key or (None if own else "none"))
+    limit = (
+        "max_completion_tokens" if own else "max_tokens"
+    )  # OpenAI's own models know another word for it
+    if not client:
+        client = openai.OpenAI(base_url=base_url, api_key=key or (None if own else "none"))
+
     def ask(images, text):
         shown = [{"type": "image_url", "image_url": {"url": data_uri(png(x))}} for x in images]
-        answer = client.chat.completions.create(model=model, **{limit: tokens}, messages=[
-            {"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
+        answer = client.chat.completions.create(
+            model=model,
+            **{limit: tokens},
+            messages=[{"role": "user", "content": [*shown, {"type": "text", "text": text}]}],
+        )
         said = answer.choices[0].message
         return said.content or getattr(said, "refusal", None) or ""
+
     return _named(ask, model)
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-16
 def local_eyes(
-    name:str,         # of an image-text-to-text model of transformers on the hub, or a folder
-    device:str="cpu",
-    tokens:int=200,   # of an answer, at most
-)->Callable:          # (images, text) -> text
+    name: str,  # of an image-text-to-text model of transformers on the hub, or a folder
+    device: str = "cpu",
+    tokens: int = 200,  # of an answer, at most
+) -> Callable:  # (images, text) -> text
     """Eyes that run here, always with the same answer. Raises `ValueError` for a model that cannot be loaded."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    with weights_of(name, f"where there is a network, `hf download {name}`; or give a local folder"):
+
+    with weights_of(
+        name, f"where there is a network, `hf download {name}`; or give a local folder"
+    ):
         processor = AutoProcessor.from_pretrained(name)
-        net = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, dtype="auto").to(device).eval()
+        net = (
+            AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, dtype="auto")
+            .to(device)
+            .eval()
+        )
+
     def ask(images, text):
         content = [*({"type": "image", "image": x} for x in images), {"type": "text", "text": text}]
-        given = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
-            tokenize=True, return_dict=True, return_tensors="pt").to(device, net.dtype)
-        with torch.no_grad(): out = net.generate(**given, max_new_tokens=tokens, do_sample=False)
-        return processor.batch_decode(out[:, given["input_ids"].shape[1]:], skip_special_tokens=True)[0]
+        given = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(device, net.dtype)
+        with torch.no_grad():
+            out = net.generate(**given, max_new_tokens=tokens, do_sample=False)
+        return processor.batch_decode(
+            out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
+        )[0]
+
     return _named(ask, str(name))

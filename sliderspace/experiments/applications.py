@@ -30,51 +30,69 @@ from ..evaluation.comparison import Comparison, Way, compare_ways, plain, with_m
 def _directions(space, found):
     "The direction of each slider; raises `ValueError` for sliders of others, or of none."
     at = [row.get("direction", len(found.vectors)) for row in space.rows]
-    if max(at) >= len(found.vectors): raise ValueError(f"these sliders are of other directions than {found}")
+    if max(at) >= len(found.vectors):
+        raise ValueError(f"these sliders are of other directions than {found}")
     return at
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-06
 def mixing_ways(
-    model:Model,
-    space:SliderSpace,
-    found:Directions|None=None, # that the sliders were trained for; None: without the ways that need its spectrum
-    count:int=3,          # sliders of a sparse mix
-    strength:float=1.,
-    transfer:bool=False,  # allow a model with other weights than the sliders were made for
-    **options,            # of `ways.with_mixes`: start, steps, guidance, batch
-)->list[Way]:
+    model: Model,
+    space: SliderSpace,
+    found: Directions
+    | None = None,  # that the sliders were trained for; None: without the ways that need its spectrum
+    count: int = 3,  # sliders of a sparse mix
+    strength: float = 1.0,
+    transfer: bool = False,  # allow a model with other weights than the sliders were made for
+    **options,  # of `ways.with_mixes`: start, steps, guidance, batch
+) -> list[Way]:
     """The papers' sparse mixes, and their rivals; all have mixes of the same expected length.
 
     Raises `ValueError` for sliders of other directions, and as `sparse_mixes` does."""
     K, ranges = len(space), space.ranges
     sparse = partial(sparse_mixes, K, count=count, strength=strength)
-    sparse([0]) # or an error, before long work
-    kinds = {f"sparse {count}": sparse, "both signs": partial(sparse, both=True),
-             "both signs, in range": lambda numbers: within(sparse(numbers, both=True), ranges)}
+    sparse([0])  # or an error, before long work
+    kinds = {
+        f"sparse {count}": sparse,
+        "both signs": partial(sparse, both=True),
+        "both signs, in range": lambda numbers: within(sparse(numbers, both=True), ranges),
+    }
     if found is not None:
         at = _directions(space, found)
         kinds["by singular value"] = partial(sparse, both=True, weights=found.singular_values[at])
         together = torch.corrcoef(found.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
-        kinds["as the scores vary"] = partial(score_mixes, together, size=strength * count ** .5)
+        kinds["as the scores vary"] = partial(score_mixes, together, size=strength * count**0.5)
     more = "" if strength == 1 else f", strength {strength:g}"
-    return [with_mixes(model, space, name + more, mixes, f"{name} {count} {strength:g}", transfer=transfer, **options)
-            for name, mixes in kinds.items()]
+    return [
+        with_mixes(
+            model,
+            space,
+            name + more,
+            mixes,
+            f"{name} {count} {strength:g}",
+            transfer=transfer,
+            **options,
+        )
+        for name, mixes in kinds.items()
+    ]
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-08
 def decompose(
-    model:Model,
-    space:SliderSpace,    # of one prompt
-    found:Directions|None=None, # that the sliders were trained for
-    images:int=2500,      # of each way
-    encoders=(None,),     # see `encoders.encoder`; the paper: "dreamsim" for diversity, one of CLIP for the text
-    control:SliderSpace|None=None, # sliders that mean nothing, such as `truth.random_sliders`, mixed in the same way
-    count:int=3,
-    strength:float=1.,
-    seed:int=0,
-    folder=None,          # keep features here; a run that was stopped goes on
+    model: Model,
+    space: SliderSpace,  # of one prompt
+    found: Directions | None = None,  # that the sliders were trained for
+    images: int = 2500,  # of each way
+    encoders=(
+        None,
+    ),  # see `encoders.encoder`; the paper: "dreamsim" for diversity, one of CLIP for the text
+    control: SliderSpace
+    | None = None,  # sliders that mean nothing, such as `truth.random_sliders`, mixed in the same way
+    count: int = 3,
+    strength: float = 1.0,
+    seed: int = 0,
+    folder=None,  # keep features here; a run that was stopped goes on
     progress=tqdm,
-    **options,            # of `ways.with_mixes`
-)->Comparison:
+    **options,  # of `ways.with_mixes`
+) -> Comparison:
     """SliderSpace's first experiment (its sec. 5.1): images of the prompt with random sparse mixes of its sliders,
     against the unchanged model on the same noise; distance of pairs and text alignment.
 
@@ -84,74 +102,98 @@ def decompose(
     ways = [plain(model), *mixing_ways(model, space, found, count, strength, **options)]
     if control is not None:
         mixes = partial(sparse_mixes, len(control), count=count, strength=strength)
-        ways.append(with_mixes(model, control, "control", mixes, f"control {count} {strength:g}", **options))
-    return compare_ways(ways, prompts, images, encoders, None, model, seed, folder=folder, progress=progress)
+        ways.append(
+            with_mixes(model, control, "control", mixes, f"control {count} {strength:g}", **options)
+        )
+    return compare_ways(
+        ways, prompts, images, encoders, None, model, seed, folder=folder, progress=progress
+    )
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-10
 def rivals(
-    model:Model,
-    other:Model,          # such as the one that the model was distilled from
-    guidances=(),         # of the model, other than its own
-    **options,            # of `ways.plain`: steps, batch
-)->list[Way]:
+    model: Model,
+    other: Model,  # such as the one that the model was distilled from
+    guidances=(),  # of the model, other than its own
+    **options,  # of `ways.plain`: steps, batch
+) -> list[Way]:
     """What needs no sliders: the unchanged model, the other model, the other model for the first step (Gandikota & Bau
     2025, arXiv 2503.10637), and other guidances."""
-    return [plain(model, **options), plain(other, "the other model", batch=options.get("batch", 64)),
-            plain(model.led_by(other), "its first step", **options),
-            *(plain(model, f"guidance {g:g}", guidance=g, **options) for g in guidances)]
+    return [
+        plain(model, **options),
+        plain(other, "the other model", batch=options.get("batch", 64)),
+        plain(model.led_by(other), "its first step", **options),
+        *(plain(model, f"guidance {g:g}", guidance=g, **options) for g in guidances),
+    ]
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-11
 def returned(
-    comparison:Comparison,
-    measure:str,          # name of a figure, as in the comparison
-    lost:str="unchanged", # way without what was lost
-    whole:str="the other model", # way with all of it
-)->dict[str, float]:      # way -> share; 1 is all of it, below 0 more was lost
+    comparison: Comparison,
+    measure: str,  # name of a figure, as in the comparison
+    lost: str = "unchanged",  # way without what was lost
+    whole: str = "the other model",  # way with all of it
+) -> dict[str, float]:  # way -> share; 1 is all of it, below 0 more was lost
     """How much of the way from one way's figure to another's each other way has gone, such as of lost diversity.
 
     Raises `KeyError` for an unknown way or measure, `ValueError` where nothing was lost."""
-    value = {way: getattr(row[measure], "value", row[measure]) for way, row in comparison.rows.items()}
+    value = {
+        way: getattr(row[measure], "value", row[measure]) for way, row in comparison.rows.items()
+    }
     gap = value[whole] - value[lost]
-    if not gap: raise ValueError(f"{lost!r} and {whole!r} have the same {measure}: nothing was lost")
+    if not gap:
+        raise ValueError(f"{lost!r} and {whole!r} have the same {measure}: nothing was lost")
     return {way: (v - value[lost]) / gap for way, v in value.items() if way not in (lost, whole)}
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-13
 @dataclass(frozen=True, eq=False, repr=False)
 class Transfer:
     """What spaces that were found in one prompt do to others."""
-    spaces:list[str]
-    prompts:list[str]
-    alignment:list[Tensor]  # of every space, `(prompts, K)`: cosine of final images' changes with the direction
-    effect:list[Tensor]     # likewise: half the change of the score from -1 to 1, in the space's standard deviations
-    latents:list[Tensor]    # `(prompts, K, 3, n, ...)` at strengths -1, 0 and 1
 
-    def __repr__(self): return f"Transfer({', '.join(self.spaces)} to {len(self.prompts)} prompts)"
+    spaces: list[str]
+    prompts: list[str]
+    alignment: list[
+        Tensor
+    ]  # of every space, `(prompts, K)`: cosine of final images' changes with the direction
+    effect: list[
+        Tensor
+    ]  # likewise: half the change of the score from -1 to 1, in the space's standard deviations
+    latents: list[Tensor]  # `(prompts, K, 3, n, ...)` at strengths -1, 0 and 1
 
-    def table(self)->list[list[str]]: # the first row is the head
+    def __repr__(self):
+        return f"Transfer({', '.join(self.spaces)} to {len(self.prompts)} prompts)"
+
+    def table(self) -> list[list[str]]:  # the first row is the head
         """Mean alignment and effect over sliders, of each space on each prompt."""
-        rows = [[name, *(f"{a:.2f} / {e:.2f}" for a, e in zip(al.mean(1), ef.mean(1)))]
-                for name, al, ef in zip(self.spaces, self.alignment, self.effect)]
+        rows = [
+            [name, *(f"{a:.2f} / {e:.2f}" for a, e in zip(al.mean(1), ef.mean(1)))]
+            for name, al, ef in zip(self.spaces, self.alignment, self.effect)
+        ]
         return [["alignment / effect", *self.prompts], *rows]
 
-    def _repr_html_(self): return html_table(self.table())
+    def _repr_html_(self):
+        return html_table(self.table())
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-14
 @torch.no_grad()
 def transfer(
-    model:Model,
-    spaces:dict[str, tuple[SliderSpace, Directions]], # with the directions that the sliders were trained for
-    prompts:list[str],
-    samples:int=8,        # images of each slider, prompt and strength
-    encoder=None,         # must be the one that the directions were found with; None: by its name
-    batch:int=64,
+    model: Model,
+    spaces: dict[
+        str, tuple[SliderSpace, Directions]
+    ],  # with the directions that the sliders were trained for
+    prompts: list[str],
+    samples: int = 8,  # images of each slider, prompt and strength
+    encoder=None,  # must be the one that the directions were found with; None: by its name
+    batch: int = 64,
     progress=tqdm,
-)->Transfer:
+) -> Transfer:
     """Use every space on every prompt: do sliders of one style move another one, do a person's sliders move a group?
 
     Raises `ValueError` for an empty prompt, another model or encoder, and sliders of other directions."""
     check_prompt(list(prompts))
-    if samples < 1: raise ValueError(f"samples must be 1 or more, not {samples}")
-    eyes = {name: check_encoder(model, encoder, found.samples) for name, (_, found) in spaces.items()}
+    if samples < 1:
+        raise ValueError(f"samples must be 1 or more, not {samples}")
+    eyes = {
+        name: check_encoder(model, encoder, found.samples) for name, (_, found) in spaces.items()
+    }
     for space, found in spaces.values():
         space.check(model)
         _directions(space, found)
@@ -162,12 +204,24 @@ def transfer(
         fresh = list(range(run.samples + 4000, run.samples + 4000 + samples))
         alignments, effects, made = [], [], []
         for prompt in prompts:
-            latents = sweep(model, space, prompt, fresh, run.seed, (-1., 0., 1.), steps=run.steps,
-                            guidance=run.guidance, batch=batch, progress=progress)
+            latents = sweep(
+                model,
+                space,
+                prompt,
+                fresh,
+                run.seed,
+                (-1.0, 0.0, 1.0),
+                steps=run.steps,
+                guidance=run.guidance,
+                batch=batch,
+                progress=progress,
+            )
             phi = latent_features(model, eyes[name], latents[:, [0, 2]].flatten(0, 2), batch)
             low, high = phi.unflatten(0, (len(at), 2, samples)).unbind(1)
             change = high - low
-            alignments.append(F.cosine_similarity(change, vectors[:, None], dim=2, eps=1e-6).mean(1))
+            alignments.append(
+                F.cosine_similarity(change, vectors[:, None], dim=2, eps=1e-6).mean(1)
+            )
             effects.append((change * vectors[:, None]).sum(2).mean(1) / 2 / unit)
             made.append(latents)
         found_alignment.append(torch.stack(alignments))

@@ -33,62 +33,76 @@ from ..portraits.ground_truth import score_edits
 from ..evaluation.comparison import Way, compare_ways, plain, with_mixes
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-04
-_NOISE = 1_000_000 # more than any seed of a trial: nothing is judged on images that something was found or trained on
+_NOISE = 1_000_000  # more than any seed of a trial: nothing is judged on images that something was found or trained on
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-05
-def _quiet(items, **_): return items
+def _quiet(items, **_):
+    return items
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-07
 def _scaled(space, factors):
     "The space with every slider's weights multiplied."
     factors = factors.repeat_interleave(space.rank)
-    return replace(space, up={n: w * factors.view(1, -1, *[1] * (w.ndim - 2)) for n, w in space.up.items()})
+    return replace(
+        space, up={n: w * factors.view(1, -1, *[1] * (w.ndim - 2)) for n, w in space.up.items()}
+    )
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-08
 def at_distance(
-    space:SliderSpace,
-    wanted:float,  # distance at strengths -1 and 1 from 0, over the mean of two unchanged images
-    measured,      # space -> distance of each slider, `(K,)`
-    rounds:int=6,
-    most:float=8., # times that a round changes a slider
-    near:float=.08, # as good as what is wanted: a difference of its logarithm
-)->SliderSpace:
+    space: SliderSpace,
+    wanted: float,  # distance at strengths -1 and 1 from 0, over the mean of two unchanged images
+    measured,  # space -> distance of each slider, `(K,)`
+    rounds: int = 6,
+    most: float = 8.0,  # times that a round changes a slider
+    near: float = 0.08,  # as good as what is wanted: a difference of its logarithm
+) -> SliderSpace:
     """Scale every slider until it moves images as far as is wanted: by what it lacks, then halving what lies between
     too little and too much. Of all rounds each slider's best one counts."""
     size = best = torch.ones(len(space))
-    least, low, high = torch.full_like(size, torch.inf), torch.zeros_like(size), torch.full_like(size, torch.inf)
+    least, low, high = (
+        torch.full_like(size, torch.inf),
+        torch.zeros_like(size),
+        torch.full_like(size, torch.inf),
+    )
     for _ in range(rounds):
         got = torch.as_tensor(measured(_scaled(space, size))).clamp(min=1e-6)
         away = (got / wanted).log().abs()
         best, least = torch.where(away < least, size, best), torch.minimum(away, least)
-        if (least < near).all(): break
+        if (least < near).all():
+            break
         low, high = torch.where(got < wanted, size, low), torch.where(got < wanted, high, size)
         between = (low > 0) & high.isfinite()
-        size = torch.where(between, (low * high).sqrt(), size * (wanted / got).clamp(1 / most, most))
+        size = torch.where(
+            between, (low * high).sqrt(), size * (wanted / got).clamp(1 / most, most)
+        )
     return _scaled(space, best)
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-10
 @dataclass(frozen=True, eq=False, repr=False)
 class Judged:
     """A trial, and what its setup says about judging it."""
-    trial:Trial
-    folder:Path|None=None # keep features of whole sets of images here: those of unchanged ones serve every trial
 
-    def __repr__(self): return f"Judged({self.trial})"
+    trial: Trial
+    folder: Path | None = (
+        None  # keep features of whole sets of images here: those of unchanged ones serve every trial
+    )
+
+    def __repr__(self):
+        return f"Judged({self.trial})"
 
     @property
-    def setup(self)->Setup:
+    def setup(self) -> Setup:
         """The trial's."""
         return self.trial.setup
 
     @property
-    def prompts(self)->list[str]:
+    def prompts(self) -> list[str]:
         """Of the images that are judged."""
         said = self.setup.judged or self.setup.prompt
         return [said] if isinstance(said, str) else list(said)
 
     @cached_property
-    def encoders(self)->list:
+    def encoders(self) -> list:
         """The judges; the first one says what counts."""
         names = self.setup.judge if isinstance(self.setup.judge, tuple) else (self.setup.judge,)
         return [encoder_for(name, self.trial.model) for name in names]
@@ -96,42 +110,66 @@ class Judged:
     def _distances(self):
         "A function from a space to how far its sliders move images, on noise that nothing else is judged on."
         model, n, seed = self.trial.model, min(6, self.setup.held_out), 2 * _NOISE + self.trial.seed
-        def seen(x): return latent_features(model, self.encoders[0], x)
-        with self.trial.space.on(model, {}): base = final_latents(model, self.prompts, range(48), seed)
+
+        def seen(x):
+            return latent_features(model, self.encoders[0], x)
+
+        with self.trial.space.on(model, {}):
+            base = final_latents(model, self.prompts, range(48), seed)
         usual = torch.pdist(seen(base)).mean()
+
         def measured(space):
-            latents = sweep(model, space, self.prompts, range(n), seed, (-1., 0., 1.), progress=_quiet)
+            latents = sweep(
+                model, space, self.prompts, range(n), seed, (-1.0, 0.0, 1.0), progress=_quiet
+            )
             phi = seen(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
             return (phi[:, ::2] - phi[:, 1:2]).norm(dim=3).mean((1, 2)) / usual
+
         return measured
 
     @cached_property
-    def space(self)->SliderSpace:
+    def space(self) -> SliderSpace:
         """The sliders, of the size that the setup asks for."""
-        if self.setup.distance is None: return self.trial.space
+        if self.setup.distance is None:
+            return self.trial.space
         return at_distance(self.trial.space, self.setup.distance, self._distances())
 
     @cached_property
-    def report(self)->Report:
+    def report(self) -> Report:
         """All sliders on new images, by what they change themselves."""
-        space = replace(self.space, card=self.space.card | dict(samples=0)) # numbers of images are the same for all
+        space = replace(
+            self.space, card=self.space.card | dict(samples=0)
+        )  # numbers of images are the same for all
         samples, seed = self.setup.held_out, _NOISE + self.trial.seed
-        return measure_asked(self.trial.model, space, self.prompts, samples, 8 * samples, self.encoders[0],
-                             (-2., -1., 0., 1., 2.), progress=_quiet, seed=seed)
+        return measure_asked(
+            self.trial.model,
+            space,
+            self.prompts,
+            samples,
+            8 * samples,
+            self.encoders[0],
+            (-2.0, -1.0, 0.0, 1.0, 2.0),
+            progress=_quiet,
+            seed=seed,
+        )
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-12
-def trained(judged:Judged)->dict:
+def trained(judged: Judged) -> dict:
     """Held-out alignment and leakage of sliders that have a direction, in the eyes of the encoder that it was found
     with, and for principal ones its share of the variance; weights of a slider, and seconds that making all took."""
     space = judged.trial.space
     rows, weights = space.rows, [*space.down.values(), *space.up.values()]
     out = dict(weights=sum(w.numel() for w in weights) / len(rows), seconds=space.card["seconds"])
-    names = ["alignment", "leakage", *(["explained"] if judged.setup.directions == "principal" else [])]
+    names = [
+        "alignment",
+        "leakage",
+        *(["explained"] if judged.setup.directions == "principal" else []),
+    ]
     return out | {n: [row[n] for row in rows] for n in names if n in rows[0]}
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-13
 @torch.no_grad()
-def edits(judged:Judged)->dict:
+def edits(judged: Judged) -> dict:
     """What strengths -1 and 1 do to new images, in the first judge's eyes (see `asked.measure_asked`).
 
     Effect: along the slider's own axis, in standard deviations of unchanged images. Consistency: cosine of an image's
@@ -139,61 +177,96 @@ def edits(judged:Judged)->dict:
     (Wang et al. 2004). Overlap: mean absolute cosine of a slider's mean change with the others'. Steps: in which
     sliders act."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
     report, model, setup = judged.report, judged.trial.model, judged.setup
-    out = {n: [row[n] for row in report.space.rows]
-           for n in ("effect", "consistency", "monotonicity", "distance", "novelty")}
+    out = {
+        n: [row[n] for row in report.space.rows]
+        for n in ("effect", "consistency", "monotonicity", "distance", "novelty")
+    }
     low, zero, high = (report.latents[:, report.strengths.index(s)] for s in (-1, 0, 1))
-    def seen(x): return latent_features(model, judged.encoders[0], x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def seen(x):
+        return latent_features(model, judged.encoders[0], x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
     unit = F.normalize((seen(high) - seen(low)).mean(1), dim=1)
     others = (unit @ unit.T).abs().fill_diagonal_(0).sum(1) / max(1, len(unit) - 1)
-    before = decoded(model, zero[0]) # the same for all sliders
+    before = decoded(model, zero[0])  # the same for all sliders
     out["overlap"] = others.tolist()
-    out["similarity"] = [sum(ssim(decoded(model, x[k]), before, data_range=1.).item() for x in (low, high)) / 2
-                         for k in range(len(unit))]
-    return out | dict(steps=len(acting_steps(model, model.steps, replace(ASKED, acts_from=setup.used_from))))
+    out["similarity"] = [
+        sum(ssim(decoded(model, x[k]), before, data_range=1.0).item() for x in (low, high)) / 2
+        for k in range(len(unit))
+    ]
+    return out | dict(
+        steps=len(acting_steps(model, model.steps, replace(ASKED, acts_from=setup.used_from)))
+    )
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-14
-def factors(judged:Judged)->dict:
+def factors(judged: Judged) -> dict:
     """Truth of the bundled models' world (`truth.Truth`): how much each slider changes each factor, its selectivity;
     how many factors any slider changes by .25 or more; redundancy. None of it is known of another model."""
-    if judged.setup.model not in BUNDLED: return dict.fromkeys([*FACTORS, "selectivity", "redundancy", "factors"])
+    if judged.setup.model not in BUNDLED:
+        return dict.fromkeys([*FACTORS, "selectivity", "redundancy", "factors"])
     report = judged.report
     truth = score_edits(judged.trial.model, report.space.labels, report.strengths, report.latents)
     each = {f: truth.by_factor[:, i].tolist() for i, f in enumerate(FACTORS)}
-    return each | dict(selectivity=truth.selectivity.tolist(), redundancy=truth.mean_redundancy,
-                       factors=sum(c >= .25 for c in truth.coverage.values()))
+    return each | dict(
+        selectivity=truth.selectivity.tolist(),
+        redundancy=truth.mean_redundancy,
+        factors=sum(c >= 0.25 for c in truth.coverage.values()),
+    )
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-15
 def _renders(prompts, numbers, seed):
     "Portraits of all styles that no seed of a trial has drawn."
-    return torch.from_numpy(dataset(max(numbers) + 1, seed=987_654)[0][numbers]).permute(0, 3, 1, 2) / 255
+    return (
+        torch.from_numpy(dataset(max(numbers) + 1, seed=987_654)[0][numbers]).permute(0, 3, 1, 2)
+        / 255
+    )
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-16
-def mixes(judged:Judged)->dict:
+def mixes(judged: Judged) -> dict:
     """Images with three sliders each at strength 1 (R7) against the unchanged model's on the same noise, by each judge:
     change of the distance of pairs and of the text alignment, as a share; art: the Frechet distance to renders of all
     styles, and what it is without sliders, None for another model than the bundled ones."""
     setup, trial, K = judged.setup, judged.trial, len(judged.space)
     weights = (torch.arange(K) < (setup.used or K)).float()
-    def drawn(numbers): return sparse_mixes(K, numbers, min(3, int(weights.sum())), weights=weights, seed=trial.seed)
+
+    def drawn(numbers):
+        return sparse_mixes(
+            K, numbers, min(3, int(weights.sum())), weights=weights, seed=trial.seed
+        )
+
     ways = [plain(trial.model), with_mixes(trial.model, judged.space, "mixes", drawn)]
     renders = Way("renders", _renders, {"way": "renders"}) if setup.model in BUNDLED else None
-    seen = compare_ways(ways, judged.prompts, setup.mixed, judged.encoders, renders, trial.model,
-                        _NOISE + trial.seed, 0, judged.folder, _quiet)
+    seen = compare_ways(
+        ways,
+        judged.prompts,
+        setup.mixed,
+        judged.encoders,
+        renders,
+        trial.model,
+        _NOISE + trial.seed,
+        0,
+        judged.folder,
+        _quiet,
+    )
     out = {}
     for i, e in enumerate(judged.encoders):
         of = f" ({e.name})" if i else ""
+
         def values(measure, name=e.name):
             found = [seen[way].get(name_of(measure, name)) for way in ("unchanged", "mixes")]
             return [getattr(v, "value", v) for v in found]
+
         for name, measure in (("diversity", "DreamSim"), ("text alignment", "CLIP score")):
             base, got = values(measure)
-            if base: out[name + of] = got / base - 1
+            if base:
+                out[name + of] = got / base - 1
         out["art without sliders" + of], out["art" + of] = values("FID")
     return out
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-17
-def words(judged:Judged)->dict:
+def words(judged: Judged) -> dict:
     """How sure the first judge's words are of each slider (`labels.label_by_words`): the confidence."""
     kinds = FACTORS if judged.setup.model in BUNDLED else PHRASES
     ends = replace(ends_of(judged.report), prompt=judged.prompts[0])
@@ -205,23 +278,31 @@ MEASURES = dict(trained=trained, edits=edits, factors=factors, mixes=mixes, word
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-19
 def check_measures(
-    setup:Setup,
-    names:list[str], # of `MEASURES`
-    model:Callable,  # () -> the setup's
+    setup: Setup,
+    names: list[str],  # of `MEASURES`
+    model: Callable,  # () -> the setup's
 ):
     """Raise `ValueError` for measures that cannot be taken of a setup's trials, `ImportError` for what they lack."""
     known, seeing = setup.model in BUNDLED, {*names} & {"edits", "factors", "mixes", "words"}
     if {*names} == {"factors"} and not known:
-        raise ValueError(f"factors are known of the bundled models alone, not of {setup.model!r}: measure edits too")
-    if not seeing: return
+        raise ValueError(
+            f"factors are known of the bundled models alone, not of {setup.model!r}: measure edits too"
+        )
+    if not seeing:
+        return
     judged = Judged(Trial(setup, 0, model(), None, None))
     judges, prompts = judged.encoders, len(judged.prompts)
     if wrong := [e for e in judges if e.space != "images"]:
-        raise ValueError(f"judge must look at images, and {wrong[0].name!r} looks at {wrong[0].space}")
+        raise ValueError(
+            f"judge must look at images, and {wrong[0].name!r} looks at {wrong[0].space}"
+        )
     if "words" in names and judges[0].text is None:
         raise ValueError(f"judge must know words, and {judges[0].name!r} does not")
-    if "words" in names and prompts > 1: raise ValueError(f"words are compared with one prompt, not with {prompts}")
+    if "words" in names and prompts > 1:
+        raise ValueError(f"words are compared with one prompt, not with {prompts}")
     if "mixes" in names and setup.mixed < 2 * prompts:
-        raise ValueError(f"mixed must be {2 * prompts} or more, two images of each prompt, not {setup.mixed}")
+        raise ValueError(
+            f"mixed must be {2 * prompts} or more, two images of each prompt, not {setup.mixed}"
+        )
     if "mixes" in names and known and find_spec("dicebear") is None:
         raise ImportError('renders to compare with need: pip install "sliderspace[portraits]"')

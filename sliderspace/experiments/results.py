@@ -22,92 +22,130 @@ from ..evaluation.image_metrics import Interval
 @dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """What an experiment found, a row for each way and seed that is done."""
-    name:str
-    setup:dict
-    rows:list[dict] # way, changes, seed, and figures: name -> a number, or one for each slider
 
-    def __repr__(self): return f"Results({self.name}: {', '.join(self.ways)}; {len(self.rows)} trials)"
+    name: str
+    setup: dict
+    rows: list[dict]  # way, changes, seed, and figures: name -> a number, or one for each slider
+
+    def __repr__(self):
+        return f"Results({self.name}: {', '.join(self.ways)}; {len(self.rows)} trials)"
 
     @property
-    def ways(self)->list[str]:
+    def ways(self) -> list[str]:
         """In the order of the experiment."""
         return list(dict.fromkeys(row["way"] for row in self.rows))
 
     @property
-    def names(self)->list[str]:
+    def names(self) -> list[str]:
         """Of all figures."""
         return list(dict.fromkeys(n for row in self.rows for n in row["figures"]))
 
     def _known(self, name):
-        if name not in self.names: raise KeyError(f"no figure {name!r}: there are {self.names}")
+        if name not in self.names:
+            raise KeyError(f"no figure {name!r}: there are {self.names}")
 
-    def of(self,
-        way:str,
-        name:str, # of a figure
-        seed:int|None=None, # only this one
-    )->list[float]: # of each seed that has it, in their order; the mean over sliders where it is a number for each
+    def of(
+        self,
+        way: str,
+        name: str,  # of a figure
+        seed: int | None = None,  # only this one
+    ) -> list[
+        float
+    ]:  # of each seed that has it, in their order; the mean over sliders where it is a number for each
         """Figures of a way. Raises `KeyError` for another way or figure."""
         mine = sorted((row for row in self.rows if row["way"] == way), key=lambda row: row["seed"])
-        if not mine: raise KeyError(f"no way {way!r}: there are {self.ways}")
+        if not mine:
+            raise KeyError(f"no way {way!r}: there are {self.ways}")
         self._known(name)
-        found = [row["figures"][name] for row in mine if name in row["figures"] and seed in (None, row["seed"])]
-        finite = [[v for v in each if v is not None] for each in (f if isinstance(f, list) else [f] for f in found)]
+        found = [
+            row["figures"][name]
+            for row in mine
+            if name in row["figures"] and seed in (None, row["seed"])
+        ]
+        finite = [
+            [v for v in each if v is not None]
+            for each in (f if isinstance(f, list) else [f] for f in found)
+        ]
         return [mean(values) for values in finite if values]
 
-    def each(self,
-        way:str,
-        name:str, # of a figure with a number for each slider
-    )->list[list[float]]: # a seed each
+    def each(
+        self,
+        way: str,
+        name: str,  # of a figure with a number for each slider
+    ) -> list[list[float]]:  # a seed each
         """Figures of every slider of a way."""
-        if not self.of(way, name): raise KeyError(f"way {way!r} has no figure {name!r}")
+        if not self.of(way, name):
+            raise KeyError(f"way {way!r} has no figure {name!r}")
         mine = sorted((row for row in self.rows if row["way"] == way), key=lambda row: row["seed"])
         return [row["figures"][name] for row in mine if name in row["figures"]]
 
-    def __getitem__(self,
-        names:str|list[str], # of figures
-    )->"Results":
+    def __getitem__(
+        self,
+        names: str | list[str],  # of figures
+    ) -> "Results":
         """The same with some figures alone. Raises `KeyError` for another one."""
         names = [names] if isinstance(names, str) else names
-        for n in names: self._known(n)
-        def some(figures): return {n: figures[n] for n in names if n in figures}
+        for n in names:
+            self._known(n)
+
+        def some(figures):
+            return {n: figures[n] for n in names if n in figures}
+
         return replace(self, rows=[row | dict(figures=some(row["figures"])) for row in self.rows])
 
-    def against(self,
-        way:str,
-        other:str,
-        name:str,   # of a figure
-    )->tuple[float, float]: # mean difference and its standard deviation over seeds; nan for a single seed
+    def against(
+        self,
+        way: str,
+        other: str,
+        name: str,  # of a figure
+    ) -> tuple[
+        float, float
+    ]:  # mean difference and its standard deviation over seeds; nan for a single seed
         """How much more a way has of a figure than another one, seed by seed. Raises `KeyError` for another way or
         figure, `ValueError` when no seed has it for both."""
-        for w in (way, other): self.of(w, name) # or an error
-        mine, theirs = ({row["seed"]: self.of(w, name, row["seed"]) for row in self.rows if row["way"] == w}
-                        for w in (way, other))
-        change = [a - b for seed in sorted(mine.keys() & theirs.keys()) for a, b in zip(mine[seed], theirs[seed])]
-        if not change: raise ValueError(f"{way!r} and {other!r} have {name!r} for no seed both")
+        for w in (way, other):
+            self.of(w, name)  # or an error
+        mine, theirs = (
+            {row["seed"]: self.of(w, name, row["seed"]) for row in self.rows if row["way"] == w}
+            for w in (way, other)
+        )
+        change = [
+            a - b
+            for seed in sorted(mine.keys() & theirs.keys())
+            for a, b in zip(mine[seed], theirs[seed])
+        ]
+        if not change:
+            raise ValueError(f"{way!r} and {other!r} have {name!r} for no seed both")
         return mean(change), stdev(change) if len(change) > 1 else float("nan")
 
-    def table(self)->list[list[str]]: # the first row is the head
+    def table(self) -> list[list[str]]:  # the first row is the head
         """Means and standard deviations over seeds, of means over sliders."""
-        return [["", *self.names], *([way, *(_text(self.of(way, n)) for n in self.names)] for way in self.ways)]
+        return [
+            ["", *self.names],
+            *([way, *(_text(self.of(way, n)) for n in self.names)] for way in self.ways),
+        ]
 
     def _repr_html_(self):
         seeds = len({row["seed"] for row in self.rows})
         about = f"{len(self.ways)} ways, seeds: {seeds}; mean ± standard deviation over seeds"
         return f"<p>{about}</p>{html_table(self.table())}"
 
-    def save(self, path:str|Path):
+    def save(self, path: str | Path):
         """Write as JSON."""
         write_bytes(path, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
-    def load(cls, path:str|Path)->"Results":
+    def load(cls, path: str | Path) -> "Results":
         """Read what `save` wrote. Raises `ValueError` for anything else."""
         try:
             read = cls(**json.loads(Path(path).expanduser().read_text("utf-8")))
-            for row in read.rows: _ = row["way"], row["seed"], {**row["figures"]}
+            for row in read.rows:
+                _ = row["way"], row["seed"], {**row["figures"]}
             return read
         except (ValueError, TypeError, KeyError) as e:
-            raise ValueError(f"{str(path)!r} is no table of an experiment: {type(e).__name__} {e}") from e
+            raise ValueError(
+                f"{str(path)!r} is no table of an experiment: {type(e).__name__} {e}"
+            ) from e
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-05
 def _digits(value, digits):
@@ -117,24 +155,30 @@ def _digits(value, digits):
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-06
 def _text(values):
-    if not values: return ""
+    if not values:
+        return ""
     return _digits(mean(values), 3) + (f" ± {_digits(stdev(values), 2)}" if len(values) > 1 else "")
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-08
 def rank_correlation(
-    x:list[list[float]], # figures of every slider, a list for each seed, as `Results.each` gives them
-    y:list[list[float]],
-)->Interval:             # in [-1, 1], with its 95 % interval
+    x: list[
+        list[float]
+    ],  # figures of every slider, a list for each seed, as `Results.each` gives them
+    y: list[list[float]],
+) -> Interval:  # in [-1, 1], with its 95 % interval
     """Sliders without a number in either list are left out. The interval takes sliders as drawn anew for every seed:
     where seeds share a model's directions it is rather too narrow. Raises `ValueError` for lists of other lengths, and
     for fewer than four sliders in a seed."""
     from scipy.stats import spearmanr
+
     pairs = [[(p, q) for p, q in zip(a, b) if None not in (p, q)] for a, b in zip(x, y)]
     if [len(a) for a in x] != [len(b) for b in y] or not pairs or min(map(len, pairs)) < 4:
         raise ValueError("x and y must have the same sliders, four or more a seed")
-    r = np.array([spearmanr(p).statistic if np.ptp(p, axis=0).all() else 0. for p in pairs]).clip(-.999999, .999999)
-    z, variance = np.arctanh(r), (1 + r ** 2 / 2) / (np.array([len(p) for p in pairs]) - 3)
-    away = 1.96 * variance.sum() ** .5 / len(r)
+    r = np.array([spearmanr(p).statistic if np.ptp(p, axis=0).all() else 0.0 for p in pairs]).clip(
+        -0.999999, 0.999999
+    )
+    z, variance = np.arctanh(r), (1 + r**2 / 2) / (np.array([len(p) for p in pairs]) - 3)
+    away = 1.96 * variance.sum() ** 0.5 / len(r)
     return Interval(*(float(np.tanh(z.mean() + s * away)) for s in (0, -1, 1)))
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-10
@@ -145,23 +189,29 @@ def _without(name):
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-11
 def plot_results(
-    results:Results,
-    names:list[str], # of figures, a panel each
-):                   # a matplotlib `Figure`
+    results: Results,
+    names: list[str],  # of figures, a panel each
+):  # a matplotlib `Figure`
     """Every way's figures: a point for each seed, a bar for their mean; a dotted line is the mean without sliders,
     where the table has it. Raises `KeyError` for an unknown figure."""
-    fig = new_figure(1.5 + 2.6 * len(names), 1 + .32 * len(results.ways))
+    fig = new_figure(1.5 + 2.6 * len(names), 1 + 0.32 * len(results.ways))
     panels = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, names):
         for y, way in enumerate(results.ways):
             values = results.of(way, name)
-            ax.plot(values, [y] * len(values), "o", color=f"C{y % 10}", alpha=.5, markersize=5)
-            if values: ax.plot([mean(values)] * 2, [y - .3, y + .3], color=f"C{y % 10}", linewidth=3)
+            ax.plot(values, [y] * len(values), "o", color=f"C{y % 10}", alpha=0.5, markersize=5)
+            if values:
+                ax.plot([mean(values)] * 2, [y - 0.3, y + 0.3], color=f"C{y % 10}", linewidth=3)
         base = _without(name)
-        unchanged = [v for way in results.ways for v in results.of(way, base)] if base in results.names else []
-        if unchanged: ax.axvline(mean(unchanged), color="gray", linestyle=":")
+        unchanged = (
+            [v for way in results.ways for v in results.of(way, base)]
+            if base in results.names
+            else []
+        )
+        if unchanged:
+            ax.axvline(mean(unchanged), color="gray", linestyle=":")
         ax.set_title(name, fontsize=10)
-        ax.grid(axis="x", alpha=.3)
+        ax.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(results.ways)), [w.replace("$", r"\$") for w in results.ways])
     panels[0].invert_yaxis()
     return fig

@@ -28,84 +28,121 @@ from .trial import Setup, by_code, check_trial, key_of, make_trial
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-04
 @lru_cache(1)
-def _loaded(name, loading): return load(name, **json.loads(loading))
+def _loaded(name, loading):
+    return load(name, **json.loads(loading))
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-05
-def _model(setup): return _loaded(setup.model, json.dumps(setup.loading))
+def _model(setup):
+    return _loaded(setup.model, json.dumps(setup.loading))
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-06
 @dataclass(frozen=True)
 class Experiment:
     """What is compared: every way with every seed, by every measure."""
-    name:str
-    ways:dict[str, dict]        # name -> what it changes in the setup, see `trials.Setup.vary`
-    setup:Setup = field(default_factory=Setup)
-    seeds:tuple = (0, 1, 2)
-    measures:tuple = ("trained", "edits", "factors", "mixes") # of `judging.MEASURES`; added ones need one process
+
+    name: str
+    ways: dict[str, dict]  # name -> what it changes in the setup, see `trials.Setup.vary`
+    setup: Setup = field(default_factory=Setup)
+    seeds: tuple = (0, 1, 2)
+    measures: tuple = (
+        "trained",
+        "edits",
+        "factors",
+        "mixes",
+    )  # of `judging.MEASURES`; added ones need one process
 
     def check(self):
         """Raise `ValueError` for what would fail after long work."""
         if not re.fullmatch(r"[\w-]+", self.name):
-            raise ValueError(f"name must be letters, digits, _ and -, as the table's file has it, not {self.name!r}")
-        if not self.ways or not all(isinstance(w, str) and w and isinstance(c, dict) for w, c in self.ways.items()):
-            raise ValueError(f"ways must name one or more, such as {{'rank 1': {{'rank': 1}}}}, not {self.ways!r}")
+            raise ValueError(
+                f"name must be letters, digits, _ and -, as the table's file has it, not {self.name!r}"
+            )
+        if not self.ways or not all(
+            isinstance(w, str) and w and isinstance(c, dict) for w, c in self.ways.items()
+        ):
+            raise ValueError(
+                f"ways must name one or more, such as {{'rank 1': {{'rank': 1}}}}, not {self.ways!r}"
+            )
         whole = [type(s) is int and s >= 0 for s in self.seeds]
         if not whole or not all(whole) or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be one or more whole numbers from 0, no two alike, not {self.seeds!r}")
-        if not self.measures: raise ValueError(f"measures must be one or more of {list(MEASURES)}")
+            raise ValueError(
+                f"seeds must be one or more whole numbers from 0, no two alike, not {self.seeds!r}"
+            )
+        if not self.measures:
+            raise ValueError(f"measures must be one or more of {list(MEASURES)}")
         if unknown := [m for m in self.measures if m not in MEASURES]:
             raise ValueError(f"measures must be of {list(MEASURES)}, not {unknown[0]!r}")
+
         def each(check):
             for way, changes in self.ways.items():
-                try: check(self.setup.vary(changes))
-                except ValueError as e: raise ValueError(f"way {way!r}: {e}") from e
-        each(lambda setup: None) # all of them, before a model is loaded
+                try:
+                    check(self.setup.vary(changes))
+                except ValueError as e:
+                    raise ValueError(f"way {way!r}: {e}") from e
+
+        each(lambda setup: None)  # all of them, before a model is loaded
         each(lambda setup: check_measures(setup, self.measures, partial(_model, setup)))
         each(lambda setup: check_trial(setup, _model(setup)))
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-07
 def over(
-    name:str,     # of a field of the setup, or of an option of training
-    values:list,
-)->dict[str, dict]:
+    name: str,  # of a field of the setup, or of an option of training
+    values: list,
+) -> dict[str, dict]:
     """Ways that change one value: `over("rank", [1, 4])` is `{"rank 1": {"rank": 1}, "rank 4": {"rank": 4}}`."""
     return {f"{name} {value}": {name: value} for value in values}
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-08
-_MOST = dict(samples=16, sliders=2, used=2, data_views=1, noised=4, held_out=2, mixed=8, updates=1, rank=2)
+_MOST = dict(
+    samples=16, sliders=2, used=2, data_views=1, noised=4, held_out=2, mixed=8, updates=1, rank=2
+)
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-09
 def _cut(changes):
     "Changes with no number larger than for a test, and four prompts at most."
-    def less(n, v): return min(v, _MOST[n]) if n in _MOST and v is not None else v
-    return {n: v[:4] if n == "prompt" and not isinstance(v, str) else less(n, v) for n, v in changes.items()}
+
+    def less(n, v):
+        return min(v, _MOST[n]) if n in _MOST and v is not None else v
+
+    return {
+        n: v[:4] if n == "prompt" and not isinstance(v, str) else less(n, v)
+        for n, v in changes.items()
+    }
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-10
-def shrunk(experiment:Experiment)->Experiment:
+def shrunk(experiment: Experiment) -> Experiment:
     """The same with small numbers and its first seed alone: to see that it runs."""
-    old, few = experiment.setup, {"start_rows": 4, "calibrated": False} # plain customisation has neither
+    old, few = (
+        experiment.setup,
+        {"start_rows": 4, "calibrated": False},
+    )  # plain customisation has neither
     fewer = _cut({f.name: getattr(old, f.name) for f in fields(Setup) if f.name != "options"})
     setup = replace(old, **fewer, options=_cut({"updates": 1} | old.options))
-    def way(changes): return _cut(changes) | ({} if changes.get("parts", old.parts) else few)
+
+    def way(changes):
+        return _cut(changes) | ({} if changes.get("parts", old.parts) else few)
+
     ways = {name: way(changes) for name, changes in experiment.ways.items()}
     return replace(experiment, setup=setup, ways=ways, seeds=experiment.seeds[:1])
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-12
 def _plain(figure):
     "Numbers that JSON can hold: None for those that are not finite or not known."
-    if isinstance(figure, list): return [_plain(v) for v in figure]
+    if isinstance(figure, list):
+        return [_plain(v) for v in figure]
     return figure if figure is not None and isfinite(figure) else None
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-13
 def _kept(setup, seed, measures, folder):
     "Files of what measures say of one trial, by name."
     key = key_of(setup, seed, _model(setup))
-    return {name: folder/"figures"/f"{key}-{name}.json" for name in measures}
+    return {name: folder / "figures" / f"{key}-{name}.json" for name in measures}
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-14
 def _read(paths):
     "Figures that are kept, if all of them are."
-    if not all(path.is_file() for path in paths.values()): return None
+    if not all(path.is_file() for path in paths.values()):
+        return None
     return {n: v for path in paths.values() for n, v in json.loads(path.read_text("utf-8")).items()}
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-15
@@ -113,7 +150,8 @@ def _measured(setup, seed, measures, folder):
     "What measures say of one trial, each kept as soon as it is known."
     judged, paths = None, _kept(setup, seed, measures, folder)
     for name, path in paths.items():
-        if path.is_file(): continue
+        if path.is_file():
+            continue
         if judged is None:
             trial = make_trial(setup, seed, folder, _model(setup), progress=_quiet)
             judged = Judged(trial, by_code(folder, "features"))
@@ -125,16 +163,19 @@ def _measured(setup, seed, measures, folder):
 def _begin(threads):
     "A process's threads; it ends when the one that began it does, however that ended."
     torch.set_num_threads(threads)
+
     def watch():
         parent_process().join()
         os._exit(1)
+
     Thread(target=watch, daemon=True).start()
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-17
 def _finished(jobs, processes, work, progress, desc):
     "Yield (job, what `work` made of it) as they are done, in one process or in several."
     if processes == 1:
-        for job in progress(jobs, desc=desc): yield job, work(*job)
+        for job in progress(jobs, desc=desc):
+            yield job, work(*job)
         return
     threads = max(1, torch.get_num_threads() // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (threads,)) as pool:
@@ -142,7 +183,8 @@ def _finished(jobs, processes, work, progress, desc):
         try:
             for future in progress(as_completed(waiting), desc=desc, total=len(jobs)):
                 yield waiting[future], future.result()
-        finally: pool.shutdown(cancel_futures=True) # after an error; what was begun ends, and is kept
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error; what was begun ends, and is kept
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-18
 def _of_job(experiment, folder, way, seed):
@@ -150,35 +192,54 @@ def _of_job(experiment, folder, way, seed):
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-19
 def run(
-    experiment:Experiment,
-    folder:str|Path|None=None, # keep samples, sliders and figures here; a run that was stopped goes on. None: nothing
-    processes:int=1,           # is kept
+    experiment: Experiment,
+    folder: str
+    | Path
+    | None = None,  # keep samples, sliders and figures here; a run that was stopped goes on. None: nothing
+    processes: int = 1,  # is kept
     progress=tqdm,
-)->Results:
+) -> Results:
     """Make and measure every trial. With a folder its table is there too, `NAME.json`, and grows with every trial.
 
     Raises `ValueError` as `Experiment.check` does, before any work."""
-    own = [m for m in experiment.measures if MEASURES.get(m, Judged).__module__ != Judged.__module__]
+    own = [
+        m for m in experiment.measures if MEASURES.get(m, Judged).__module__ != Judged.__module__
+    ]
     if own and processes > 1:
-        raise ValueError(f"measure {own[0]!r} is not known to other processes: processes must be 1, not {processes}")
-    if processes < 1: raise ValueError(f"processes must be 1 or more, not {processes}")
+        raise ValueError(
+            f"measure {own[0]!r} is not known to other processes: processes must be 1, not {processes}"
+        )
+    if processes < 1:
+        raise ValueError(f"processes must be 1 or more, not {processes}")
     if folder is None:
-        with TemporaryDirectory() as shared: return run(experiment, shared, processes, progress)
+        with TemporaryDirectory() as shared:
+            return run(experiment, shared, processes, progress)
     jobs, made = [(way, seed) for way in experiment.ways for seed in experiment.seeds], {}
+
     def so_far():
-        rows = [dict(way=w, changes=experiment.ways[w], seed=s, figures=made[w, s]) for w, s in jobs if (w, s) in made]
+        rows = [
+            dict(way=w, changes=experiment.ways[w], seed=s, figures=made[w, s])
+            for w, s in jobs
+            if (w, s) in made
+        ]
         return Results(experiment.name, asdict(experiment.setup), rows)
+
     try:
         experiment.check()
         folder = writable_folder(folder)
         for way, seed in jobs:
             setup = experiment.setup.vary(experiment.ways[way])
-            if figures := _read(_kept(setup, seed, experiment.measures, folder)): made[way, seed] = figures
-        if processes > 1: _loaded.cache_clear() # each process has its own
+            if figures := _read(_kept(setup, seed, experiment.measures, folder)):
+                made[way, seed] = figures
+        if processes > 1:
+            _loaded.cache_clear()  # each process has its own
         new = [job for job in jobs if job not in made]
-        for job, figures in _finished(new, processes, partial(_of_job, experiment, folder), progress, experiment.name):
+        for job, figures in _finished(
+            new, processes, partial(_of_job, experiment, folder), progress, experiment.name
+        ):
             made[job] = figures
-            so_far().save(folder/f"{experiment.name}.json")
-    finally: _loaded.cache_clear()
-    so_far().save(folder/f"{experiment.name}.json")
+            so_far().save(folder / f"{experiment.name}.json")
+    finally:
+        _loaded.cache_clear()
+    so_far().save(folder / f"{experiment.name}.json")
     return so_far()

@@ -42,42 +42,71 @@ class Setup:
     """Everything that makes a set of sliders, and how it is judged, in plain values.
 
     Raises `ValueError` for a value that is out of place."""
-    model:str="portraits-fast"    # see `loading.load`
-    loading:dict = field(default_factory=dict) # how: steps, guidance, size, low_memory, preview
-    prompt:str|tuple="portrait of a person" # several take turns
-    samples:int=300               # images that directions are found in
-    source:str|tuple|None=None    # models that draw them, image by image in turn; None: the model itself
-    encoder:str|None=None         # see `encoders.encoder`; None: see `encoder_for`
-    data_views:int=0              # random views of every final image beside it, for directions that survive them
-    timesteps:str="all"           # or "final"
-    directions:str="principal"    # or "random", or "shared": the first one for all sliders
-    parts:str|None=None           # plain customisation on parts of the images instead: "random" ones, or "clusters"
-    sliders:int=8
-    options:dict = field(default_factory=dict) # of `training.train`, such as `updates`, `rank`, `targets`
-    noised:int=48                 # noised held-out samples that alignment is measured on
-    distance:float|None=None      # every slider is scaled until strength 1 moves images so far, see `judging.edits`
-    used_from:float=0.            # part of the noise schedule after which sliders act when they are judged
-    used:int|None=None            # how many sliders, from the first, mixes are of; None: all
-    judged:str|tuple|None=None    # prompts of the images that are judged; None: those above
-    judge:str|tuple|None=None     # encoder, or several, of what is judged; None: see `encoder_for`
-    held_out:int=16               # new images of each slider and strength; eight times as many are left unchanged
-    mixed:int=200                 # new images with mixes of sliders
+
+    model: str = "portraits-fast"  # see `loading.load`
+    loading: dict = field(default_factory=dict)  # how: steps, guidance, size, low_memory, preview
+    prompt: str | tuple = "portrait of a person"  # several take turns
+    samples: int = 300  # images that directions are found in
+    source: str | tuple | None = (
+        None  # models that draw them, image by image in turn; None: the model itself
+    )
+    encoder: str | None = None  # see `encoders.encoder`; None: see `encoder_for`
+    data_views: int = (
+        0  # random views of every final image beside it, for directions that survive them
+    )
+    timesteps: str = "all"  # or "final"
+    directions: str = "principal"  # or "random", or "shared": the first one for all sliders
+    parts: str | None = (
+        None  # plain customisation on parts of the images instead: "random" ones, or "clusters"
+    )
+    sliders: int = 8
+    options: dict = field(
+        default_factory=dict
+    )  # of `training.train`, such as `updates`, `rank`, `targets`
+    noised: int = 48  # noised held-out samples that alignment is measured on
+    distance: float | None = (
+        None  # every slider is scaled until strength 1 moves images so far, see `judging.edits`
+    )
+    used_from: float = (
+        0.0  # part of the noise schedule after which sliders act when they are judged
+    )
+    used: int | None = None  # how many sliders, from the first, mixes are of; None: all
+    judged: str | tuple | None = None  # prompts of the images that are judged; None: those above
+    judge: str | tuple | None = (
+        None  # encoder, or several, of what is judged; None: see `encoder_for`
+    )
+    held_out: int = (
+        16  # new images of each slider and strength; eight times as many are left unchanged
+    )
+    mixed: int = 200  # new images with mixes of sliders
 
     def __post_init__(self):
         for name in ("prompt", "source", "judged", "judge"):
-            if isinstance(value := getattr(self, name), list): object.__setattr__(self, name, tuple(value))
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         _check(self)
 
-    def vary(self,
-        changes:dict, # of fields, and of options of training
-    )->"Setup":
+    def vary(
+        self,
+        changes: dict,  # of fields, and of options of training
+    ) -> "Setup":
         """A setup with some values changed. Raises `ValueError` for what is no field and no option too."""
         own = {f.name for f in fields(Setup)} - {"options"}
         more = {n: v for n, v in changes.items() if n not in own}
-        return replace(self, **{n: v for n, v in changes.items() if n in own}, options=self.options | more)
+        return replace(
+            self, **{n: v for n, v in changes.items() if n in own}, options=self.options | more
+        )
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-06
-_JUDGING = ("distance", "used_from", "used", "judged", "judge", "held_out", "mixed") # make no other sliders
+_JUDGING = (
+    "distance",
+    "used_from",
+    "used",
+    "judged",
+    "judge",
+    "held_out",
+    "mixed",
+)  # make no other sliders
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-07
 def _is_number(value, kind, least):
@@ -86,21 +115,39 @@ def _is_number(value, kind, least):
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-08
 def _check(made):
     "Raise `ValueError` for a value that is out of place."
-    for name, allowed in (("timesteps", ("all", "final")), ("directions", ("principal", "random", "shared")),
-                          ("parts", (None, "random", "clusters"))):
+    for name, allowed in (
+        ("timesteps", ("all", "final")),
+        ("directions", ("principal", "random", "shared")),
+        ("parts", (None, "random", "clusters")),
+    ):
         if (value := getattr(made, name)) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
-    for name, least in dict(samples=16, sliders=1, data_views=0, noised=1, held_out=2, mixed=4, used=1).items():
-        if (value := getattr(made, name)) is None and name == "used": continue
-        if not _is_number(value, int, least): raise ValueError(f"{name} must be {least} or more, not {value!r}")
-    if made.used and made.used > made.sliders: raise ValueError(f"used must be 1 to {made.sliders}, not {made.used}")
-    if not made.parts and made.timesteps == "final" and made.sliders >= (rows := made.samples * (1 + made.data_views)):
-        raise ValueError(f"sliders must be 1 to {rows - 1} for {rows} final images, not {made.sliders}")
-    if made.parts and made.sliders > made.samples: raise ValueError(f"there are {made.samples} samples for "
-                                                                    f"{made.sliders} parts: sliders must be fewer")
+    for name, least in dict(
+        samples=16, sliders=1, data_views=0, noised=1, held_out=2, mixed=4, used=1
+    ).items():
+        if (value := getattr(made, name)) is None and name == "used":
+            continue
+        if not _is_number(value, int, least):
+            raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    if made.used and made.used > made.sliders:
+        raise ValueError(f"used must be 1 to {made.sliders}, not {made.used}")
+    if (
+        not made.parts
+        and made.timesteps == "final"
+        and made.sliders >= (rows := made.samples * (1 + made.data_views))
+    ):
+        raise ValueError(
+            f"sliders must be 1 to {rows - 1} for {rows} final images, not {made.sliders}"
+        )
+    if made.parts and made.sliders > made.samples:
+        raise ValueError(
+            f"there are {made.samples} samples for {made.sliders} parts: sliders must be fewer"
+        )
     if not _is_number(made.used_from, (int, float), 0) or made.used_from >= 1:
         raise ValueError(f"used_from must be 0 or more, below 1, not {made.used_from!r}")
-    if made.distance is not None and not (_is_number(made.distance, (int, float), 0) and made.distance):
+    if made.distance is not None and not (
+        _is_number(made.distance, (int, float), 0) and made.distance
+    ):
         raise ValueError(f"distance must be above 0, not {made.distance!r}")
     for prompts in (made.prompt, "a" if made.judged is None else made.judged):
         check_prompt(list(prompts) if isinstance(prompts, tuple) else prompts)
@@ -108,8 +155,11 @@ def _check(made):
         raise ValueError("parts are of the images of one prompt, and there are several")
     if isinstance(made.source, tuple) and made.timesteps != "final":
         raise ValueError("timesteps must be 'final' for images of several models")
-    if made.data_views and made.timesteps != "final": raise ValueError("timesteps must be 'final' for views of images")
-    if wrong := set(made.loading) - (known := {"steps", "guidance", "size", "low_memory", "preview"}):
+    if made.data_views and made.timesteps != "final":
+        raise ValueError("timesteps must be 'final' for views of images")
+    if wrong := set(made.loading) - (
+        known := {"steps", "guidance", "size", "low_memory", "preview"}
+    ):
         raise ValueError(f"loading may have {sorted(known)}, not {sorted(wrong)[0]!r}")
     changed(ASKED if made.parts else OURS, made.options)
 
@@ -121,7 +171,9 @@ def _viewed(model, encoder, samples, views, seed, batch=64):
         images = decoded(model, latents, batch).to(model.device)
         for _ in range(views):
             x = torch.cat([random_view(gen, model.device)(image[None]) for image in images])
-            rows.append(unit_rows(encoder, model.encode(x) if encoder.space == "latents" else x).cpu())
+            rows.append(
+                unit_rows(encoder, model.encode(x) if encoder.space == "latents" else x).cpu()
+            )
     each = [torch.cat(rows[v::views]) for v in range(views)]
     return replace(samples, features=torch.stack([*each, samples.features[:, -1]], 1))
 
@@ -131,11 +183,16 @@ def _in_turn(parts):
     part in the last ones."""
     n, run = len(parts[0].latents), parts[0].run
     whose = [i // len(run.prompts) % len(parts) for i in range(n)]
+
     def turns(of):
         each = [of(p) for p in parts]
         return torch.stack([each[k][i] for i, k in enumerate(whose)])
-    return Samples(replace(run, source=" and ".join(p.run.source or run.model for p in parts)),
-                   turns(lambda p: p.features[:, -1:]), turns(lambda p: p.latents[:]))
+
+    return Samples(
+        replace(run, source=" and ".join(p.run.source or run.model for p in parts)),
+        turns(lambda p: p.features[:, -1:]),
+        turns(lambda p: p.latents[:]),
+    )
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-12
 def _source(name, setup):
@@ -147,80 +204,108 @@ def _source(name, setup):
 def _code():
     "A hash of this package, its bundled weights and what it computes with: others may give other sliders and figures."
     found = sha256(" ".join(map(version, ("torch", "diffusers", "transformers", "peft"))).encode())
-    for path in sorted(p for p in Path(str(files("sliderspace"))).rglob("*") if p.suffix in (".py", ".safetensors")):
+    for path in sorted(
+        p for p in Path(str(files("sliderspace"))).rglob("*") if p.suffix in (".py", ".safetensors")
+    ):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-14
-def by_code(folder:str|Path, name:str)->Path:
+def by_code(folder: str | Path, name: str) -> Path:
     """Where in an experiment's folder things are kept that other code would make otherwise."""
-    return Path(folder)/name/_code()
+    return Path(folder) / name / _code()
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-15
 @torch.no_grad()
 def directions_of(
-    model:Model,
-    encoder:Encoder,
-    setup:Setup,
-    seed:int=0,
-    folder:str|Path|None=None, # the experiment's: samples are kept in it
+    model: Model,
+    encoder: Encoder,
+    setup: Setup,
+    seed: int = 0,
+    folder: str | Path | None = None,  # the experiment's: samples are kept in it
     progress=tqdm,
-)->Directions:
+) -> Directions:
     """The directions of a setup's sliders. Raises as `find_directions` does, and `KeyboardInterrupt` if sampling was
     interrupted: what was drawn is kept."""
     prompt = list(setup.prompt) if isinstance(setup.prompt, tuple) else setup.prompt
     kept = folder and by_code(folder, "samples")
+
     def drawn(name):
         source = None if name in (None, setup.model) else _source(name, setup)
-        made = collect(model, encoder, prompt, setup.samples, seed, folder=kept, source=source, progress=progress)
-        if len(made.latents) < setup.samples: raise KeyboardInterrupt
+        made = collect(
+            model,
+            encoder,
+            prompt,
+            setup.samples,
+            seed,
+            folder=kept,
+            source=source,
+            progress=progress,
+        )
+        if len(made.latents) < setup.samples:
+            raise KeyboardInterrupt
         return made
+
     several = isinstance(setup.source, tuple)
     samples = _in_turn([drawn(name) for name in setup.source]) if several else drawn(setup.source)
-    if setup.data_views: samples = _viewed(model, encoder, samples, setup.data_views, seed)
+    if setup.data_views:
+        samples = _viewed(model, encoder, samples, setup.data_views, seed)
     most = min(samples.features.shape[-1], len(samples.features) - 1)
-    timesteps = "all" if setup.data_views else setup.timesteps # rows are then the views
+    timesteps = "all" if setup.data_views else setup.timesteps  # rows are then the views
     found = find_directions(samples, min(setup.sliders + 8, most), timesteps)
     gen = torch.Generator().manual_seed(seed)
-    if setup.directions == "random": found = replace(found, vectors=F.normalize(
-        torch.randn(found.vectors.shape, generator=gen), dim=1))
-    if setup.directions == "shared": found = replace(found, vectors=found.vectors[:1].expand(len(found.vectors), -1))
+    if setup.directions == "random":
+        found = replace(
+            found, vectors=F.normalize(torch.randn(found.vectors.shape, generator=gen), dim=1)
+        )
+    if setup.directions == "shared":
+        found = replace(found, vectors=found.vectors[:1].expand(len(found.vectors), -1))
     return found
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-17
 def _parts(samples, kind, count, seed):
     "Indices of parts of the samples: random ones of one size, or clusters of what the encoder sees of final images."
     order = torch.randperm(len(samples.latents), generator=torch.Generator().manual_seed(seed))
-    if kind == "random": return list(order.tensor_split(count))
+    if kind == "random":
+        return list(order.tensor_split(count))
     from sklearn.cluster import KMeans
-    of = torch.from_numpy(KMeans(count, n_init=10, random_state=seed).fit_predict(samples.features[:, -1].numpy()))
+
+    of = torch.from_numpy(
+        KMeans(count, n_init=10, random_state=seed).fit_predict(samples.features[:, -1].numpy())
+    )
     return [(of == k).nonzero().flatten() for k in range(count)]
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-18
 def key_of(
-    setup:Setup,
-    seed:int,
-    model:Model, # the setup's
-    judged:bool=True, # what is judged has another key than sliders that are the same
-)->str:
+    setup: Setup,
+    seed: int,
+    model: Model,  # the setup's
+    judged: bool = True,  # what is judged has another key than sliders that are the same
+) -> str:
     """What files of a trial are called: a hash of all that it depends on, weights of models and code included; encoders
     count by their names."""
-    sources = [s for s in (setup.source if isinstance(setup.source, tuple) else (setup.source,)) if s]
+    sources = [
+        s for s in (setup.source if isinstance(setup.source, tuple) else (setup.source,)) if s
+    ]
     weights = {name: _source(name, setup).identity() for name in sources if name != setup.model}
     values = {n: v for n, v in asdict(setup).items() if judged or n not in _JUDGING}
-    return card_key(values | dict(seed=seed, identity=model.identity(), weights=weights, code=_code()))
+    return card_key(
+        values | dict(seed=seed, identity=model.identity(), weights=weights, code=_code())
+    )
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-19
 @dataclass(frozen=True, eq=False, repr=False)
 class Trial:
     """What a setup and a seed made."""
-    setup:Setup
-    seed:int
-    model:Model
-    found:Directions
-    space:SliderSpace
 
-    def __repr__(self): return f"Trial({self.space}, seed {self.seed})"
+    setup: Setup
+    seed: int
+    model: Model
+    found: Directions
+    space: SliderSpace
+
+    def __repr__(self):
+        return f"Trial({self.space}, seed {self.seed})"
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-20
 def _options(setup):
@@ -232,41 +317,57 @@ def _trained(model, encoder, found, setup, seed, folder, progress):
     "The sliders of a setup. Raises `KeyboardInterrupt` if training was interrupted: its state is kept."
     usual = dict(seed=seed, folder=folder, progress=progress)
     if setup.parts:
-        latents, parts = found.samples.latents, _parts(found.samples, setup.parts, setup.sliders, seed)
+        latents, parts = (
+            found.samples.latents,
+            _parts(found.samples, setup.parts, setup.sliders, seed),
+        )
         shown = {f"part {k}": decoded(model, latents[at.tolist()]) for k, at in enumerate(parts)}
         space = train_images(model, shown, found.samples.run.prompts[0], **usual, **_options(setup))
-    else: space = train(model, found, setup.sliders, encoder=encoder, held_rows=setup.noised, **usual, **setup.options)
-    if space.card["ended"] == "interrupted": raise KeyboardInterrupt
+    else:
+        space = train(
+            model,
+            found,
+            setup.sliders,
+            encoder=encoder,
+            held_rows=setup.noised,
+            **usual,
+            **setup.options,
+        )
+    if space.card["ended"] == "interrupted":
+        raise KeyboardInterrupt
     return space
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-22
 def encoder_for(
-    spec, # see `encoders.encoder`
-    model:Model,
-)->Encoder:
+    spec,  # see `encoders.encoder`
+    model: Model,
+) -> Encoder:
     """The encoder that `spec` names; None: portraits-clip for the bundled models, and for all others OpenAI's CLIP
     ViT-L/14 (Radford et al. 2021), so that an experiment runs on another model by its name alone.
 
     Raises as `encoders.encoder` does."""
-    return find_encoder(spec if spec is not None or model.name in BUNDLED else "ViT-L-14:openai", model)
+    return find_encoder(
+        spec if spec is not None or model.name in BUNDLED else "ViT-L-14:openai", model
+    )
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-23
-def check_trial(setup:Setup, model:Model)->Encoder: # the setup's
+def check_trial(setup: Setup, model: Model) -> Encoder:  # the setup's
     """Raise `ValueError` for what `make_trial` would fail at with this model after long work: an unknown encoder,
     targets that match no layer, a rank larger than they are, sliders that act in no step."""
-    if setup.used_from: acting_steps(model, model.steps, replace(ASKED, acts_from=setup.used_from))
+    if setup.used_from:
+        acting_steps(model, model.steps, replace(ASKED, acts_from=setup.used_from))
     options = _options(setup)
     check_rank(model, target_layers(model, options["targets"]), options["rank"])
     return encoder_for(setup.encoder, model)
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-24
 def make_trial(
-    setup:Setup,
-    seed:int=0,            # of everything: noise, training, random directions
-    folder:str|Path|None=None, # keep everything here, and take from here what is there
-    model:Model|None=None, # default: the one that the setup names
+    setup: Setup,
+    seed: int = 0,  # of everything: noise, training, random directions
+    folder: str | Path | None = None,  # keep everything here, and take from here what is there
+    model: Model | None = None,  # default: the one that the setup names
     progress=tqdm,
-)->Trial:
+) -> Trial:
     """Find a setup's directions and train its sliders, unless they are in the folder. The card says how many seconds it
     took to make them, since training last began.
 
@@ -274,19 +375,28 @@ def make_trial(
     was interrupted: it goes on from there another time."""
     model = load(setup.model, **setup.loading) if model is None else model
     encoder, folder = check_trial(setup, model), folder and writable_folder(folder)
-    def alone(name): return FileLock(folder/f"{name}.lock") if folder else nullcontext()
+
+    def alone(name):
+        return FileLock(folder / f"{name}.lock") if folder else nullcontext()
+
     with alone(f"samples-{seed}"):
         found = directions_of(model, encoder, setup, seed, folder, progress)
     key = key_of(setup, seed, model, judged=False)
-    path, states = folder and folder/f"{key}.safetensors", folder and folder/"training"/key
+    path, states = folder and folder / f"{key}.safetensors", folder and folder / "training" / key
     with alone(key):
-        if path and path.is_file(): space = SliderSpace.load(path, model)
+        if path and path.is_file():
+            space = SliderSpace.load(path, model)
         else:
             began = time.perf_counter()
             space = _trained(model, encoder, found, setup, seed, states, progress)
-            card = dict(seconds=time.perf_counter() - began, setup=json.loads(json.dumps(asdict(setup))))
+            card = dict(
+                seconds=time.perf_counter() - began, setup=json.loads(json.dumps(asdict(setup)))
+            )
             space = replace(space, card=space.card | card)
-            if path: space.save(path)
-            if states: shutil.rmtree(states, ignore_errors=True)
-    if setup.used_from: space = replace(space, card=space.card | dict(acts_from=setup.used_from))
+            if path:
+                space.save(path)
+            if states:
+                shutil.rmtree(states, ignore_errors=True)
+    if setup.used_from:
+        space = replace(space, card=space.card | dict(acts_from=setup.used_from))
     return Trial(setup, seed, model, found, space)

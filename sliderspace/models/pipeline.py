@@ -23,7 +23,14 @@ from torch import Tensor, nn
 # %% ../../nbs/01_models/03_pipeline.ipynb #cell-03
 from .stubs import Handed, Idle, Listener, given, stacked, text_state
 from .registry import Family, family_of
-from .schedulers import led, prediction_type, signal_and_noise, single, traced, x0_estimate
+from sliderspace.models.schedulers import (
+    led,
+    prediction_type,
+    signal_and_noise,
+    single,
+    traced,
+    x0_estimate,
+)
 
 # %% ../../nbs/01_models/03_pipeline.ipynb #cell-05
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,55 +39,83 @@ class Model:
 
     Latents are in the scheduler's shape, without the batch `latent_shape`: `(c, h, w)`, or `(patches, c)` for FLUX and
     its kin; noise and x0 have unit variance or so."""
-    pipe: object     # a text-to-image pipeline of diffusers
-    name: str        # "portraits", or where it came from
-    steps: int       # sampler steps when none are given
+
+    pipe: object  # a text-to-image pipeline of diffusers
+    name: str  # "portraits", or where it came from
+    steps: int  # sampler steps when none are given
     guidance: float  # guidance scale when none is given, as the pipeline takes it (most: 1 and below is none)
-    size: tuple[int, int]|None = None # `(height, width)` of images in pixels; None: the pipeline's own
-    options: dict = field(default_factory=dict) # arguments of calls that take `steps` steps
-    lock:object = field(default_factory=RLock)  # held while sliders are on or in training: one thread at a time
-    encoding:object = field(default_factory=RLock) # held while a prompt is encoded
-    memory:dict = field(default_factory=dict)   # prompts as the pipeline encodes them, the newest 128
-    sizes:dict = field(default_factory=dict)    # kind of work -> rows that fit into memory at once, see `memory`
-    parked:tuple = ()                # hooks that take the text encoders off the GPU again
-    preview:nn.Module|None = None    # a tiny autoencoder, for pictures in training
-    leader:tuple|None = None         # another model, how many first steps it takes, and its guidance: see `led_by`
+    size: tuple[int, int] | None = (
+        None  # `(height, width)` of images in pixels; None: the pipeline's own
+    )
+    options: dict = field(default_factory=dict)  # arguments of calls that take `steps` steps
+    lock: object = field(
+        default_factory=RLock
+    )  # held while sliders are on or in training: one thread at a time
+    encoding: object = field(default_factory=RLock)  # held while a prompt is encoded
+    memory: dict = field(
+        default_factory=dict
+    )  # prompts as the pipeline encodes them, the newest 128
+    sizes: dict = field(
+        default_factory=dict
+    )  # kind of work -> rows that fit into memory at once, see `memory`
+    parked: tuple = ()  # hooks that take the text encoders off the GPU again
+    preview: nn.Module | None = None  # a tiny autoencoder, for pictures in training
+    leader: tuple | None = (
+        None  # another model, how many first steps it takes, and its guidance: see `led_by`
+    )
 
     @property
-    def family(self)->Family: return family_of(self.pipe)
+    def family(self) -> Family:
+        return family_of(self.pipe)
 
     @property
-    def denoiser_name(self)->str: return "unet" if getattr(self.pipe, "unet", None) is not None else "transformer"
+    def denoiser_name(self) -> str:
+        return "unet" if getattr(self.pipe, "unet", None) is not None else "transformer"
 
     @property
-    def denoiser(self)->nn.Module:
+    def denoiser(self) -> nn.Module:
         net = getattr(self.pipe, self.denoiser_name)
-        return getattr(net, "_orig_mod", net) # of torch.compile
+        return getattr(net, "_orig_mod", net)  # of torch.compile
 
     @property
-    def device(self)->torch.device:
+    def device(self) -> torch.device:
         here = next(self.denoiser.parameters()).device
-        if here.type != "meta" and (here.type != "cpu" or not torch.accelerator.is_available()): return here
-        return self.pipe._execution_device # weights that wait elsewhere, perhaps: asking is a walk through all modules
+        if here.type != "meta" and (here.type != "cpu" or not torch.accelerator.is_available()):
+            return here
+        return (
+            self.pipe._execution_device
+        )  # weights that wait elsewhere, perhaps: asking is a walk through all modules
 
     @property
-    def prediction_type(self)->str: return prediction_type(self.pipe.scheduler)
+    def prediction_type(self) -> str:
+        return prediction_type(self.pipe.scheduler)
 
     @cached_property
-    def latent_shape(self)->tuple[int, ...]:
+    def latent_shape(self) -> tuple[int, ...]:
         """Shape of one image's latents."""
         shapes = []
-        self._call("", 1, single(self.pipe.scheduler, 1, lambda out: None), shapes=shapes, idle=True, guidance=0.)
+        self._call(
+            "",
+            1,
+            single(self.pipe.scheduler, 1, lambda out: None),
+            shapes=shapes,
+            idle=True,
+            guidance=0.0,
+        )
         return shapes[0]
 
     @torch.no_grad()
-    def timesteps(self,
-        steps:int, # sampler steps
-    )->tuple[Tensor, Tensor, Tensor]: # each `(steps,)`, some samplers take more
+    def timesteps(
+        self,
+        steps: int,  # sampler steps
+    ) -> tuple[Tensor, Tensor, Tensor]:  # each `(steps,)`, some samplers take more
         """The sampler's timesteps, noisiest first, and the shares of signal and of unit noise at each, on the CPU."""
         seen = []
-        self._call("", 1, traced(self.pipe.scheduler, seen.append, []), steps, 0., idle=True)
-        return tuple(torch.stack([getattr(s, k) for s in seen]).cpu() for k in ("timestep", "signal", "noise"))
+        self._call("", 1, traced(self.pipe.scheduler, seen.append, []), steps, 0.0, idle=True)
+        return tuple(
+            torch.stack([getattr(s, k) for s in seen]).cpu()
+            for k in ("timestep", "signal", "noise")
+        )
 
     def _encoded(self, call, keep=True):
         "What the pipeline's `encode_prompt` makes of one call, remembered if it is to be kept."
@@ -88,101 +123,175 @@ class Model:
             key = text_state(self.pipe), repr(call.args), repr(sorted(call.kwargs.items(), key=str))
             made = self.memory.pop(key, None)
             if made is None:
-                with torch.no_grad(): made = self.pipe.encode_prompt(*call.args, **call.kwargs)
-                for hook in self.parked: hook.offload()
-            if keep: self.memory[key] = made # the newest
-            if len(self.memory) > 128: del self.memory[next(iter(self.memory))]
+                with torch.no_grad():
+                    made = self.pipe.encode_prompt(*call.args, **call.kwargs)
+                for hook in self.parked:
+                    hook.offload()
+            if keep:
+                self.memory[key] = made  # the newest
+            if len(self.memory) > 128:
+                del self.memory[next(iter(self.memory))]
             return made
 
     def _encode_prompt(self, *args, **kwargs):
         "The pipeline's `encode_prompt`, which runs once for each prompt, whatever batch it is in."
         call = signature(self.pipe.encode_prompt).bind(*args, **kwargs)
         prompts, without = call.arguments.get("prompt"), call.arguments.get("negative_prompt")
-        if not isinstance(prompts, list): return self._encoded(call)
+        if not isinstance(prompts, list):
+            return self._encoded(call)
         both = isinstance(without, list)
         pairs = list(zip(prompts, without if both else prompts))
+
         def alone(prompt, negative):
             one = copy(call)
-            one.arguments = call.arguments | {"prompt": [prompt]} | ({"negative_prompt": [negative]} if both else {})
+            one.arguments = (
+                call.arguments
+                | {"prompt": [prompt]}
+                | ({"negative_prompt": [negative]} if both else {})
+            )
             return self._encoded(one)
-        each = {pair: alone(*pair) for pair in dict.fromkeys(pairs)}
-        try: return stacked([each[pair] for pair in pairs])
-        except RuntimeError: return self._encoded(call, keep=False) # of several lengths: padded together
 
-    def _call(self, prompt, count, scheduler, steps=None, guidance=None, latents=None, output_type="latent",
-              generator=None, shapes=None, idle=False, vae=None):
+        each = {pair: alone(*pair) for pair in dict.fromkeys(pairs)}
+        try:
+            return stacked([each[pair] for pair in pairs])
+        except RuntimeError:
+            return self._encoded(call, keep=False)  # of several lengths: padded together
+
+    def _call(
+        self,
+        prompt,
+        count,
+        scheduler,
+        steps=None,
+        guidance=None,
+        latents=None,
+        output_type="latent",
+        generator=None,
+        shapes=None,
+        idle=False,
+        vae=None,
+    ):
         "The pipeline's own `__call__`, with gradients if they are on; what it returns."
         steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-        pipe, call = copy(self.pipe), unwrap(type(self.pipe).__call__) # unwrapped: without its torch.no_grad
-        parts = dict(scheduler=scheduler, _progress_bar_config={"disable": True}, encode_prompt=self._encode_prompt)
-        parts |= {n: None for n in ("safety_checker", "watermark") if n in vars(pipe)} # they are not differentiable
-        if idle: parts[self.denoiser_name] = Idle(self.denoiser)
-        if vae is not None: parts["vae"] = vae
+        pipe, call = (
+            copy(self.pipe),
+            unwrap(type(self.pipe).__call__),
+        )  # unwrapped: without its torch.no_grad
+        parts = dict(
+            scheduler=scheduler,
+            _progress_bar_config={"disable": True},
+            encode_prompt=self._encode_prompt,
+        )
+        parts |= {
+            n: None for n in ("safety_checker", "watermark") if n in vars(pipe)
+        }  # they are not differentiable
+        if idle:
+            parts[self.denoiser_name] = Idle(self.denoiser)
+        if vae is not None:
+            parts["vae"] = vae
         vars(pipe).update(parts)
-        vars(pipe)["prepare_latents"] = given(pipe.prepare_latents, latents, [] if shapes is None else shapes)
+        vars(pipe)["prepare_latents"] = given(
+            pipe.prepare_latents, latents, [] if shapes is None else shapes
+        )
         height, width = self.size or (None, None)
         more = self.family.options(steps, guidance) | (self.options if steps == self.steps else {})
-        wanted = dict(num_inference_steps=steps, output_type=output_type, return_dict=False, generator=generator,
-                      use_resolution_binning=False, **{self.family.guidance: guidance}, **more)
-        if self.size: wanted |= dict(height=height, width=width)
+        wanted = dict(
+            num_inference_steps=steps,
+            output_type=output_type,
+            return_dict=False,
+            generator=generator,
+            use_resolution_binning=False,
+            **{self.family.guidance: guidance},
+            **more,
+        )
+        if self.size:
+            wanted |= dict(height=height, width=width)
         takes = signature(call).parameters
         wanted |= dict(prompt=prompts, num_images_per_prompt=1)
-        if "negative_prompt" in wanted: wanted["negative_prompt"] = [wanted["negative_prompt"]] * count
+        if "negative_prompt" in wanted:
+            wanted["negative_prompt"] = [wanted["negative_prompt"]] * count
         return call(pipe, **{k: v for k, v in wanted.items() if k in takes})[0]
 
     @torch.no_grad()
-    def sample(self,
-        prompt:str|list[str], # of all images, or one an image
-        noise:Tensor,        # unit variance, `(n, ...)`
-        steps:int|None=None,
-        guidance:float|None=None,
-        generator=None,      # noise of samplers that add some, one or one an image
-        on_step=None,        # called with each `schedules.Step`
-    )->Tensor:               # latents of the images, `(n, ...)`
+    def sample(
+        self,
+        prompt: str | list[str],  # of all images, or one an image
+        noise: Tensor,  # unit variance, `(n, ...)`
+        steps: int | None = None,
+        guidance: float | None = None,
+        generator=None,  # noise of samplers that add some, one or one an image
+        on_step=None,  # called with each `schedules.Step`
+    ) -> Tensor:  # latents of the images, `(n, ...)`
         """The pipeline's own sampling, watched."""
         newest = []
         scheduler = traced(self.pipe.scheduler, on_step, newest)
         if self.leader:
             other, first, scale = self.leader
-            def x0_of(seen, *at): return other.predict(seen.to(other.device).float(), at[0], prompt, scale, at[1:])[1]
+
+            def x0_of(seen, *at):
+                return other.predict(seen.to(other.device).float(), at[0], prompt, scale, at[1:])[1]
+
             scheduler = led(scheduler, first, x0_of)
         self._call(prompt, len(noise), scheduler, steps, guidance, noise, generator=generator)
         return newest[0]
 
-    def predict(self,
-        latents:Tensor,   # x_t as the denoiser wants it, `(n, ...)`
-        timestep:Tensor,  # one number: all are at the same one
-        prompt:str|list[str],
-        guidance:float|None=None,
-        shares:tuple|None=None, # of signal and noise in the latents; None: the scheduler's at this timestep
-    )->tuple[Tensor, Tensor]: # the prediction after guidance, and the estimate of x0, each `(n, ...)`, float32
+    def predict(
+        self,
+        latents: Tensor,  # x_t as the denoiser wants it, `(n, ...)`
+        timestep: Tensor,  # one number: all are at the same one
+        prompt: str | list[str],
+        guidance: float | None = None,
+        shares: tuple
+        | None = None,  # of signal and noise in the latents; None: the scheduler's at this timestep
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # the prediction after guidance, and the estimate of x0, each `(n, ...)`, float32
         """What the pipeline makes of noised latents; differentiable with respect to whatever acts in the denoiser."""
         t, kept = torch.as_tensor(timestep), []
-        self._call(prompt, len(latents), single(self.pipe.scheduler, t.item(), kept.append), None, guidance, latents)
+        self._call(
+            prompt,
+            len(latents),
+            single(self.pipe.scheduler, t.item(), kept.append),
+            None,
+            guidance,
+            latents,
+        )
         output = kept[0].float()
         shares = signal_and_noise(self.pipe.scheduler, t) if shares is None else shares
         return output, x0_estimate(output, latents.float(), *shares, self.prediction_type)
 
-    def decode(self,
-        latents:Tensor, # x0, `(n, ...)`
-        preview:bool=False, # by the tiny autoencoder, if the model has one
-    )->Tensor:          # images in [0, 1], `(n, 3, height, width)`, float32
+    def decode(
+        self,
+        latents: Tensor,  # x0, `(n, ...)`
+        preview: bool = False,  # by the tiny autoencoder, if the model has one
+    ) -> Tensor:  # images in [0, 1], `(n, 3, height, width)`, float32
         """The pipeline's own decoding of latents, differentiable.
 
         Raises `ValueError` where that needs gradients and the autoencoder is one that float16 is too small for."""
         latents = latents.to(self.device)
         half = self.pipe.vae.dtype == torch.float16 and self.pipe.vae.config.get("force_upcast")
         if half and latents.requires_grad and not (preview and self.preview):
-            raise ValueError(f"the autoencoder of {self.name} has no gradients in float16: load it with "
-                             "dtype=torch.bfloat16, or with preview=")
+            raise ValueError(
+                f"the autoencoder of {self.name} has no gradients in float16: load it with "
+                "dtype=torch.bfloat16, or with preview="
+            )
         done = single(self.pipe.scheduler, 1, lambda out: latents)
-        images = self._call("", len(latents), done, None, 0., latents, "pt", idle=True,
-                            vae=self.preview if preview else None)
+        images = self._call(
+            "",
+            len(latents),
+            done,
+            None,
+            0.0,
+            latents,
+            "pt",
+            idle=True,
+            vae=self.preview if preview else None,
+        )
         return images.float().clamp(0, 1)
 
     @cached_property
-    def image_size(self)->tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
         return tuple(self.decode(torch.zeros(1, *self.latent_shape, device=self.device)).shape[-2:])
 
@@ -190,104 +299,154 @@ class Model:
     def _handing(self):
         "How the pipeline hands latents to its autoencoder: shape, which of them goes where, offset and scale there."
         count = prod(self.latent_shape)
+
         def handed(values):
             x = values.float().view(1, *self.latent_shape).to(self.device)
             done = single(self.pipe.scheduler, 1, lambda out: x)
-            try: self._call("", 1, done, None, 0., x, "pt", idle=True, vae=Listener(self.pipe.vae))
-            except Handed as e: return e.args[0].float()
+            try:
+                self._call("", 1, done, None, 0.0, x, "pt", idle=True, vae=Listener(self.pipe.vae))
+            except Handed as e:
+                return e.args[0].float()
+
         zero = handed(torch.zeros(count))
         scale = handed(torch.ones(count)) - zero
-        bits = [(handed(torch.arange(count) >> b & 1) - zero) / scale > .5 for b in range(count.bit_length())]
+        bits = [
+            (handed(torch.arange(count) >> b & 1) - zero) / scale > 0.5
+            for b in range(count.bit_length())
+        ]
         index = sum(bit.long() << b for b, bit in enumerate(bits)).flatten()
         if len(index.unique()) != count:
-            raise ValueError(f"{type(self.pipe).__name__} hands its latents to the autoencoder in a way that cannot be "
-                             "turned round: images cannot be encoded")
+            raise ValueError(
+                f"{type(self.pipe).__name__} hands its latents to the autoencoder in a way that cannot be "
+                "turned round: images cannot be encoded"
+            )
         return zero.shape[1:], index, zero.flatten(), scale.flatten()
 
     @torch.no_grad()
-    def encode(self,
-        images:Tensor, # in [0, 1], `(n, 3, *image_size)`
-    )->Tensor:         # x0, `(n, *latent_shape)`, float32
+    def encode(
+        self,
+        images: Tensor,  # in [0, 1], `(n, 3, *image_size)`
+    ) -> Tensor:  # x0, `(n, *latent_shape)`, float32
         """Latents that the pipeline decodes to these images, but for what its autoencoder loses; any family.
 
         Raises `ValueError` for images of another size."""
         if tuple(images.shape[-2:]) != self.image_size:
-            raise ValueError(f"images must be of {self.image_size} pixels, not {tuple(images.shape[-2:])}")
+            raise ValueError(
+                f"images must be of {self.image_size} pixels, not {tuple(images.shape[-2:])}"
+            )
         shape, index, zero, scale = self._handing
         vae = self.pipe.vae
-        half = vae.dtype == torch.float16 and vae.config.get("force_upcast") # float16 is too small for some
-        if half: vae.float()
+        half = vae.dtype == torch.float16 and vae.config.get(
+            "force_upcast"
+        )  # float16 is too small for some
+        if half:
+            vae.float()
         x = (images.to(self.device) * 2 - 1).to(vae.dtype)
-        try: out = vae.encode(x.unsqueeze(2) if len(shape) == 4 else x)
+        try:
+            out = vae.encode(x.unsqueeze(2) if len(shape) == 4 else x)
         finally:
-            if half: vae.half()
+            if half:
+                vae.half()
         z = next((getattr(out, k) for k in ("latents", "latent") if hasattr(out, k)), None)
         z = (out.latent_dist.mode() if z is None else z).float()
         latents = torch.empty(len(z), len(index), device=z.device)
         latents[:, index] = (z.flatten(1) - zero) / scale
         return latents.view(len(z), *self.latent_shape)
 
-    def fingerprint(self,
-        layers:list[str], # names of the denoiser's layers
-    )->dict[str, dict]:   # the layers' "shapes", and short hashes of their "weights"
+    def fingerprint(
+        self,
+        layers: list[str],  # names of the denoiser's layers
+    ) -> dict[str, dict]:  # the layers' "shapes", and short hashes of their "weights"
         """What identifies a model to a slider file: the shapes must match to load, the weights to be the same model."""
         found = {"shapes": {}, "weights": {}}
         for name in sorted(layers):
             w = self.denoiser.get_submodule(name)
             w = getattr(w, "base_layer", w).weight.detach()
-            data = w.bfloat16().cpu().contiguous().view(torch.int16).numpy() # the same in any precision
-            found["shapes"][name], found["weights"][name] = list(w.shape), sha256(data.tobytes()).hexdigest()[:12]
+            data = (
+                w.bfloat16().cpu().contiguous().view(torch.int16).numpy()
+            )  # the same in any precision
+            found["shapes"][name], found["weights"][name] = (
+                list(w.shape),
+                sha256(data.tobytes()).hexdigest()[:12],
+            )
         return found
 
-    def identity(self)->str: # a short hash
+    def identity(self) -> str:  # a short hash
         """Tells a model from others: its scheduler, names, shapes and samples of its weights, sliders that are on."""
         scheduler = self.pipe.scheduler
         found = sha256(type(scheduler).__name__.encode())
-        found.update(str(sorted((k, v) for k, v in scheduler.config.items() if not k.startswith("_"))).encode())
+        found.update(
+            str(
+                sorted((k, v) for k, v in scheduler.config.items() if not k.startswith("_"))
+            ).encode()
+        )
         found.update(str((self.size, self.options)).encode())
-        if self.leader: found.update(str((self.leader[0].identity(), *self.leader[1:])).encode())
+        if self.leader:
+            found.update(str((self.leader[0].identity(), *self.leader[1:])).encode())
         for part in self.parts():
             for name, p in part.named_parameters():
-                if ".sliderspace." in name: continue
+                if ".sliderspace." in name:
+                    continue
                 found.update(f"{name.replace('.base_layer', '')}{tuple(p.shape)}".encode())
-                found.update(p.detach().flatten()[::p.numel() // 64 + 1].float().cpu().numpy().tobytes())
+                found.update(
+                    p.detach().flatten()[:: p.numel() // 64 + 1].float().cpu().numpy().tobytes()
+                )
         adapter = getattr(self.denoiser, "_sliderspace", (None, None))[1]
         if adapter is not None and adapter.now.on:
             found.update(str((adapter.now.strengths.tolist(), adapter.now.window)).encode())
-            for p in chain(*adapter.parameters().values()): found.update(p.detach().cpu().numpy().tobytes())
+            for p in chain(*adapter.parameters().values()):
+                found.update(p.detach().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    def led_by(self,
-        other:"Model",  # with latents of the same kind, such as the one that this was distilled from
-        steps:int=1,    # the first ones of a sampling run, which the other model takes
-        guidance:float|None=None, # of the other model; default: its own
-    )->"Model":
+    def led_by(
+        self,
+        other: "Model",  # with latents of the same kind, such as the one that this was distilled from
+        steps: int = 1,  # the first ones of a sampling run, which the other model takes
+        guidance: float | None = None,  # of the other model; default: its own
+    ) -> "Model":
         """This model, sampling on from another one's first steps: Gandikota & Bau 2025 (arXiv 2503.10637) so bring back
         most of the diversity that distillation took. Sliders of this model act in its own steps.
 
         Raises `ValueError` for latents of another shape, and fewer than 1 step."""
         if self.latent_shape != other.latent_shape:
-            raise ValueError(f"other must have latents {self.latent_shape}, not {other.latent_shape}")
-        if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps must be 1 or more, not {steps!r}")
-        return replace(self, leader=(other, steps, other.guidance if guidance is None else guidance))
+            raise ValueError(
+                f"other must have latents {self.latent_shape}, not {other.latent_shape}"
+            )
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be 1 or more, not {steps!r}")
+        return replace(
+            self, leader=(other, steps, other.guidance if guidance is None else guidance)
+        )
 
-    def parts(self)->list[nn.Module]:
+    def parts(self) -> list[nn.Module]:
         """The networks that make an image: denoiser, autoencoder, text encoders."""
         named = self.pipe.components
-        return [self.denoiser, self.pipe.vae, *(named[n] for n in sorted(named) if n.startswith("text_encoder")
-                                                and isinstance(named[n], nn.Module))]
+        return [
+            self.denoiser,
+            self.pipe.vae,
+            *(
+                named[n]
+                for n in sorted(named)
+                if n.startswith("text_encoder") and isinstance(named[n], nn.Module)
+            ),
+        ]
 
     def __repr__(self):
         n = sum(p.numel() for p in self.denoiser.parameters()) / 1e6
-        return (f"{self.name}: {type(self.pipe).__name__}, denoiser of {n:.1f} M parameters, "
-                f"latents {self.latent_shape}, {self.prediction_type}, {self.steps} steps, guidance {self.guidance}")
+        return (
+            f"{self.name}: {type(self.pipe).__name__}, denoiser of {n:.1f} M parameters, "
+            f"latents {self.latent_shape}, {self.prediction_type}, {self.steps} steps, guidance {self.guidance}"
+        )
 
 # %% ../../nbs/01_models/03_pipeline.ipynb #cell-07
-BUNDLED = {"portraits": (8, 1.), "portraits-fast": (4, 1.)} # name -> sampler steps and guidance when none are given
+BUNDLED = {
+    "portraits": (8, 1.0),
+    "portraits-fast": (4, 1.0),
+}  # name -> sampler steps and guidance when none are given
 
 # %% ../../nbs/01_models/03_pipeline.ipynb #cell-08
 def bundled(
-    name:str="portraits", # of a model that ships inside the package
-)->Path:
+    name: str = "portraits",  # of a model that ships inside the package
+) -> Path:
     """Folder of a bundled model: an ordinary diffusers folder, or the distilled one's own parts."""
-    return Path(str(files("sliderspace")/"assets"/name))
+    return Path(str(files("sliderspace") / "assets" / name))

@@ -15,9 +15,12 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Family:
     """How a kind of diffusers pipeline is called, where that differs from Stable Diffusion's."""
-    guidance:str = "guidance_scale"  # argument that strengthens the prompt
-    options:Callable = lambda steps, guidance: {} # -> more arguments of the call
-    time:str = "guess"               # how the denoiser counts noise: "thousand" and "unit" fall to 0, "rising" to 1
+
+    guidance: str = "guidance_scale"  # argument that strengthens the prompt
+    options: Callable = lambda steps, guidance: {}  # -> more arguments of the call
+    time: str = (
+        "guess"  # how the denoiser counts noise: "thousand" and "unit" fall to 0, "rising" to 1
+    )
 
 # %% ../../nbs/01_models/01_registry.ipynb #cell-05
 FAMILIES = {  # class of the pipeline -> what differs; others are called like Stable Diffusion
@@ -31,13 +34,17 @@ FAMILIES = {  # class of the pipeline -> what differs; others are called like St
     "PixArtAlphaPipeline": Family(time="thousand"),
     "PixArtSigmaPipeline": Family(time="thousand"),
     "SanaPipeline": Family(time="thousand"),
-    "SanaSprintPipeline": Family(options=lambda n, g: {} if n == 2 else {"intermediate_timesteps": None}, time="unit"),
+    "SanaSprintPipeline": Family(
+        options=lambda n, g: {} if n == 2 else {"intermediate_timesteps": None}, time="unit"
+    ),
     "FluxPipeline": Family(time="unit"),
     "Flux2Pipeline": Family(time="unit"),
     "Flux2KleinPipeline": Family(time="unit"),
     "ChromaPipeline": Family(time="unit"),
     "Krea2Pipeline": Family(time="unit"),
-    "QwenImagePipeline": Family("true_cfg_scale", lambda n, g: {"negative_prompt": " "} if g > 1 else {}, "unit"),
+    "QwenImagePipeline": Family(
+        "true_cfg_scale", lambda n, g: {"negative_prompt": " "} if g > 1 else {}, "unit"
+    ),
     "CogView4Pipeline": Family(time="thousand"),
     "ZImagePipeline": Family(time="rising"),
     "Lumina2Pipeline": Family(time="rising"),
@@ -45,34 +52,44 @@ FAMILIES = {  # class of the pipeline -> what differs; others are called like St
 
 # %% ../../nbs/01_models/01_registry.ipynb #cell-06
 def family_of(
-    pipe, # of diffusers
-)->Family:
+    pipe,  # of diffusers
+) -> Family:
     """The entry of a pipeline's class, or of one that it comes from."""
-    return next((FAMILIES[c.__name__] for c in type(pipe).__mro__ if c.__name__ in FAMILIES), Family())
+    return next(
+        (FAMILIES[c.__name__] for c in type(pipe).__mro__ if c.__name__ in FAMILIES), Family()
+    )
 
 # %% ../../nbs/01_models/01_registry.ipynb #cell-07
 def noise_level(
-    family:Family,
-    timestep:Tensor,  # what a denoiser was given, any shape
-    total:int,        # the scheduler's number of training timesteps
-)->Tensor:            # 1 is pure noise, 0 the image
+    family: Family,
+    timestep: Tensor,  # what a denoiser was given, any shape
+    total: int,  # the scheduler's number of training timesteps
+) -> Tensor:  # 1 is pure noise, 0 the image
     """How far from the image a denoiser was told to be."""
     t, time = timestep.float(), family.time
-    if time == "guess": time = "unit" if timestep.is_floating_point() and bool((t <= 1).all()) else "thousand"
-    level = {"thousand": (t + (not timestep.is_floating_point())) / total, "unit": t, "rising": 1 - t}[time]
-    return level.clamp(0, 1) # angles are rounded
+    if time == "guess":
+        time = "unit" if timestep.is_floating_point() and bool((t <= 1).all()) else "thousand"
+    level = {
+        "thousand": (t + (not timestep.is_floating_point())) / total,
+        "unit": t,
+        "rising": 1 - t,
+    }[time]
+    return level.clamp(0, 1)  # angles are rounded
 
 # %% ../../nbs/01_models/01_registry.ipynb #cell-09
 @dataclass(frozen=True)
 class Preset:
     """A model by name. Files are `(repository, file)` on the Hugging Face hub."""
-    repo:str                   # of an ordinary diffusers pipeline
-    steps:int
-    guidance:float
-    unet:tuple[str, str]|None = None      # weights of a distilled denoiser, safetensors
-    lora:tuple[str, str]|None = None      # or a LoRA, which is fused into it
-    scheduler:tuple[str, dict]|None = None # class of diffusers, and what it changes in the pipeline's own
-    options:dict = field(default_factory=dict) # arguments of every call that takes `steps` steps
+
+    repo: str  # of an ordinary diffusers pipeline
+    steps: int
+    guidance: float
+    unet: tuple[str, str] | None = None  # weights of a distilled denoiser, safetensors
+    lora: tuple[str, str] | None = None  # or a LoRA, which is fused into it
+    scheduler: tuple[str, dict] | None = (
+        None  # class of diffusers, and what it changes in the pipeline's own
+    )
+    options: dict = field(default_factory=dict)  # arguments of every call that takes `steps` steps
 
 # %% ../../nbs/01_models/01_registry.ipynb #cell-10
 _XL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -82,18 +99,25 @@ _TRAILING = ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"})
 # %% ../../nbs/01_models/01_registry.ipynb #cell-11
 PRESETS = {
     "sd15": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", 30, 7.5),
-    "sdxl": Preset(_XL, 30, 5.),
-    "sdxl-dmd2": Preset(_XL, 4, 0., lora=("tianweiy/DMD2", "dmd2_sdxl_4step_lora_fp16.safetensors"), **_DMD2),
-    "sdxl-turbo": Preset("stabilityai/sdxl-turbo", 1, 0.),
-    "sdxl-lightning": Preset(_XL, 4, 0., scheduler=_TRAILING,
-                             unet=("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors")),
-    "flux-schnell": Preset("black-forest-labs/FLUX.1-schnell", 4, 0.),
+    "sdxl": Preset(_XL, 30, 5.0),
+    "sdxl-dmd2": Preset(
+        _XL, 4, 0.0, lora=("tianweiy/DMD2", "dmd2_sdxl_4step_lora_fp16.safetensors"), **_DMD2
+    ),
+    "sdxl-turbo": Preset("stabilityai/sdxl-turbo", 1, 0.0),
+    "sdxl-lightning": Preset(
+        _XL,
+        4,
+        0.0,
+        scheduler=_TRAILING,
+        unet=("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors"),
+    ),
+    "flux-schnell": Preset("black-forest-labs/FLUX.1-schnell", 4, 0.0),
     "flux-dev": Preset("black-forest-labs/FLUX.1-dev", 28, 3.5),
-    "flux2-klein": Preset("black-forest-labs/FLUX.2-klein-4B", 4, 1.),
+    "flux2-klein": Preset("black-forest-labs/FLUX.2-klein-4B", 4, 1.0),
     "sd35": Preset("stabilityai/stable-diffusion-3.5-medium", 28, 4.5),
-    "sd35-turbo": Preset("stabilityai/stable-diffusion-3.5-large-turbo", 4, 0.),
-    "z-image-turbo": Preset("Tongyi-MAI/Z-Image-Turbo", 8, 0.),
-    "qwen-image": Preset("Qwen/Qwen-Image", 50, 4.),
+    "sd35-turbo": Preset("stabilityai/stable-diffusion-3.5-large-turbo", 4, 0.0),
+    "z-image-turbo": Preset("Tongyi-MAI/Z-Image-Turbo", 8, 0.0),
+    "qwen-image": Preset("Qwen/Qwen-Image", 50, 4.0),
     "sana": Preset("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 20, 4.5),
     "sana-sprint": Preset("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", 2, 4.5),
     "pixart-sigma": Preset("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 20, 4.5),

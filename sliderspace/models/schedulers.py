@@ -19,55 +19,69 @@ _UNKNOWN = "prediction_type must be 'epsilon', 'v_prediction', 'sample', 'flow_p
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-05
 def x0_estimate(
-    output:Tensor,        # what the denoiser predicted (after guidance), `(n, ...)`
-    latents:Tensor,       # what the denoiser saw, x_t, the same shape
-    signal:Tensor,        # share of the clean latents in x_t, one number or one a sample, `(n,)`
-    noise:Tensor,         # share of unit noise, likewise
-    prediction_type:str,  # as `prediction_type` gives it
-)->Tensor:                # estimate of x0, the same shape
+    output: Tensor,  # what the denoiser predicted (after guidance), `(n, ...)`
+    latents: Tensor,  # what the denoiser saw, x_t, the same shape
+    signal: Tensor,  # share of the clean latents in x_t, one number or one a sample, `(n,)`
+    noise: Tensor,  # share of unit noise, likewise
+    prediction_type: str,  # as `prediction_type` gives it
+) -> Tensor:  # estimate of x0, the same shape
     """The clean latents that one prediction implies: Ho et al. 2020, eq. 15; Salimans & Ho 2022 for v, Lu & Song 2024
     for trigflow, Lipman et al. 2022 for flows.
 
     Raises `ValueError` for another prediction type."""
-    def share(value): return torch.as_tensor(value).to(latents).reshape(-1, *[1] * (latents.ndim - 1))
+
+    def share(value):
+        return torch.as_tensor(value).to(latents).reshape(-1, *[1] * (latents.ndim - 1))
+
     s, n = share(signal), share(noise)
-    if prediction_type == "epsilon": return (latents - n * output) / s
-    if prediction_type in ("v_prediction", "trigflow"): return s * latents - n * output
-    if prediction_type == "flow_prediction": return latents - n * output
-    if prediction_type == "sample": return output
+    if prediction_type == "epsilon":
+        return (latents - n * output) / s
+    if prediction_type in ("v_prediction", "trigflow"):
+        return s * latents - n * output
+    if prediction_type == "flow_prediction":
+        return latents - n * output
+    if prediction_type == "sample":
+        return output
     raise ValueError(_UNKNOWN.format(prediction_type))
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-06
 def prediction_of(
-    x0:Tensor,            # clean latents, `(n, ...)`
-    latents:Tensor,       # x_t, the same shape
-    signal:Tensor,        # share of the clean latents in x_t, one number or one a sample, `(n,)`
-    noise:Tensor,         # share of unit noise, likewise; not 0
-    prediction_type:str,  # as `prediction_type` gives it
-)->Tensor:                # the same shape
+    x0: Tensor,  # clean latents, `(n, ...)`
+    latents: Tensor,  # x_t, the same shape
+    signal: Tensor,  # share of the clean latents in x_t, one number or one a sample, `(n,)`
+    noise: Tensor,  # share of unit noise, likewise; not 0
+    prediction_type: str,  # as `prediction_type` gives it
+) -> Tensor:  # the same shape
     """The prediction that implies certain clean latents: the inverse of `x0_estimate`, what a denoiser is trained on.
 
     Raises `ValueError` for another prediction type."""
-    def share(value): return torch.as_tensor(value).to(latents).reshape(-1, *[1] * (latents.ndim - 1))
+
+    def share(value):
+        return torch.as_tensor(value).to(latents).reshape(-1, *[1] * (latents.ndim - 1))
+
     s, n = share(signal), share(noise)
-    if prediction_type == "epsilon": return (latents - s * x0) / n
-    if prediction_type in ("v_prediction", "trigflow"): return (s * latents - x0) / n
-    if prediction_type == "flow_prediction": return (latents - x0) / n
-    if prediction_type == "sample": return x0
+    if prediction_type == "epsilon":
+        return (latents - s * x0) / n
+    if prediction_type in ("v_prediction", "trigflow"):
+        return (s * latents - x0) / n
+    if prediction_type == "flow_prediction":
+        return (latents - x0) / n
+    if prediction_type == "sample":
+        return x0
     raise ValueError(_UNKNOWN.format(prediction_type))
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-07
 def prediction_type(
-    scheduler, # of diffusers
-)->str:        # see `x0_estimate`
+    scheduler,  # of diffusers
+) -> str:  # see `x0_estimate`
     """What the denoiser of this scheduler predicts: flow-matching schedulers do not say, as it is always the flow."""
     return scheduler.config.get("prediction_type", "flow_prediction")
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-11
 def signal_and_noise(
-    scheduler,        # of diffusers
-    timestep:Tensor,  # as the scheduler counts them, any shape
-)->tuple[Tensor, Tensor]: # share of signal and of unit noise, the same shape, float32
+    scheduler,  # of diffusers
+    timestep: Tensor,  # as the scheduler counts them, any shape
+) -> tuple[Tensor, Tensor]:  # share of signal and of unit noise, the same shape, float32
     """How much of x_t is image and how much is noise, in what the denoiser sees at a timestep.
 
     Raises `ValueError` for a scheduler that has neither a table of them nor a flow."""
@@ -76,10 +90,13 @@ def signal_and_noise(
     if kind == "flow_prediction":
         noise = t.float() / scheduler.config.num_train_timesteps
         return 1 - noise, noise
-    if kind == "trigflow": return t.float().cos(), t.float().sin()
+    if kind == "trigflow":
+        return t.float().cos(), t.float().sin()
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"{type(scheduler).__name__} has no table of signal and noise: use a DDIM, Euler, DPM or "
-                         "flow-matching scheduler")
+        raise ValueError(
+            f"{type(scheduler).__name__} has no table of signal and noise: use a DDIM, Euler, DPM or "
+            "flow-matching scheduler"
+        )
     a = scheduler.alphas_cumprod.to(t.device)[t.long()].float()
     return a.sqrt(), (1 - a).sqrt()
 
@@ -87,91 +104,118 @@ def signal_and_noise(
 def _at_step(scheduler, index, timestep):
     "Signal and noise of what the denoiser sees at a step: exact where the scheduler has a sigma a step."
     sigmas = getattr(scheduler, "sigmas", ())
-    if len(sigmas) != len(scheduler.timesteps) + 1: return signal_and_noise(scheduler, timestep)
+    if len(sigmas) != len(scheduler.timesteps) + 1:
+        return signal_and_noise(scheduler, timestep)
     sigma = sigmas[index].float()
-    if prediction_type(scheduler) == "flow_prediction": return 1 - sigma, sigma
-    return 1 / (1 + sigma ** 2).sqrt(), sigma / (1 + sigma ** 2).sqrt()
+    if prediction_type(scheduler) == "flow_prediction":
+        return 1 - sigma, sigma
+    return 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-14
 def _variant(scheduler, **changes):
     "A copy of a scheduler (they keep state: nobody shares one) with other methods."
     copy, base = deepcopy(scheduler), type(scheduler)
     copy.__class__ = type(base.__name__, (base,), changes | {"__module__": base.__module__})
-    if prediction_type(copy) == "trigflow": copy.register_to_config(sigma_data=1.) # latents of unit variance
+    if prediction_type(copy) == "trigflow":
+        copy.register_to_config(sigma_data=1.0)  # latents of unit variance
     return copy
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-15
 @dataclass(frozen=True, eq=False, repr=False)
 class Step:
     """One step of a sampling run."""
-    index:int        # 0 is the noisiest
-    timestep:Tensor  # as the scheduler counts them
-    latents:Tensor   # what the denoiser saw, x_t, `(n, ...)`
-    signal:Tensor    # share of clean latents in x_t, a number
-    noise:Tensor     # share of unit noise
-    x0:Tensor        # estimate of the clean latents, `(n, ...)`
-    next:Tensor      # latents after the step; after the last step, the sample
+
+    index: int  # 0 is the noisiest
+    timestep: Tensor  # as the scheduler counts them
+    latents: Tensor  # what the denoiser saw, x_t, `(n, ...)`
+    signal: Tensor  # share of clean latents in x_t, a number
+    noise: Tensor  # share of unit noise
+    x0: Tensor  # estimate of the clean latents, `(n, ...)`
+    next: Tensor  # latents after the step; after the last step, the sample
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-16
 def traced(
-    scheduler,    # of a diffusers pipeline
-    on_step,      # called with a `Step` after each; None: with nothing
-    latents:list, # receives the latents after each step, and holds the newest alone
+    scheduler,  # of a diffusers pipeline
+    on_step,  # called with a `Step` after each; None: with nothing
+    latents: list,  # receives the latents after each step, and holds the newest alone
 ):
     """A copy of a scheduler that shows every step that it takes."""
-    base, count = type(scheduler), iter(range(10 ** 9))
+    base, count = type(scheduler), iter(range(10**9))
+
     @wraps(base.step)
     def step(self, model_output, timestep, sample, *args, return_dict=True, **options):
         index, t = next(count), torch.as_tensor(timestep).reshape(-1)[0]
-        seen = self.scale_model_input(sample, t) if on_step and hasattr(self, "scale_model_input") else sample
+        seen = (
+            self.scale_model_input(sample, t)
+            if on_step and hasattr(self, "scale_model_input")
+            else sample
+        )
         shares = on_step and _at_step(self, index, t)
         result = base.step(self, model_output, timestep, sample, *args, return_dict=True, **options)
         latents[:] = [result.prev_sample]
         if on_step:
             x0 = result.get("pred_original_sample", result.get("denoised"))
-            if x0 is None: x0 = x0_estimate(model_output, seen, *shares, prediction_type(self))
+            if x0 is None:
+                x0 = x0_estimate(model_output, seen, *shares, prediction_type(self))
             on_step(Step(index, t, seen, *shares, x0, result.prev_sample))
         return result if return_dict else result.to_tuple()
+
     return _variant(scheduler, step=step)
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-17
 def led(
     scheduler,  # of a diffusers pipeline
-    steps:int,  # the first ones, which another model takes
-    x0_of,      # called with what the denoiser would see, x_t `(n, ...)`, timestep, signal and noise; gives x0
+    steps: int,  # the first ones, which another model takes
+    x0_of,  # called with what the denoiser would see, x_t `(n, ...)`, timestep, signal and noise; gives x0
 ):
     """A copy of a scheduler whose first steps go to another estimate of the clean latents than the denoiser's."""
     base = type(scheduler)
+
     @wraps(base.step)
     def step(self, model_output, timestep, sample, *args, **options):
         t = torch.as_tensor(timestep).reshape(-1)[0]
         index = (self.timesteps == t).nonzero()[0].item()
         if index < steps:
-            seen = self.scale_model_input(sample, t) if hasattr(self, "scale_model_input") else sample
+            seen = (
+                self.scale_model_input(sample, t) if hasattr(self, "scale_model_input") else sample
+            )
             shares = _at_step(self, index, t)
             x0 = x0_of(seen, t, *shares).to(seen)
             model_output = prediction_of(x0, seen, *shares, prediction_type(self)).to(model_output)
         return base.step(self, model_output, timestep, sample, *args, **options)
+
     return _variant(scheduler, step=step)
 
 # %% ../../nbs/01_models/00_schedulers.ipynb #cell-18
 def single(
-    scheduler,       # of a diffusers pipeline
-    timestep:Tensor, # the only one, a number
-    answer,          # called with the denoiser's prediction, after guidance; gives what the "step" returns
+    scheduler,  # of a diffusers pipeline
+    timestep: Tensor,  # the only one, a number
+    answer,  # called with the denoiser's prediction, after guidance; gives what the "step" returns
 ):
     """A copy of a scheduler that takes no steps: a pipeline shows its denoiser the given latents once, as they are."""
     base = type(scheduler)
+
     @wraps(base.set_timesteps)
     def set_timesteps(self, *args, device=None, **options):
-        ends = [0.] * (prediction_type(self) == "trigflow") # these pipelines leave the last one out
+        ends = [0.0] * (
+            prediction_type(self) == "trigflow"
+        )  # these pipelines leave the last one out
         self.timesteps = torch.tensor([timestep, *ends], device=device)
         self.num_inference_steps = 1
+
     @wraps(base.step)
     def step(self, model_output, timestep, sample, *args, return_dict=True, **options):
         latents = answer(model_output)
         latents = sample if latents is None else latents.to(sample.dtype)
         return SchedulerOutput(prev_sample=latents) if return_dict else (latents, latents)
-    def scale_model_input(self, sample, *args): return sample
-    return _variant(scheduler, set_timesteps=set_timesteps, step=step, scale_model_input=scale_model_input,
-                    init_noise_sigma=property(lambda self: 1.))
+
+    def scale_model_input(self, sample, *args):
+        return sample
+
+    return _variant(
+        scheduler,
+        set_timesteps=set_timesteps,
+        step=step,
+        scale_model_input=scale_model_input,
+        init_noise_sigma=property(lambda self: 1.0),
+    )

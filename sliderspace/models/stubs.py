@@ -20,12 +20,20 @@ def denoiser_input(args, kwargs):
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-05
 class Idle:
     """A denoiser's stand-in that does no work, for calls that only want the pipeline's other parts."""
-    def __init__(self, net): self.net = net
-    def __getattr__(self, name): return getattr(self.net, name)
+
+    def __init__(self, net):
+        self.net = net
+
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+
     def __call__(self, *args, **kwargs):
         x = denoiser_input(args, kwargs)
-        if isinstance(x, list): return ([torch.zeros_like(v) for v in x],)
-        channels = self.net.config.get("out_channels") if x.ndim == 4 else None # some predict a variance too
+        if isinstance(x, list):
+            return ([torch.zeros_like(v) for v in x],)
+        channels = (
+            self.net.config.get("out_channels") if x.ndim == 4 else None
+        )  # some predict a variance too
         return (x.new_zeros(len(x), channels or x.shape[1], *x.shape[2:]),)
 
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-06
@@ -35,38 +43,61 @@ class Handed(Exception):
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-07
 class Listener:
     """An autoencoder's stand-in that decodes nothing and raises what it was handed."""
-    def __init__(self, vae): self.vae = vae
-    def __getattr__(self, name): return getattr(self.vae, name)
-    def to(self, *args, **kwargs): return self # where a pipeline would decode in another precision
-    def decode(self, latents, *args, **kwargs): raise Handed(latents)
+
+    def __init__(self, vae):
+        self.vae = vae
+
+    def __getattr__(self, name):
+        return getattr(self.vae, name)
+
+    def to(self, *args, **kwargs):
+        return self  # where a pipeline would decode in another precision
+
+    def decode(self, latents, *args, **kwargs):
+        raise Handed(latents)
 
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-08
 def stacked(parts):
     """Encodings of single prompts as one of a batch; raises `RuntimeError` where their sizes differ."""
     first = parts[0]
-    if isinstance(first, tuple): return tuple(stacked(list(p)) for p in zip(*parts))
-    if isinstance(first, list): return [x for p in parts for x in p]
-    if first is None: return None
-    if len(first) == 1: return torch.cat(parts)
-    if any(p.shape != first.shape or not torch.equal(p, first) for p in parts): raise RuntimeError("of no one prompt")
-    return first # positions
+    if isinstance(first, tuple):
+        return tuple(stacked(list(p)) for p in zip(*parts))
+    if isinstance(first, list):
+        return [x for p in parts for x in p]
+    if first is None:
+        return None
+    if len(first) == 1:
+        return torch.cat(parts)
+    if any(p.shape != first.shape or not torch.equal(p, first) for p in parts):
+        raise RuntimeError("of no one prompt")
+    return first  # positions
 
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-09
 def text_state(pipe):
     """What a remembered prompt depends on: the text encoders' weights and their LoRAs."""
-    parts = [p for n, p in pipe.components.items() if n.startswith("text_encoder") and isinstance(p, nn.Module)]
-    adapters = [(m.scaling, m.active_adapters, m.disable_adapters) for p in parts for m in p.modules()
-                if hasattr(m, "lora_A")]
+    parts = [
+        p
+        for n, p in pipe.components.items()
+        if n.startswith("text_encoder") and isinstance(p, nn.Module)
+    ]
+    adapters = [
+        (m.scaling, m.active_adapters, m.disable_adapters)
+        for p in parts
+        for m in p.modules()
+        if hasattr(m, "lora_A")
+    ]
     return str(([sum(w._version for w in p.parameters()) for p in parts], adapters))
 
 # %% ../../nbs/01_models/02_stubs.ipynb #cell-10
 def given(prepare_latents, latents, shapes):
     """A pipeline's `prepare_latents` with our latents times the sampler's first scale; or its own, their shape kept."""
     spec = signature(prepare_latents)
+
     @wraps(prepare_latents)
     def prepare(*args, **kwargs):
         call = spec.bind(*args, **kwargs)
-        if "generator" in call.arguments: call.arguments["generator"] = torch.Generator() # ours is the sampler's alone
+        if "generator" in call.arguments:
+            call.arguments["generator"] = torch.Generator()  # ours is the sampler's alone
         made = prepare_latents(*call.args, **call.kwargs)
         first, rest = (made[0], made[1:]) if isinstance(made, tuple) else (made, None)
         if latents is None:
@@ -74,7 +105,8 @@ def given(prepare_latents, latents, shapes):
             return made
         if latents.shape != first.shape:
             raise ValueError(f"latents must be {tuple(first.shape)}, not {tuple(latents.shape)}")
-        scale = getattr(prepare_latents.__self__.scheduler, "init_noise_sigma", 1.)
+        scale = getattr(prepare_latents.__self__.scheduler, "init_noise_sigma", 1.0)
         first = latents.to(first) * scale
         return first if rest is None else (first, *rest)
+
     return prepare

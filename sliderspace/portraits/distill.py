@@ -24,27 +24,33 @@ from .recipe import Build
 from .text_encoder import captions_of, token_ids
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-04
-STUDENT_STEPS, TEACHER_STEPS, TEACHER_GUIDANCE = 4, 8, 3.
+STUDENT_STEPS, TEACHER_STEPS, TEACHER_GUIDANCE = 4, 8, 3.0
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-05
-def new_student_scheduler()->LCMScheduler:
+def new_student_scheduler() -> LCMScheduler:
     """The student's sampler on the teacher's schedule: jump to the estimate of x0, noise it anew."""
-    return LCMScheduler(trained_betas=betas(), prediction_type="v_prediction", steps_offset=1,
-                        clip_sample=False, set_alpha_to_one=True)
+    return LCMScheduler(
+        trained_betas=betas(),
+        prediction_type="v_prediction",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-07
 def student_x0(
-    unet:nn.Module,
-    words:Tensor,         # prompt_embeds, `(n, tokens, d)`
-    noise:Tensor,         # `(n, c, h, w)`
-    depth:int,            # which step's estimate, from 0 to 3
-    gen:torch.Generator,  # of the noise that the sampler adds
-)->Tensor:                # x0, `(n, c, h, w)`; differentiable through the last step alone
+    unet: nn.Module,
+    words: Tensor,  # prompt_embeds, `(n, tokens, d)`
+    noise: Tensor,  # `(n, c, h, w)`
+    depth: int,  # which step's estimate, from 0 to 3
+    gen: torch.Generator,  # of the noise that the sampler adds
+) -> Tensor:  # x0, `(n, c, h, w)`; differentiable through the last step alone
     """What the student makes of noise after `depth` steps of its own sampling (DMD2, section 4.5)."""
     scheduler, x, learning = new_student_scheduler(), noise, torch.is_grad_enabled()
     scheduler.set_timesteps(STUDENT_STEPS, device=noise.device)
-    for i, t in enumerate(scheduler.timesteps[:depth + 1]):
-        with torch.set_grad_enabled(learning and i == depth): out = unet(x, t, words).sample.float()
+    for i, t in enumerate(scheduler.timesteps[: depth + 1]):
+        with torch.set_grad_enabled(learning and i == depth):
+            out = unet(x, t, words).sample.float()
         x, x0 = scheduler.step(out, t, x, generator=gen, return_dict=False)
     return x0
 
@@ -57,19 +63,19 @@ def _guided(unet, x, t, words, empty):
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-10
 @torch.no_grad()
 def teacher_pairs(
-    teacher:nn.Module,
-    embed,              # captions -> prompt_embeds
-    captions:list[str],
-    shape:tuple,        # of latents, `(c, h, w)`
-    gen:torch.Generator,
-    batch:int=64,
-)->tuple[Tensor, Tensor]: # noise and the x0 drawn from it, `(n, c, h, w)`
+    teacher: nn.Module,
+    embed,  # captions -> prompt_embeds
+    captions: list[str],
+    shape: tuple,  # of latents, `(c, h, w)`
+    gen: torch.Generator,
+    batch: int = 64,
+) -> tuple[Tensor, Tensor]:  # noise and the x0 drawn from it, `(n, c, h, w)`
     """The teacher's own drawings, with the noise that each began as."""
     noise, drawn = torch.randn(len(captions), *shape, generator=gen, device=gen.device), []
     empty, scheduler = embed([""]), new_scheduler()
     scheduler.set_timesteps(TEACHER_STEPS, device=gen.device)
     for at in tqdm(range(0, len(captions), batch), desc="the teacher's drawings"):
-        x, words = noise[at:at + batch], embed(captions[at:at + batch])
+        x, words = noise[at : at + batch], embed(captions[at : at + batch])
         for t in scheduler.timesteps:
             x = scheduler.step(_guided(teacher, x, t, words, empty), t, x, return_dict=False)[0]
         drawn.append(x)
@@ -77,10 +83,10 @@ def teacher_pairs(
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-12
 def matching_loss(
-    x0:Tensor,    # the student's drawings, `(n, c, h, w)`
-    real:Tensor,  # the guided teacher's estimate of them from a noised copy
-    fake:Tensor,  # the estimate of the network that knows the student's drawings
-)->Tensor:
+    x0: Tensor,  # the student's drawings, `(n, c, h, w)`
+    real: Tensor,  # the guided teacher's estimate of them from a noised copy
+    fake: Tensor,  # the estimate of the network that knows the student's drawings
+) -> Tensor:
     """A loss whose gradient at `x0` is the scaled difference of the two estimates (DMD, Yin et al. 2023, eq. 7, 8)."""
     size = (x0 - real).abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-4)
     return F.mse_loss(x0, (x0 - (fake - real) / size).detach()) / 2
@@ -88,17 +94,26 @@ def matching_loss(
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-13
 class Distillation:
     """Losses of batches for `fit`: fake learns the student's drawings, and now and then the student from fake."""
-    def __init__(self,
-        model:nn.ModuleDict,   # `student` and `fake`, unets
-        teacher:nn.Module,     # unet
-        embed,                 # captions -> prompt_embeds, `(n, tokens, d)`
-        people:list[dict],     # whose captions are drawn
-        pairs:tuple[Tensor, Tensor, list[str]], # from `teacher_pairs`, with their captions
-        batch:int=32,
-        share:float=1/3,       # of the batches in which the student learns too (DMD2: fake learns more often)
-        hold:float=.08,        # weight of the pairs (DMD, eq. 9)
+
+    def __init__(
+        self,
+        model: nn.ModuleDict,  # `student` and `fake`, unets
+        teacher: nn.Module,  # unet
+        embed,  # captions -> prompt_embeds, `(n, tokens, d)`
+        people: list[dict],  # whose captions are drawn
+        pairs: tuple[Tensor, Tensor, list[str]],  # from `teacher_pairs`, with their captions
+        batch: int = 32,
+        share: float = 1
+        / 3,  # of the batches in which the student learns too (DMD2: fake learns more often)
+        hold: float = 0.08,  # weight of the pairs (DMD, eq. 9)
     ):
-        self.model, self.teacher, self.embed, self.people, self.pairs = model, teacher, embed, people, pairs
+        self.model, self.teacher, self.embed, self.people, self.pairs = (
+            model,
+            teacher,
+            embed,
+            people,
+            pairs,
+        )
         self.batch, self.share, self.hold, self.empty = batch, share, hold, embed([""])
         self.scheduler, sampler = new_scheduler(), new_student_scheduler()
         sampler.set_timesteps(STUDENT_STEPS, device=self.empty.device)
@@ -112,36 +127,51 @@ class Distillation:
         noise = torch.randn(x0.shape, generator=gen, device=x0.device)
         return self.scheduler.add_noise(x0, noise, t), self.scheduler.get_velocity(x0, noise, t)
 
-    def matching(self, x0:Tensor, words:Tensor, gen:torch.Generator)->Tensor:
+    def matching(self, x0: Tensor, words: Tensor, gen: torch.Generator) -> Tensor:
         """`matching_loss` of drawings, at random timesteps."""
         t = self._timesteps(0.02 + 0.96 * torch.rand(len(x0), generator=gen, device=x0.device))
         x, shares = self._noised(x0.detach(), t, gen)[0], signal_and_noise(self.scheduler, t)
         with torch.no_grad():
             real = _guided(self.teacher, x, t, words, self.empty)
             fake = self.model.fake(x, t, words).sample.float()
-        return matching_loss(x0, *(x0_estimate(v, x, *shares, "v_prediction") for v in (real, fake)))
+        return matching_loss(
+            x0, *(x0_estimate(v, x, *shares, "v_prediction") for v in (real, fake))
+        )
 
-    def holding(self, depth:int, gen:torch.Generator)->Tensor:
+    def holding(self, depth: int, gen: torch.Generator) -> Tensor:
         """Squared error of the student's x0 to the teacher's: from one noise, or from the drawing noised anew."""
         noise, drawn, captions = self.pairs
         i = torch.randint(len(drawn), (self.batch,), generator=gen, device=drawn.device)
         x0, x, t = drawn[i], noise[i], self.timesteps[depth].expand(self.batch)
-        if depth: x = self._noised(x0, t, gen)[0]
+        if depth:
+            x = self._noised(x0, t, gen)[0]
         v = self.model.student(x, t, self.embed([captions[n] for n in i.tolist()])).sample.float()
-        return F.mse_loss(x0_estimate(v, x, *signal_and_noise(self.scheduler, t), "v_prediction"), x0)
+        return F.mse_loss(
+            x0_estimate(v, x, *signal_and_noise(self.scheduler, t), "v_prediction"), x0
+        )
 
-    def __call__(self, gen:torch.Generator)->Tensor:
+    def __call__(self, gen: torch.Generator) -> Tensor:
         shape, device = self.pairs[0].shape[1:], gen.device
-        def rand(*size): return torch.rand(*size, generator=gen, device=device)
+
+        def rand(*size):
+            return torch.rand(*size, generator=gen, device=device)
+
         index = torch.randint(len(self.people), (self.batch,), generator=gen, device=device)
         words = self.embed(captions_of(self.people, index, gen))
         learns, depth = rand(1).item() < self.share, int(rand(1) * STUDENT_STEPS)
         start = torch.randn(self.batch, *shape, generator=gen, device=device)
-        with torch.set_grad_enabled(learns): x0 = student_x0(self.model.student, words, start, depth, gen)
-        t = self._timesteps((torch.arange(self.batch, device=device) + rand(self.batch)) / self.batch)
+        with torch.set_grad_enabled(learns):
+            x0 = student_x0(self.model.student, words, start, depth, gen)
+        t = self._timesteps(
+            (torch.arange(self.batch, device=device) + rand(self.batch)) / self.batch
+        )
         x, v = self._noised(x0.detach(), t, gen)
         loss = F.mse_loss(self.model.fake(x, t, words).sample.float(), v)
-        return loss + self.matching(x0, words, gen) + self.hold * self.holding(depth, gen) if learns else loss
+        return (
+            loss + self.matching(x0, words, gen) + self.hold * self.holding(depth, gen)
+            if learns
+            else loss
+        )
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-15
 def make_student(
@@ -153,10 +183,17 @@ def make_student(
     Raises `ValueError` for a folder without a finished teacher."""
     teacher_folder = build.folder / "model"
     if not (teacher_folder / "model_index.json").exists():
-        raise ValueError(f"folder={str(build.folder)!r} holds no finished model: run sliderspace.portraits.recipe with it first")
-    pipe = StableDiffusionPipeline.from_pretrained(teacher_folder, dtype=torch.float32).to(build.device)
+        raise ValueError(
+            f"folder={str(build.folder)!r} holds no finished model: run sliderspace.portraits.recipe with it first"
+        )
+    pipe = StableDiffusionPipeline.from_pretrained(teacher_folder, dtype=torch.float32).to(
+        build.device
+    )
     teacher = pipe.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-    text, gen = pipe.text_encoder.requires_grad_(False).eval(), torch.Generator(build.device).manual_seed(0)
+    text, gen = (
+        pipe.text_encoder.requires_grad_(False).eval(),
+        torch.Generator(build.device).manual_seed(0),
+    )
 
     def embed(captions):
         return text(token_ids(pipe.tokenizer, captions).to(build.device)).last_hidden_state.float()
@@ -166,22 +203,32 @@ def make_student(
     shape = (teacher.config.in_channels, *[teacher.config.sample_size] * 2)
     with torch.autocast(build.device, torch.bfloat16):
         noise, drawn = teacher_pairs(teacher, embed, captions, shape, gen)
-    model = nn.ModuleDict({name: copy.deepcopy(teacher).requires_grad_(True) for name in ("student", "fake")})
-    loss = Distillation(model, teacher, embed, build.people, (noise, drawn, captions), **build.options(32))
+    model = nn.ModuleDict(
+        {name: copy.deepcopy(teacher).requires_grad_(True) for name in ("student", "fake")}
+    )
+    loss = Distillation(
+        model, teacher, embed, build.people, (noise, drawn, captions), **build.options(32)
+    )
     build.fit("student", model, loss, 1500, lr=2e-4, ema=0.99, bf16=True)
     student = model.student.to(memory_format=torch.contiguous_format, dtype=torch.float16)
-    student.register_to_config(_name_or_path="portraits-fast")  # else the folder that it was loaded from
+    student.register_to_config(
+        _name_or_path="portraits-fast"
+    )  # else the folder that it was loaded from
     student.save_pretrained(build.folder / "student" / "unet")
     new_student_scheduler().save_pretrained(build.folder / "student" / "scheduler")
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-16
 def main():
     """The command `python -m sliderspace.portraits.distill`."""
-    parser = argparse.ArgumentParser(description="Distil the bundled portraits model to four steps.")
+    parser = argparse.ArgumentParser(
+        description="Distil the bundled portraits model to four steps."
+    )
     parser.add_argument("--output", type=Path, default=Path("portraits-build"))
     parser.add_argument("--images", type=int, default=60_000, help="as the recipe was run with")
     parser.add_argument("--steps", type=int, help="steps of the training, instead of 1,500")
-    parser.add_argument("--batch", type=int, help="images of a step; a GPU wants more than the default")
+    parser.add_argument(
+        "--batch", type=int, help="images of a step; a GPU wants more than the default"
+    )
     args = parser.parse_args()
     make_student(Build(args.output, images=args.images, length=args.steps, batch=args.batch))
 

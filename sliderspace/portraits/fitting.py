@@ -318,7 +318,9 @@ class CapturedStep:
         self.trained = [p for p in run.module.parameters() if p.requires_grad]
         self.device = self.trained[0].device
         self.rate = torch.ones((), device=self.device)  # share of the peak learning rates
-        self.newest = torch.ones((), device=self.device)  # share of the newest weights in the average
+        self.newest = torch.ones(
+            (), device=self.device
+        )  # share of the newest weights in the average
         self.graph, self.values, self.eager = None, None, 0
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes never change

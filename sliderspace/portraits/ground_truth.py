@@ -23,147 +23,174 @@ from .dataset import FACTORS, PROMPT, factors_of, score_factors
 from ..sliders.space import SliderSpace
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-05
-_DRAWN = torch.tensor([[f in factors_of(s) for f in FACTORS] for s in FACTORS["style"]]) # (styles, factors)
+_DRAWN = torch.tensor(
+    [[f in factors_of(s) for f in FACTORS] for s in FACTORS["style"]]
+)  # (styles, factors)
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-06
 def factor_changes(
-    scores:dict[str, Tensor], # of `score_factors`, each `(..., values)`
-    base:dict[str, Tensor],   # the same of the unchanged images
-)->Tensor:                    # in [0, 1], `(..., factors)`; nan where either image's style does not draw the factor
+    scores: dict[str, Tensor],  # of `score_factors`, each `(..., values)`
+    base: dict[str, Tensor],  # the same of the unchanged images
+) -> Tensor:  # in [0, 1], `(..., factors)`; nan where either image's style does not draw the factor
     """Total variation distance between what the classifier sees in two images, a factor each."""
     change = torch.stack([(scores[f] - base[f]).abs().sum(-1) / 2 for f in FACTORS], -1)
     drawn = [_DRAWN[s["style"].argmax(-1)] for s in (scores, base)]
     return change.masked_fill(~(drawn[0] & drawn[1]), torch.nan)
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-07
-def _mean(change): return change.flatten(1, -2).nanmean(1).nan_to_num(0.) # (K, ..., factors) -> (K, factors)
+def _mean(change):
+    return change.flatten(1, -2).nanmean(1).nan_to_num(0.0)  # (K, ..., factors) -> (K, factors)
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-08
 @dataclass(frozen=True, eq=False, repr=False)
 class Truth:
     """What sliders do to known factors, on final images of noise that nothing was trained or measured on."""
-    labels:list[str]
-    strengths:tuple   # S of them
-    change:Tensor     # `(K, S, n, factors)`, see `factor_changes`
-    seen:Tensor       # probability of every value of every factor, `(K, S, n, values)`
+
+    labels: list[str]
+    strengths: tuple  # S of them
+    change: Tensor  # `(K, S, n, factors)`, see `factor_changes`
+    seen: Tensor  # probability of every value of every factor, `(K, S, n, values)`
 
     @property
-    def signature(self)->Tensor:
+    def signature(self) -> Tensor:
         """How much more probable every value is at strength 1 than at -1, a mean over all images, `(K, values)`."""
         low, high = (self.seen[:, self.strengths.index(s)] for s in (-1, 1))
         return (high - low).mean(1)
 
     @property
-    def _at_one(self): return self._at((-1, 1))
+    def _at_one(self):
+        return self._at((-1, 1))
 
     def _at(self, ends):
         if lacks := [s for s in ends if s not in self.strengths]:
-            raise ValueError(f"ends must be of the strengths that were swept, {self.strengths}, not {lacks[0]}")
+            raise ValueError(
+                f"ends must be of the strengths that were swept, {self.strengths}, not {lacks[0]}"
+            )
         return self.change[:, [self.strengths.index(s) for s in ends]]
 
     def _moved(self, ends):
         """How much more probable every value is at one strength than at another, `(K, values)`: a mean over images
         whose style draws the factor at strength 0; 0 where there is none."""
-        self._at(ends) # or an error
+        self._at(ends)  # or an error
         low, high, zero = (self.seen[:, self.strengths.index(s)] for s in (*ends, 0))
-        drawn = _DRAWN[zero[..., :len(FACTORS["style"])].argmax(2)] # style is the first factor, (K, n, factors)
+        drawn = _DRAWN[
+            zero[..., : len(FACTORS["style"])].argmax(2)
+        ]  # style is the first factor, (K, n, factors)
         mask = drawn.repeat_interleave(torch.tensor([len(v) for v in FACTORS.values()]), 2)
         return ((high - low) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     @property
-    def by_factor(self)->Tensor:
+    def by_factor(self) -> Tensor:
         """Mean change of each factor at strengths -1 and 1, in [0, 1], `(K, factors)`."""
         return _mean(self._at_one)
 
-    def rise(self,
-        value:str,     # of a factor, such as "glasses"
+    def rise(
+        self,
+        value: str,  # of a factor, such as "glasses"
         ends=(-1, 1),  # strengths
-    )->Tensor:         # in [-1, 1], `(K,)`
+    ) -> Tensor:  # in [-1, 1], `(K,)`
         """How much more often images have a value at one strength than at another, of those whose style draws the
         factor. Raises `ValueError` for an unknown value, and a strength that was not swept."""
         values = [v for vs in FACTORS.values() for v in vs]
-        if value not in values: raise ValueError(f"value must be one of {values}, not {value!r}")
+        if value not in values:
+            raise ValueError(f"value must be one of {values}, not {value!r}")
         return self._moved(ends)[:, values.index(value)]
 
-    def elsewhere(self,
-        factor:str,    # that is meant to change
+    def elsewhere(
+        self,
+        factor: str,  # that is meant to change
         ends=(-1, 1),
-    )->Tensor:         # in [0, 1], `(K,)`
+    ) -> Tensor:  # in [0, 1], `(K,)`
         """Mean change of the other factors of single images, from strength 0 to both ends."""
         others = [i for i, f in enumerate(FACTORS) if f != factor]
         return _mean(self._at(ends))[:, others].mean(1)
 
-    def interference(self,
-        factor:str,    # that is meant to change
+    def interference(
+        self,
+        factor: str,  # that is meant to change
         ends=(-1, 1),
-    )->Tensor:         # in [0, 1], `(K,)`
+    ) -> Tensor:  # in [0, 1], `(K,)`
         """How much more often images have other values of the other factors at one end than at the other: a mean of
         total variation distances. Unlike `elsewhere` it leaves out changes that cancel out over images."""
         moved = self._moved(ends).split([len(values) for values in FACTORS.values()], 1)
-        return torch.stack([m.abs().sum(1) / 2 for f, m in zip(FACTORS, moved) if f != factor], 1).mean(1)
+        return torch.stack(
+            [m.abs().sum(1) / 2 for f, m in zip(FACTORS, moved) if f != factor], 1
+        ).mean(1)
 
     @property
-    def main(self)->list[str]:
+    def main(self) -> list[str]:
         """The factor that each slider changes most."""
         return [list(FACTORS)[i] for i in self.by_factor.argmax(1)]
 
     @property
-    def selectivity(self)->Tensor:
+    def selectivity(self) -> Tensor:
         """The main factor's part in all that a slider changes, 1/factors to 1, `(K,)`; 0 if that is less than .05."""
         most = self.by_factor.amax(1)
-        return torch.where(most < .05, 0., most / self.by_factor.sum(1).clamp(min=1e-6))
+        return torch.where(most < 0.05, 0.0, most / self.by_factor.sum(1).clamp(min=1e-6))
 
     @property
-    def coverage(self)->dict[str, float]:
+    def coverage(self) -> dict[str, float]:
         """For each factor the largest change that any slider makes, in [0, 1]."""
         return dict(zip(FACTORS, self.by_factor.amax(0).tolist()))
 
     @property
-    def redundancy(self)->Tensor:
+    def redundancy(self) -> Tensor:
         """How alike the sliders' doings are: absolute cosines of their signatures, 0 on the diagonal, `(K, K)`."""
         unit = F.normalize(self.signature, dim=1)
         return (unit @ unit.T).abs().fill_diagonal_(0)
 
     @property
-    def mean_redundancy(self)->float:
+    def mean_redundancy(self) -> float:
         """The mean of `redundancy` over pairs of sliders, in [0, 1]; 0 for a single one."""
         return (self.redundancy.sum() / max(1, len(self.labels) * (len(self.labels) - 1))).item()
 
     @property
-    def stability(self)->float:
+    def stability(self) -> float:
         """Correlation of `by_factor` between two halves of the samples: 1 when the noise does not matter."""
         halves = torch.stack([_mean(self._at_one[:, :, i::2]).flatten() for i in (0, 1)])
         return torch.corrcoef(halves)[0, 1].item()
 
     def __repr__(self):
-        return (f"Truth({len(self.labels)} sliders: mean selectivity {self.selectivity.mean():.2f}, "
-                f"{sum(c >= .25 for c in self.coverage.values())} of {len(FACTORS)} factors changed by .25 or more, "
-                f"mean redundancy {self.mean_redundancy:.2f}, "
-                f"stability {self.stability:.2f})")
+        return (
+            f"Truth({len(self.labels)} sliders: mean selectivity {self.selectivity.mean():.2f}, "
+            f"{sum(c >= 0.25 for c in self.coverage.values())} of {len(FACTORS)} factors changed by .25 or more, "
+            f"mean redundancy {self.mean_redundancy:.2f}, "
+            f"stability {self.stability:.2f})"
+        )
 
     def _repr_html_(self):
         head = "".join(f"<th>{f}</th>" for f in ("slider", *FACTORS, "selectivity", "most like"))
         most = [f"{escape(self.labels[j])} ({v:.2f})" for v, j in zip(*self.redundancy.max(1))]
         rows = "".join(
-            "<tr>" + "".join(f"<td>{c}</td>" for c in (escape(label), *(f"{c:.2f}" for c in row), f"{s:.2f}", like))
-            + "</tr>" for label, row, s, like in zip(self.labels, self.by_factor.tolist(), self.selectivity, most))
+            "<tr>"
+            + "".join(
+                f"<td>{c}</td>"
+                for c in (escape(label), *(f"{c:.2f}" for c in row), f"{s:.2f}", like)
+            )
+            + "</tr>"
+            for label, row, s, like in zip(
+                self.labels, self.by_factor.tolist(), self.selectivity, most
+            )
+        )
         return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-09
 @torch.no_grad()
 def _seen(model, latents, batch):
     "Factor scores of latents `(K, S, n, c, h, w)`, each `(K, S, n, values)`."
-    parts = [score_factors(model.decode(x.to(model.device))) for x in latents.flatten(0, 2).split(batch)]
+    parts = [
+        score_factors(model.decode(x.to(model.device))) for x in latents.flatten(0, 2).split(batch)
+    ]
     return {f: torch.cat([p[f] for p in parts]).unflatten(0, latents.shape[:3]) for f in FACTORS}
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-10
 def score_edits(
-    model:Model,     # that draws portraits
-    labels:list[str],
-    strengths:tuple, # S of them, -1, 0 and 1 among them
-    latents:Tensor,  # images of each label at each strength, `(K, S, n, c, h, w)`
-    batch:int=64,
-)->Truth:
+    model: Model,  # that draws portraits
+    labels: list[str],
+    strengths: tuple,  # S of them, -1, 0 and 1 among them
+    latents: Tensor,  # images of each label at each strength, `(K, S, n, c, h, w)`
+    batch: int = 64,
+) -> Truth:
     """Read the factors of images, whatever changed them: sliders, prompts or anything else."""
     scores, zero = _seen(model, latents, batch), strengths.index(0)
     change = factor_changes(scores, {f: s[:, [zero]] for f, s in scores.items()})
@@ -171,85 +198,114 @@ def score_edits(
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-11
 def score_sliders(
-    model:Model,       # that draws portraits
-    space:SliderSpace,
-    samples:int=8,     # images of each slider and strength, 2 or more
-    strengths=(-2., -1., 0., 1., 2.), # -1, 0 and 1 must be among them
-    start:float|None=None, # part of the noise schedule after which sliders act; default: as they were trained
-    batch:int=64,
+    model: Model,  # that draws portraits
+    space: SliderSpace,
+    samples: int = 8,  # images of each slider and strength, 2 or more
+    strengths=(-2.0, -1.0, 0.0, 1.0, 2.0),  # -1, 0 and 1 must be among them
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    batch: int = 64,
     progress=tqdm,
-)->Truth:
+) -> Truth:
     """Sweep every slider on new noise and read the factors of every image.
 
     Raises `ValueError` for fewer than 2 samples, and when -1, 0 or 1 is not among the strengths."""
     strengths, card = tuple(strengths), space.card
-    if not {-1, 0, 1} <= set(strengths): raise ValueError(f"strengths must hold -1, 0 and 1, not only {strengths}")
-    if samples < 2: raise ValueError(f"samples must be 2 or more, not {samples}")
-    first = card.get("samples", 0) + 1000 # far beyond what discovery, calibration and `measure` used
+    if not {-1, 0, 1} <= set(strengths):
+        raise ValueError(f"strengths must hold -1, 0 and 1, not only {strengths}")
+    if samples < 2:
+        raise ValueError(f"samples must be 2 or more, not {samples}")
+    first = (
+        card.get("samples", 0) + 1000
+    )  # far beyond what discovery, calibration and `measure` used
     prompts, fresh = card.get("prompts") or [PROMPT], list(range(first, first + samples))
-    latents = sweep(model, space, prompts, fresh, card.get("seed", 0), strengths, steps=card.get("steps"),
-                    guidance=card.get("guidance"), start=start, batch=batch, progress=progress)
+    latents = sweep(
+        model,
+        space,
+        prompts,
+        fresh,
+        card.get("seed", 0),
+        strengths,
+        steps=card.get("steps"),
+        guidance=card.get("guidance"),
+        start=start,
+        batch=batch,
+        progress=progress,
+    )
     return score_edits(model, space.labels, strengths, latents, batch)
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-13
 def random_sliders(
-    space:SliderSpace,
-    seed:int=0,
-    scale:float=1., # of the weights' norms: the update grows with its square
-)->SliderSpace:
+    space: SliderSpace,
+    seed: int = 0,
+    scale: float = 1.0,  # of the weights' norms: the update grows with its square
+) -> SliderSpace:
     """The same number of sliders over the same layers, of random weights with the same norms."""
     gen = torch.Generator().manual_seed(seed)
+
     def like(w, dim):
         x = torch.randn(w.shape, generator=gen)
         return x * (scale * w.norm(dim=dim, keepdim=True) / x.norm(dim=dim, keepdim=True))
-    return replace(space, down={n: like(w, 1) for n, w in space.down.items()},
-                   up={n: like(w, 0) for n, w in space.up.items()}, labels=[f"random {i}" for i in range(len(space))])
+
+    return replace(
+        space,
+        down={n: like(w, 1) for n, w in space.down.items()},
+        up={n: like(w, 0) for n, w in space.up.items()},
+        labels=[f"random {i}" for i in range(len(space))],
+    )
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-14
 def _heat(values, labels, meaning):
     "Numbers from 0 to 1 by label and factor, as a matplotlib `Figure`."
-    fig = new_figure(7, 1.2 + .3 * len(labels))
+    fig = new_figure(7, 1.2 + 0.3 * len(labels))
     ax = fig.subplots()
     shown = ax.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(values.tolist()):
-        for j, c in enumerate(row): ax.text(j, i, f"{c:.2f}", ha="center", va="center", color="w" if c > .5 else "k")
+        for j, c in enumerate(row):
+            ax.text(j, i, f"{c:.2f}", ha="center", va="center", color="w" if c > 0.5 else "k")
     ax.set_xticks(range(len(FACTORS)), list(FACTORS), rotation=30)
     ax.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
     fig.colorbar(shown, label=meaning)
     return fig
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-15
-def plot_truth(truth:Truth): # a matplotlib `Figure`
+def plot_truth(truth: Truth):  # a matplotlib `Figure`
     """Sliders against factors: the mean change at strengths -1 and 1."""
     return _heat(truth.by_factor, truth.labels, "change of the factor")
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-17
 @torch.no_grad()
 def probe_directions(
-    model:Model,       # that draws portraits
-    found:Directions,
-    batch:int=64,
-)->Tensor:             # in [0, 1], `(k, factors)`
+    model: Model,  # that draws portraits
+    found: Directions,
+    batch: int = 64,
+) -> Tensor:  # in [0, 1], `(k, factors)`
     """Correlation ratio of every direction's final scores with every factor, as the classifier sees it.
 
     By chance it is about (values - 1) / (samples - 1): .13 for the nine styles in 64 samples, .01 in 800."""
-    parts = [score_factors(model.decode(x.to(model.device))) for x in found.samples.latents.split(batch)]
+    parts = [
+        score_factors(model.decode(x.to(model.device))) for x in found.samples.latents.split(batch)
+    ]
     seen = {f: torch.cat([p[f] for p in parts]).argmax(1) for f in FACTORS}
     scores, out = found.scores[:, -1], []
     for i, f in enumerate(FACTORS):
         mine = _DRAWN[seen["style"], i]
         values, s = F.one_hot(seen[f][mine], len(FACTORS[f])).float(), scores[mine]
-        if len(s) < 2: # no style among the samples draws it
+        if len(s) < 2:  # no style among the samples draws it
             out.append(torch.zeros(s.shape[1]))
             continue
         away = values @ ((values.T @ s) / values.sum(0).clamp(min=1)[:, None]) - s.mean(0)
-        out.append((away ** 2).sum(0) / (s - s.mean(0)).pow(2).sum(0).clamp(min=1e-12))
+        out.append((away**2).sum(0) / (s - s.mean(0)).pow(2).sum(0).clamp(min=1e-12))
     return torch.stack(out, 1)
 
 # %% ../../nbs/09_portraits/09_ground_truth.ipynb #cell-18
 def plot_probe(
-    shares:Tensor, # of `probe_directions`, `(k, factors)`
-    count:int=16,  # directions shown
-):                 # a matplotlib `Figure`
+    shares: Tensor,  # of `probe_directions`, `(k, factors)`
+    count: int = 16,  # directions shown
+):  # a matplotlib `Figure`
     """Directions against factors."""
-    return _heat(shares[:count], [f"direction {i}" for i in range(min(count, len(shares)))], "correlation ratio")
+    return _heat(
+        shares[:count],
+        [f"direction {i}" for i in range(min(count, len(shares)))],
+        "correlation ratio",
+    )

@@ -32,16 +32,34 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/09_portraits/07_recipe.ipynb #cell-03
 from .world import PORTRAITS_128, write_world
-from .dataset import NUMBERS, PROMPT, FactorClassifier, caption, dataset_numbers
+from sliderspace.portraits.dataset import (
+    NUMBERS,
+    PROMPT,
+    FactorClassifier,
+    caption,
+    dataset_numbers,
+)
 from .dataset import factor_ids, portrait
-from .text_encoder import Captions, adopt_words, make_tokenizer, new_words, start_text
+from sliderspace.portraits.text_encoder import (
+    Captions,
+    adopt_words,
+    make_tokenizer,
+    new_words,
+    start_text,
+)
 from .text_encoder import words_loss
 from .networks import PatchDiscriminator, clip_config, new_clip, new_denoiser
 from .networks import new_scheduler, new_vae
 from .model_metrics import FrechetTo, accuracies, entropy, psnr, sheet
 from ..files import write_bytes
 from .fitting import fit, half_precision, write_whole
-from .losses import SharpDecoder, classifier_loss, clip_loss, denoiser_loss, floats
+from sliderspace.portraits.losses import (
+    SharpDecoder,
+    classifier_loss,
+    clip_loss,
+    denoiser_loss,
+    floats,
+)
 from .losses import vae_loss
 
 # %% ../../nbs/09_portraits/07_recipe.ipynb #cell-05
@@ -103,13 +121,19 @@ class Build:
 
     folder: Path  # of data, checkpoints, logs and sheets
     images: int = 60_000  # renders to train on
-    length: int | dict[str, int] | None = None  # steps of each stage; what is not named: as many as it wants
+    length: int | dict[str, int] | None = (
+        None  # steps of each stage; what is not named: as many as it wants
+    )
     init: Path | None = None  # a finished model to start from
     onward: bool = False  # go on training from `init` without an end
     compiled: bool = False  # compile networks
-    batch: int | dict[str, int] | None = None  # images of a step; None: as many as suit two CPU cores
+    batch: int | dict[str, int] | None = (
+        None  # images of a step; None: as many as suit two CPU cores
+    )
     figures: bool = True  # measure and show the model on the way
-    rate: float = 1.0  # share of each stage's own learning rates; a finished model wants less of them
+    rate: float = (
+        1.0  # share of each stage's own learning rates; a finished model wants less of them
+    )
     every: int = 250  # steps between checkpoints
 
     def __post_init__(self):
@@ -404,7 +428,9 @@ def decoder_stage(build: Build):
         dict(decoder=vae.decoder, post_quant_conv=vae.post_quant_conv)
     ).requires_grad_(True)
     networks = nn.ModuleDict(dict(**decoder, discriminator=PatchDiscriminator().to(build.device)))
-    loss = SharpDecoder(vae, networks.discriminator, build.renders, latents, build.batch_of("decoder", 16))
+    loss = SharpDecoder(
+        vae, networks.discriminator, build.renders, latents, build.batch_of("decoder", 16)
+    )
 
     def watch(_, step):
         return _watch_vae(build, vae, "decoder", step)
@@ -715,7 +741,10 @@ def main():
         "--no-figures", action="store_true", help="no figures and sheets of samples on the way"
     )
     parser.add_argument(
-        "--rate", type=float, default=1.0, help="share of the learning rates; a finished model wants .2 of them"
+        "--rate",
+        type=float,
+        default=1.0,
+        help="share of the learning rates; a finished model wants .2 of them",
     )
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--init", type=Path, help="folder of a finished model to start from")

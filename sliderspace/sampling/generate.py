@@ -17,15 +17,17 @@ from ..models.pipeline import Model
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-05
 def start_noise(
-    model:Model,
-    seed:int,          # of the run
-    samples:list[int], # their numbers
-)->Tensor:             # `(n, *latent_shape)`, unit variance, on the model's device
+    model: Model,
+    seed: int,  # of the run
+    samples: list[int],  # their numbers
+) -> Tensor:  # `(n, *latent_shape)`, unit variance, on the model's device
     """Starting noise, one sample after the other, from seed and number alone."""
+
     def one(i):
         digest = sha256(f"{seed} 0 {i}".encode()).digest()
         gen = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.randn(model.latent_shape, generator=gen)
+
     return torch.stack([one(i) for i in samples]).to(model.device)
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-07
@@ -36,27 +38,32 @@ def check_prompt(prompt):
             raise ValueError(f"prompt must be a non-empty text, not {one!r}")
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-08
-def check_steps(model:Model, steps:int|None)->int: # `steps`, or the model's own when it is None
+def check_steps(
+    model: Model, steps: int | None
+) -> int:  # `steps`, or the model's own when it is None
     """Raise `ValueError` for fewer than one step."""
     steps = model.steps if steps is None else steps
-    if steps < 1: raise ValueError(f"steps must be 1 or more, not {steps}")
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
     return steps
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-09
 def sample(
-    model:Model,
-    prompt:str|list[str],     # of every image of the batch, or one an image
-    noise:Tensor,             # unit variance, `(n, ...)`, such as from `start_noise`
-    steps:int|None=None,      # default: the model's
-    guidance:float|None=None, # default: the model's; 1 and below is none in most pipelines
-    generator=None,           # noise of samplers that add some, one or one an image; default: seeded by the noise
-    on_step=None,             # called with a `schedules.Step` after each; what it raises ends the run
-)->Tensor:                    # latents of the images, `(n, ...)`
+    model: Model,
+    prompt: str | list[str],  # of every image of the batch, or one an image
+    noise: Tensor,  # unit variance, `(n, ...)`, such as from `start_noise`
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's; 1 and below is none in most pipelines
+    generator=None,  # noise of samplers that add some, one or one an image; default: seeded by the noise
+    on_step=None,  # called with a `schedules.Step` after each; what it raises ends the run
+) -> Tensor:  # latents of the images, `(n, ...)`
     """Run the pipeline. Equals `pipe(prompt, latents=noise, generator=generator)`; sliders that are on act here too.
 
     Raises `ValueError` for an empty prompt or `steps` below 1."""
     check_prompt(prompt)
-    return model.sample(prompt, noise, check_steps(model, steps), guidance, generator or _generators(noise), on_step)
+    return model.sample(
+        prompt, noise, check_steps(model, steps), guidance, generator or _generators(noise), on_step
+    )
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-10
 def _generators(noise):
@@ -67,9 +74,9 @@ def _generators(noise):
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-11
 def in_turn(
-    prompts:str|list[str],
-    samples:list[int], # their numbers
-)->list[str]:          # the prompt of each
+    prompts: str | list[str],
+    samples: list[int],  # their numbers
+) -> list[str]:  # the prompt of each
     """Prompts take turns: sample i has prompt i, from the first one again after the last."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
     return [prompts[i % len(prompts)] for i in samples]
@@ -77,42 +84,49 @@ def in_turn(
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-12
 @torch.no_grad()
 def final_latents(
-    model:Model,
-    prompt:str|list[str],     # of all images; several take turns
-    samples:list[int],        # their numbers
-    seed:int=0,
-    steps:int|None=None,
-    guidance:float|None=None,
-    batch:int=64,             # images at once
-)->Tensor:                    # `(n, ...)`, on the CPU
+    model: Model,
+    prompt: str | list[str],  # of all images; several take turns
+    samples: list[int],  # their numbers
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 64,  # images at once
+) -> Tensor:  # `(n, ...)`, on the CPU
     """What the sampler ends in, for samples of these numbers."""
     check_prompt(prompt)
+
     def draw(part):
         noise, prompts = start_noise(model, seed, part.tolist()), in_turn(prompt, part.tolist())
         return sample(model, prompts, noise, steps, guidance).cpu()
+
     return torch.cat(list(in_parts(model, "samples", draw, torch.tensor(list(samples)), batch)))
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-13
 @torch.no_grad()
 def decoded(
-    model:Model,
-    latents:Tensor, # `(n, ...)`
-    batch:int=64,   # images at once
-)->Tensor:          # in [0, 1], `(n, 3, height, width)`, on the CPU
+    model: Model,
+    latents: Tensor,  # `(n, ...)`
+    batch: int = 64,  # images at once
+) -> Tensor:  # in [0, 1], `(n, 3, height, width)`, on the CPU
     """Images of latents."""
-    def work(part): return model.decode(latents[part].to(model.device)).cpu()
+
+    def work(part):
+        return model.decode(latents[part].to(model.device)).cpu()
+
     return torch.cat(list(in_parts(model, "pictures", work, torch.arange(len(latents)), batch)))
 
 # %% ../../nbs/02_sampling/01_generate.ipynb #cell-15
 def pictures(
-    model:Model,
-    prompt:str|list[str],     # of all images; several take turns
-    samples=8,                # how many, or a list of sample indices
-    seed:int=0,
-    steps:int|None=None,
-    guidance:float|None=None,
-    batch:int=32,             # images at once
-)->Tensor:                    # images in [0, 1], `(n, 3, height, width)`
+    model: Model,
+    prompt: str | list[str],  # of all images; several take turns
+    samples=8,  # how many, or a list of sample indices
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 32,  # images at once
+) -> Tensor:  # images in [0, 1], `(n, 3, height, width)`
     """Final images of the sampler, on the CPU."""
     numbers = range(samples) if isinstance(samples, int) else samples
-    return decoded(model, final_latents(model, prompt, numbers, seed, steps, guidance, batch), batch)
+    return decoded(
+        model, final_latents(model, prompt, numbers, seed, steps, guidance, batch), batch
+    )

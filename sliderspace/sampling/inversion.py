@@ -24,19 +24,22 @@ from ..models.schedulers import x0_estimate
 @dataclass(frozen=True, eq=False, repr=False)
 class Inversion:
     """Images as a sampling run: where it starts, and what is added after each step."""
-    start:Tensor     # x at the first step, `(n, ...)`
-    missed:Tensor    # `(steps, n, ...)`
-    prompts:list[str]
-    steps:int
-    guidance:float
 
-    def __repr__(self): return f"Inversion({len(self.start)} images, {self.steps} steps)"
+    start: Tensor  # x at the first step, `(n, ...)`
+    missed: Tensor  # `(steps, n, ...)`
+    prompts: list[str]
+    steps: int
+    guidance: float
+
+    def __repr__(self):
+        return f"Inversion({len(self.start)} images, {self.steps} steps)"
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-06
 def _each(prompt, images):
     check_prompt(prompt)
     prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != len(images): raise ValueError(f"prompt must be one text, or {len(images)}, not {len(prompts)}")
+    if len(prompts) != len(images):
+        raise ValueError(f"prompt must be one text, or {len(images)}, not {len(prompts)}")
     return prompts
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-07
@@ -50,7 +53,12 @@ def _walk(model, steps):
 def _estimates(model, x, step, prompts, guidance, batch):
     "x0 and noise that the denoiser sees in x at a step."
     t, signal, noise, *_ = step
-    def seen(part): return model.predict(x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise))[1]
+
+    def seen(part):
+        return model.predict(
+            x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise)
+        )[1]
+
     x0 = torch.cat(list(in_parts(model, "inversion", seen, torch.arange(len(x)), batch)))
     return x0, (x - signal * x0) / noise
 
@@ -58,34 +66,49 @@ def _estimates(model, x, step, prompts, guidance, batch):
 def _before(model, x, after, step, prompts, guidance, batch):
     "Where a step must have started to end in `after`, if the denoiser said there what it says of x."
     t, signal, noise, *then = step
-    def said(part): return model.predict(x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise))[0]
-    out, kind = torch.cat(list(in_parts(model, "inversion", said, torch.arange(len(x)), batch))), model.prediction_type
-    if kind == "sample": out, kind = (x - signal * out) / noise, "epsilon" # x0 alone would not tell where it came from
+
+    def said(part):
+        return model.predict(
+            x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise)
+        )[0]
+
+    out, kind = (
+        torch.cat(list(in_parts(model, "inversion", said, torch.arange(len(x)), batch))),
+        model.prediction_type,
+    )
+    if kind == "sample":
+        out, kind = (
+            (x - signal * out) / noise,
+            "epsilon",
+        )  # x0 alone would not tell where it came from
+
     def end(at):
         x0 = x0_estimate(out, at, signal, noise, kind)
         return then[0] * x0 + then[1] * (at - signal * x0) / noise
-    zero = end(torch.zeros_like(x)) # affine: one number times the start, plus this
+
+    zero = end(torch.zeros_like(x))  # affine: one number times the start, plus this
     return (after - zero) / (end(torch.ones_like(x)) - zero)
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-10
 @torch.no_grad()
 def invert(
-    model:Model,
-    images:Tensor,           # in [0, 1], `(n, 3, *model.image_size)`
-    prompt:str|list[str],    # that describes all, or one an image
-    steps:int|None=None,     # of the sampler; default: the model's
-    method:str="edit-friendly", # or "direct", or "ddim"
-    rounds:int=0,            # more guesses at every step of "ddim" and "direct"
-    guidance:float|None=None,
-    seed:int=0,              # of the noise of "edit-friendly"
-    batch:int=32,
-)->Inversion:
+    model: Model,
+    images: Tensor,  # in [0, 1], `(n, 3, *model.image_size)`
+    prompt: str | list[str],  # that describes all, or one an image
+    steps: int | None = None,  # of the sampler; default: the model's
+    method: str = "edit-friendly",  # or "direct", or "ddim"
+    rounds: int = 0,  # more guesses at every step of "ddim" and "direct"
+    guidance: float | None = None,
+    seed: int = 0,  # of the noise of "edit-friendly"
+    batch: int = 32,
+) -> Inversion:
     """Find a sampling run that ends in given images.
 
     Raises `ValueError` for another method, negative rounds, an empty prompt, and images of another size."""
     if method not in (known := ("edit-friendly", "direct", "ddim")):
         raise ValueError(f"method must be one of {known}, not {method!r}")
-    if not isinstance(rounds, int) or rounds < 0: raise ValueError(f"rounds must be 0 or more, not {rounds!r}")
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds must be 0 or more, not {rounds!r}")
     prompts = _each(prompt, images)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     clean = torch.cat([model.encode(x) for x in images.split(batch)])
@@ -97,7 +120,8 @@ def invert(
     else:
         for step in reversed(walk):
             x = path[0]
-            for _ in range(rounds + 1): x = _before(model, x, path[0], step, prompts, guidance, batch)
+            for _ in range(rounds + 1):
+                x = _before(model, x, path[0], step, prompts, guidance, batch)
             path.insert(0, x)
     missed = torch.zeros(len(walk), *clean.shape, device=clean.device)
     if method != "ddim":
@@ -109,11 +133,11 @@ def invert(
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-11
 @torch.no_grad()
 def replay(
-    model:Model,
-    found:Inversion,
-    prompt:str|list[str]|None=None, # default: the one that it was inverted with
-    batch:int=32,
-)->Tensor:                # latents of the images, `(n, ...)`
+    model: Model,
+    found: Inversion,
+    prompt: str | list[str] | None = None,  # default: the one that it was inverted with
+    batch: int = 32,
+) -> Tensor:  # latents of the images, `(n, ...)`
     """Walk the run again, with whatever is on, such as in `with space.on(model, {"glasses": 1}, start=.5):`.
 
     Raises `ValueError` for an empty prompt, and for more or fewer prompts than images."""
@@ -134,41 +158,60 @@ def _attention_of(model, pairs, images, shared):
     plain = {f"{n}.processor": AttnProcessor() for n in layers}
     net.set_attn_processor(before | plain)
     theirs, ours = map(list, zip(*pairs))
+
     def taking(own, heads):
         def scores(*args, **kwargs):
-            probabilities = own(*args, **kwargs) # (guidance's, source and edited, images, heads) by pixels by tokens
-            if not shared(): return probabilities
+            probabilities = own(
+                *args, **kwargs
+            )  # (guidance's, source and edited, images, heads) by pixels by tokens
+            if not shared():
+                return probabilities
             each = probabilities.unflatten(0, (-1, 2, images, heads)).clone()
-            each[-1, 1, ..., ours] = each[-1, 0][..., theirs] # not the empty prompt's, which guidance asks too
+            each[-1, 1, ..., ours] = each[-1, 0][
+                ..., theirs
+            ]  # not the empty prompt's, which guidance asks too
             return each.flatten(0, 3)
+
         return scores
-    for m in layers.values(): vars(m)["get_attention_scores"] = taking(m.get_attention_scores, m.heads)
-    try: yield
+
+    for m in layers.values():
+        vars(m)["get_attention_scores"] = taking(m.get_attention_scores, m.heads)
+    try:
+        yield
     finally:
-        for m in layers.values(): del vars(m)["get_attention_scores"]
+        for m in layers.values():
+            del vars(m)["get_attention_scores"]
         net.set_attn_processor(before)
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-14
 @torch.no_grad()
 def prompt_to_prompt(
-    model:Model,          # with a unet
-    prompt:str,
-    edited:str,           # the other prompt
-    noise:Tensor,         # unit variance, `(n, ...)`
-    steps:int|None=None,
-    guidance:float|None=None,
-    share:float=.8,       # of the steps in which attention is taken over, 0 to 1; 0 is plain prompt change
-)->tuple[Tensor, Tensor]: # latents of the images of either prompt, `(n, ...)`
+    model: Model,  # with a unet
+    prompt: str,
+    edited: str,  # the other prompt
+    noise: Tensor,  # unit variance, `(n, ...)`
+    steps: int | None = None,
+    guidance: float | None = None,
+    share: float = 0.8,  # of the steps in which attention is taken over, 0 to 1; 0 is plain prompt change
+) -> tuple[Tensor, Tensor]:  # latents of the images of either prompt, `(n, ...)`
     """Images of two prompts from the same noise, the second with the first one's cross-attention at the words that they
     share. Raises `ValueError` for a model without cross-attention layers of a unet, and a share out of range."""
-    for text in (prompt, edited): check_prompt(text)
+    for text in (prompt, edited):
+        check_prompt(text)
     steps = check_steps(model, steps)
-    if not 0 <= share <= 1: raise ValueError(f"share must be 0 to 1, not {share!r}")
-    if model.denoiser_name != "unet": raise ValueError(f"prompt-to-prompt needs a unet, and {model.name} has none")
-    tokens = [model.pipe.tokenizer(p, padding="max_length", truncation=True).input_ids for p in (prompt, edited)]
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be 0 to 1, not {share!r}")
+    if model.denoiser_name != "unet":
+        raise ValueError(f"prompt-to-prompt needs a unet, and {model.name} has none")
+    tokens = [
+        model.pipe.tokenizer(p, padding="max_length", truncation=True).input_ids
+        for p in (prompt, edited)
+    ]
     blocks = SequenceMatcher(None, *tokens, autojunk=False).get_matching_blocks()
     pairs = [(b.a + i, b.b + i) for b in blocks for i in range(b.size)]
     taken = []
     with model.lock, _attention_of(model, pairs, len(noise), lambda: len(taken) < share * steps):
         both = [prompt] * len(noise) + [edited] * len(noise)
-        return sample(model, both, torch.cat([noise, noise]), steps, guidance, on_step=taken.append).chunk(2)
+        return sample(
+            model, both, torch.cat([noise, noise]), steps, guidance, on_step=taken.append
+        ).chunk(2)

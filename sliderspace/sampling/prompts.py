@@ -21,59 +21,112 @@ from torch import Tensor
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-04
 PHRASES = {  # kind -> phrases that fit behind most prompts
-    "medium": ["photograph", "oil painting", "watercolour", "pencil drawing", "3D render", "comic", "woodcut",
-               "film still", "collage", "digital painting"],
-    "view": ["close-up", "seen from afar", "from above", "from below", "from the side", "from behind"],
-    "light": ["soft light", "harsh light", "backlit", "at night", "at dawn", "candlelight", "in fog"],
-    "place": ["indoors", "in a city", "in a forest", "by the sea", "in the desert", "in the snow", "plain background"],
-    "time": ["ancient", "medieval", "of the nineteenth century", "of the 1950s", "modern", "futuristic"],
+    "medium": [
+        "photograph",
+        "oil painting",
+        "watercolour",
+        "pencil drawing",
+        "3D render",
+        "comic",
+        "woodcut",
+        "film still",
+        "collage",
+        "digital painting",
+    ],
+    "view": [
+        "close-up",
+        "seen from afar",
+        "from above",
+        "from below",
+        "from the side",
+        "from behind",
+    ],
+    "light": [
+        "soft light",
+        "harsh light",
+        "backlit",
+        "at night",
+        "at dawn",
+        "candlelight",
+        "in fog",
+    ],
+    "place": [
+        "indoors",
+        "in a city",
+        "in a forest",
+        "by the sea",
+        "in the desert",
+        "in the snow",
+        "plain background",
+    ],
+    "time": [
+        "ancient",
+        "medieval",
+        "of the nineteenth century",
+        "of the 1950s",
+        "modern",
+        "futuristic",
+    ],
     "mood": ["cheerful", "gloomy", "calm", "dramatic", "dreamlike", "humorous"],
-    "colour": ["black and white", "muted colours", "vivid colours", "warm colours", "cold colours"]}
+    "colour": ["black and white", "muted colours", "vivid colours", "warm colours", "cold colours"],
+}
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-05
 def expand_prompt(
-    prompt:str,
-    count:int=50,               # prompts wanted, the given one first
-    ask:Callable|None=None,     # a language model: text to text, see `language_model`; None: phrases are drawn
-    phrases:dict[str, list[str]]=PHRASES,
-    seed:int=0,                 # of the phrases
-    tries:int=3,                # questions to the language model, at most
-)->list[str]:                   # different from each other
+    prompt: str,
+    count: int = 50,  # prompts wanted, the given one first
+    ask: Callable
+    | None = None,  # a language model: text to text, see `language_model`; None: phrases are drawn
+    phrases: dict[str, list[str]] = PHRASES,
+    seed: int = 0,  # of the phrases
+    tries: int = 3,  # questions to the language model, at most
+) -> list[str]:  # different from each other
     """The prompt and variations of it.
 
     Raises `ValueError` for an empty prompt, more prompts than there are combinations of phrases, and answers of the
     language model that hold too few prompts as JSON; what it answers is parsed, never run."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt must be a non-empty text, not {prompt!r}")
-    if ask is not None: return _asked(prompt, count, ask, tries)
+    if ask is not None:
+        return _asked(prompt, count, ask, tries)
     kinds = [[None, *kind] for kind in phrases.values()]
-    if prod(map(len, kinds)) <= 10_000: # few enough to know them all
+    if prod(map(len, kinds)) <= 10_000:  # few enough to know them all
         every = list(dict.fromkeys(_joined(prompt, chosen) for chosen in product(*kinds)))
-        if not 1 <= count <= len(every): raise ValueError(f"count must be 1 to {len(every)}, not {count}")
+        if not 1 <= count <= len(every):
+            raise ValueError(f"count must be 1 to {len(every)}, not {count}")
         return [prompt, *random.Random(seed).sample(every[1:], count - 1)]
-    if not 1 <= count <= 5_000: raise ValueError(f"count must be 1 to 5000, not {count}")
+    if not 1 <= count <= 5_000:
+        raise ValueError(f"count must be 1 to 5000, not {count}")
     found, rng = {prompt: None}, random.Random(seed)
-    while len(found) < count: found[_joined(prompt, [rng.choice(kind) for kind in kinds])] = None
+    while len(found) < count:
+        found[_joined(prompt, [rng.choice(kind) for kind in kinds])] = None
     return list(found)
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-06
-def _joined(prompt, phrases): return ", ".join([prompt, *filter(None, phrases)])
+def _joined(prompt, phrases):
+    return ", ".join([prompt, *filter(None, phrases)])
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-07
 def _asked(prompt, count, ask, tries):
     "Prompts by a language model, asked again for what is missing."
     found, answer = {prompt: None}, ""
-    if not 1 <= count <= 1000: raise ValueError(f"count must be 1 to 1000, not {count}")
+    if not 1 <= count <= 1000:
+        raise ValueError(f"count must be 1 to 1000, not {count}")
     for _ in range(tries):
-        if len(found) >= count: break
-        answer = ask(f"Write {count - len(found) + 5} prompts for a text-to-image model, each a different way to see "
-                     f"the idea {json.dumps(prompt)}: vary style, setting, viewpoint, light and detail, and name the "
-                     f"idea in each. They must differ from these: {json.dumps(list(found)[-50:])}. Answer with a JSON "
-                     "array of strings and nothing else.")
+        if len(found) >= count:
+            break
+        answer = ask(
+            f"Write {count - len(found) + 5} prompts for a text-to-image model, each a different way to see "
+            f"the idea {json.dumps(prompt)}: vary style, setting, viewpoint, light and detail, and name the "
+            f"idea in each. They must differ from these: {json.dumps(list(found)[-50:])}. Answer with a JSON "
+            "array of strings and nothing else."
+        )
         found |= dict.fromkeys(_strings(answer))
     if len(found) < count:
-        raise ValueError(f"ask gave {len(found) - 1} prompts as a JSON array of strings in {tries} answers, wanted "
-                         f"{count - 1}; the last one begins {str(answer)[:80]!r}")
+        raise ValueError(
+            f"ask gave {len(found) - 1} prompts as a JSON array of strings in {tries} answers, wanted "
+            f"{count - 1}; the last one begins {str(answer)[:80]!r}"
+        )
     return list(found)[:count]
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-08
@@ -81,44 +134,63 @@ def _strings(answer):
     "The texts of the first JSON array of strings in an answer; none where there is none."
     text, decode = str(answer), json.JSONDecoder().raw_decode
     for at in (i for i, c in enumerate(text) if c == "["):
-        try: found = decode(text, at)[0]
-        except ValueError: continue
-        except RecursionError: return []
+        try:
+            found = decode(text, at)[0]
+        except ValueError:
+            continue
+        except RecursionError:
+            return []
         texts = [" ".join(t.split()) for t in found if isinstance(t, str)]
-        if texts: return [t for t in texts if 0 < len(t) <= 500]
+        if texts:
+            return [t for t in texts if 0 < len(t) <= 500]
     return []
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-11
 def language_model(
-    name:str|Path,  # of a causal language model on the hub, or a folder
-    tokens:int=2000, # of an answer, at most
-    device:str="cpu",
-)->Callable:        # text to text
+    name: str | Path,  # of a causal language model on the hub, or a folder
+    tokens: int = 2000,  # of an answer, at most
+    device: str = "cpu",
+) -> Callable:  # text to text
     """An instruction-tuned language model of transformers, run locally, always giving the same answer.
 
     Raises `ValueError` for a model that cannot be loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        net = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto").to(device).eval()
-    except Exception as e: # whatever the hub, the disk or the file raises
-        raise ValueError(f"the language model {str(name)!r} could not be loaded ({type(e).__name__}: "
-                         f"{' '.join(str(e).split())}); give a folder, or `hf download` it first") from e
+        net = (
+            AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto")
+            .to(device)
+            .eval()
+        )
+    except Exception as e:  # whatever the hub, the disk or the file raises
+        raise ValueError(
+            f"the language model {str(name)!r} could not be loaded ({type(e).__name__}: "
+            f"{' '.join(str(e).split())}); give a folder, or `hf download` it first"
+        ) from e
+
     def ask(text):
-        if tokenizer.chat_template: text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        asked = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(device)
-        with torch.no_grad(): out = net.generate(**asked, max_new_tokens=tokens, do_sample=False)
-        return tokenizer.decode(out[0, asked["input_ids"].shape[1]:], skip_special_tokens=True)
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        asked = tokenizer(
+            text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template
+        ).to(device)
+        with torch.no_grad():
+            out = net.generate(**asked, max_new_tokens=tokens, do_sample=False)
+        return tokenizer.decode(out[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+
     return ask
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-14
 def read_picture(
-    path:Path,  # or an open file
-)->Image.Image: # RGB
+    path: Path,  # or an open file
+) -> Image.Image:  # RGB
     """One picture, upright and opaque. Raises what Pillow raises for a file that it cannot read."""
-    with Image.open(path) as opened: image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"): # 16 bits a pixel
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -127,77 +199,119 @@ def read_picture(
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-15
 def fitted(
-    path:Path,            # or an open file
-    size:tuple[int, int], # height and width in pixels
-    crop:bool=False,      # fill the size and cut off what is over at two sides, rather than pad with white
-)->Tensor:                # in [0, 1], `(3, height, width)`
+    path: Path,  # or an open file
+    size: tuple[int, int],  # height and width in pixels
+    crop: bool = False,  # fill the size and cut off what is over at two sides, rather than pad with white
+) -> Tensor:  # in [0, 1], `(3, height, width)`
     """One picture, scaled to a size and never stretched. Raises as `read_picture` does."""
     image, size, how = read_picture(path), size[::-1], Image.Resampling.BICUBIC
-    image = ImageOps.fit(image, size, how) if crop else ImageOps.pad(image, size, how, color="white")
+    image = (
+        ImageOps.fit(image, size, how) if crop else ImageOps.pad(image, size, how, color="white")
+    )
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-16
 @dataclass(frozen=True, repr=False)
 class Pictures:
     """Pictures on disk, with captions; read when they are needed."""
-    paths:tuple[Path, ...]
-    captions:tuple[str, ...]
-    identity:str            # a short hash of what is in the pictures
 
-    def __len__(self): return len(self.paths)
-    def __repr__(self): return f"{len(self)} pictures ({self.identity})"
+    paths: tuple[Path, ...]
+    captions: tuple[str, ...]
+    identity: str  # a short hash of what is in the pictures
 
-    def read(self,
-        indices:list[int],
-        size:tuple[int, int], # height and width in pixels
-        crop:bool=False,      # see `fitted`
-    )->Tensor:                # in [0, 1], `(n, 3, height, width)`
+    def __len__(self):
+        return len(self.paths)
+
+    def __repr__(self):
+        return f"{len(self)} pictures ({self.identity})"
+
+    def read(
+        self,
+        indices: list[int],
+        size: tuple[int, int],  # height and width in pixels
+        crop: bool = False,  # see `fitted`
+    ) -> Tensor:  # in [0, 1], `(n, 3, height, width)`
         """Some of the pictures."""
         return torch.stack([fitted(self.paths[i], size, crop) for i in indices])
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-17
-_OTHER = {".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".fits", ".fit"} # no pictures here
+_OTHER = {
+    ".mpg",
+    ".mpeg",
+    ".h5",
+    ".hdf",
+    ".grib",
+    ".bufr",
+    ".wmf",
+    ".emf",
+    ".fits",
+    ".fit",
+}  # no pictures here
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-18
-def picture_files(folder:Path)->list[Path]:
+def picture_files(folder: Path) -> list[Path]:
     "Files below a folder whose names end like pictures', sorted, hidden ones left out."
-    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - _OTHER
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and p.is_file()
-                  and not any(part[0] == "." for part in p.relative_to(folder).parts))
+    kinds = {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    } - _OTHER
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in kinds
+        and p.is_file()
+        and not any(part[0] == "." for part in p.relative_to(folder).parts)
+    )
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-19
 def read_pictures(
-    folder:str|Path,       # with pictures, and folders of pictures
-    prompt:str|None=None,  # caption of pictures that have none
-)->Pictures:
+    folder: str | Path,  # with pictures, and folders of pictures
+    prompt: str | None = None,  # caption of pictures that have none
+) -> Pictures:
     """All pictures below a folder, in the order of their names.
 
     Raises `ValueError` for a folder without pictures; one error names every picture that cannot be read, and every
     picture without a caption."""
     folder = Path(folder).expanduser()
     files = picture_files(folder)
-    if not files: raise ValueError(f"folder {str(folder)!r} holds no pictures, such as .png or .jpg files")
+    if not files:
+        raise ValueError(f"folder {str(folder)!r} holds no pictures, such as .png or .jpg files")
     kept, wrong = {}, []
     for path in files:
-        try: image = read_picture(path)
-        except Exception as e: # Pillow's plugins raise what they like
-            wrong.append(f"{path.relative_to(folder)} cannot be read ({' '.join(str(e).split()) or type(e).__name__})")
+        try:
+            image = read_picture(path)
+        except Exception as e:  # Pillow's plugins raise what they like
+            wrong.append(
+                f"{path.relative_to(folder)} cannot be read ({' '.join(str(e).split()) or type(e).__name__})"
+            )
             continue
         content = sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        if content in kept: continue
-        try: kept[content] = path, _caption(path, prompt)
-        except ValueError as e: wrong.append(f"{path.relative_to(folder)} {e}")
-    if wrong: raise ValueError(f"{len(wrong)} of {len(files)} pictures in {str(folder)!r}: " + "; ".join(wrong))
+        if content in kept:
+            continue
+        try:
+            kept[content] = path, _caption(path, prompt)
+        except ValueError as e:
+            wrong.append(f"{path.relative_to(folder)} {e}")
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(files)} pictures in {str(folder)!r}: " + "; ".join(wrong)
+        )
     whole = sha256("".join(kept).encode() + json.dumps([c for _, c in kept.values()]).encode())
     return Pictures(*zip(*kept.values()), whole.hexdigest()[:16])
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-20
 def _caption(path, prompt):
     "The text that goes with a picture; raises `ValueError` when there is none."
-    for text in (path.with_suffix(".txt"), path.parent/"caption.txt"):
-        if not text.is_file(): continue
-        try: caption = " ".join(text.read_text("utf-8-sig").split())
-        except UnicodeDecodeError: raise ValueError(f"has a caption that is not UTF-8: {text.name}") from None
-        if caption: return caption
-    if prompt and prompt.strip(): return prompt
-    raise ValueError(f"has no caption: write {path.stem}.txt or caption.txt beside it, or give prompt=")
+    for text in (path.with_suffix(".txt"), path.parent / "caption.txt"):
+        if not text.is_file():
+            continue
+        try:
+            caption = " ".join(text.read_text("utf-8-sig").split())
+        except UnicodeDecodeError:
+            raise ValueError(f"has a caption that is not UTF-8: {text.name}") from None
+        if caption:
+            return caption
+    if prompt and prompt.strip():
+        return prompt
+    raise ValueError(
+        f"has no caption: write {path.stem}.txt or caption.txt beside it, or give prompt="
+    )

@@ -22,48 +22,77 @@ from ..models.stubs import denoiser_input
 from ..models.pipeline import Model
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-05
-_READS = r"attn\d?\.(add_[qkv]_proj|to_add_out)$" # the prompt's side where prompt and image attend jointly
+_READS = r"attn\d?\.(add_[qkv]_proj|to_add_out)$"  # the prompt's side where prompt and image attend jointly
 TARGETS = {  # name -> what a layer's path must match
     "keys-values": r"attn2\.to_[kv]$|attn\.add_[kv]_proj$",  # of the prompt alone: SliderSpace's released code
-    "cross-attention": r"attn2\.to_([qkv]|out\.0)$|" + _READS, # all that reads the prompt: the SliderSpace paper
-    "attention": r"(attn\d?|attention)\.to_([qkv]|out(\.0)?|qkv_mlp_proj)$|" + _READS, # self-attention too
-    "noxattn": r"^(?!.*(attn2|add_[qkv]_proj|to_add_out|time_emb))", # all but what reads the prompt: Concept Sliders
-    "full": "",                                             # every linear and convolutional layer
+    "cross-attention": r"attn2\.to_([qkv]|out\.0)$|"
+    + _READS,  # all that reads the prompt: the SliderSpace paper
+    "attention": r"(attn\d?|attention)\.to_([qkv]|out(\.0)?|qkv_mlp_proj)$|"
+    + _READS,  # self-attention too
+    "noxattn": r"^(?!.*(attn2|add_[qkv]_proj|to_add_out|time_emb))",  # all but what reads the prompt: Concept Sliders
+    "full": "",  # every linear and convolutional layer
 }
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-06
 def target_layers(
-    model:Model,
-    targets:str="attention", # a name in `TARGETS`, or a regular expression searched in layer paths
-)->list[str]:                # paths of layers of the denoiser
+    model: Model,
+    targets: str = "attention",  # a name in `TARGETS`, or a regular expression searched in layer paths
+) -> list[str]:  # paths of layers of the denoiser
     """Linear and convolutional layers that sliders may change.
 
     Raises `ValueError` when a regular expression is malformed or nothing matches."""
-    try: pattern = re.compile(TARGETS.get(targets, targets))
+    try:
+        pattern = re.compile(TARGETS.get(targets, targets))
     except re.error as e:
-        raise ValueError(f"targets={targets!r} is neither one of {list(TARGETS)} nor a regular expression ({e})") from e
-    names = [n.removesuffix(".base_layer") for n, m in model.denoiser.named_modules()
-             if isinstance(m, (nn.Linear, nn.Conv2d)) and "lora_" not in n and getattr(m, "groups", 1) == 1]
+        raise ValueError(
+            f"targets={targets!r} is neither one of {list(TARGETS)} nor a regular expression ({e})"
+        ) from e
+    names = [
+        n.removesuffix(".base_layer")
+        for n, m in model.denoiser.named_modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d))
+        and "lora_" not in n
+        and getattr(m, "groups", 1) == 1
+    ]
     found = [n for n in names if pattern.search(n)]
     if not found:
         able = [k for k, v in TARGETS.items() if any(map(re.compile(v).search, names))]
-        raise ValueError(f"targets={targets!r} matches no layer of {model.name}; of the named ones {able} do")
+        raise ValueError(
+            f"targets={targets!r} matches no layer of {model.name}; of the named ones {able} do"
+        )
     return found
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-09
 class _Now(local):
     "What is set, for each thread by itself: a board at work does not change the pictures that a cell makes meanwhile."
-    strengths, window, on, gate = None, (0., 1.), False, None # the gate of all sliders, `(n, K r)`
-    columns, part = None, None # of the sliders that are on: which rows of the adapter they have, and their gate
-    known = False # whether this thread has set or called anything: those of autograd, which recompute, have not
+
+    strengths, window, on, gate = (
+        None,
+        (0.0, 1.0),
+        False,
+        None,
+    )  # the gate of all sliders, `(n, K r)`
+    columns, part = (
+        None,
+        None,
+    )  # of the sliders that are on: which rows of the adapter they have, and their gate
+    known = False  # whether this thread has set or called anything: those of autograd, which recompute, have not
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-10
 class _Gated(LoraVariant):
     "What peft asks for what the adapter adds to a layer's output."
-    def __init__(self, adapter): self.adapter = adapter
-    def forward(self, module, active_adapter, x, result, **kwargs): return self.adapter._add(module, x, result)
-    def merge_safe(self, module, active_adapter, orig_weight): raise ValueError(
-        "sliders have no one change of the weights: save the mix with space.export, load and fuse that instead")
+
+    def __init__(self, adapter):
+        self.adapter = adapter
+
+    def forward(self, module, active_adapter, x, result, **kwargs):
+        return self.adapter._add(module, x, result)
+
+    def merge_safe(self, module, active_adapter, orig_weight):
+        raise ValueError(
+            "sliders have no one change of the weights: save the mix with space.export, load and fuse that instead"
+        )
+
     merge_unsafe = merge_safe
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-11
@@ -73,106 +102,156 @@ class GatedAdapter:
     Sliders that are off cost nothing: only the rows of those that are on are computed (all of them in compiled layers,
     so that nothing recompiles), in the layer's own precision. Off, the denoiser is the base model, bit for bit.
     `remove` takes it out."""
+
     name = "sliderspace"
 
-    def __init__(self,
-        model:Model,
-        layers:list[str],   # paths of linear or convolutional layers
-        sliders:int,        # K
-        rank:int=1,         # r; alpha is r, so that the update is B A, unscaled
+    def __init__(
+        self,
+        model: Model,
+        layers: list[str],  # paths of linear or convolutional layers
+        sliders: int,  # K
+        rank: int = 1,  # r; alpha is r, so that the update is B A, unscaled
     ):
-        self.model, self.layers, self.sliders, self.rank, self.now = model, layers, sliders, rank, _Now()
+        self.model, self.layers, self.sliders, self.rank, self.now = (
+            model,
+            layers,
+            sliders,
+            rank,
+            _Now(),
+        )
         width = sliders * rank
         self.off = torch.zeros(1, width, device=model.device)
         self.recomputed = self.off, None, None
         net = model.denoiser
         loras = {n: m for n, m in net.named_modules() if isinstance(m, LoraLayer)}
         if any(m.disable_adapters or m.merged for m in loras.values()):
-            raise ValueError(f"a LoRA of {model.name} is switched off or fused, and sliders would be too: first call "
-                             "pipe.enable_lora() or pipe.unfuse_lora(), or unload it")
+            raise ValueError(
+                f"a LoRA of {model.name} is switched off or fused, and sliders would be too: first call "
+                "pipe.enable_lora() or pipe.unfuse_lora(), or unload it"
+            )
         before = {n: [a for a in m.active_adapters if a != self.name] for n, m in loras.items()}
         trained = {p for p in net.parameters() if p.requires_grad}
-        config = LoraConfig(r=width, lora_alpha=width, target_modules="|".join(map(re.escape, layers)), lora_dropout=0.)
+        config = LoraConfig(
+            r=width,
+            lora_alpha=width,
+            target_modules="|".join(map(re.escape, layers)),
+            lora_dropout=0.0,
+        )
         self.hook = None
         try:
-            with torch.random.fork_rng(devices=[]): inject_adapter_in_model(config, net, self.name) # it draws weights
-        except BaseException: # no memory, perhaps
+            with torch.random.fork_rng(devices=[]):
+                inject_adapter_in_model(config, net, self.name)  # it draws weights
+        except BaseException:  # no memory, perhaps
             self.remove()
             raise
         finally:
-            for path, active in before.items(): net.get_submodule(path).set_adapter(active) # peft switched them off
+            for path, active in before.items():
+                net.get_submodule(path).set_adapter(active)  # peft switched them off
         for path in layers:
             layer = net.get_submodule(path)
-            layer.set_adapter([*before.get(path, []), self.name]) # adapters that the user brought stay on
+            layer.set_adapter(
+                [*before.get(path, []), self.name]
+            )  # adapters that the user brought stay on
             layer.lora_variant[self.name] = _Gated(self)
-            if path not in before: layer.cast_input_dtype_enabled = False # what it gets is cast in `_add`, if at all
-            for part in (layer.lora_A, layer.lora_B): part[self.name].to(model.device, torch.float32)
-        for p in net.parameters(): p.requires_grad_(p in trained)
+            if path not in before:
+                layer.cast_input_dtype_enabled = False  # what it gets is cast in `_add`, if at all
+            for part in (layer.lora_A, layer.lora_B):
+                part[self.name].to(model.device, torch.float32)
+        for p in net.parameters():
+            p.requires_grad_(p in trained)
         self.hook = net.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
 
-    def parameters(self)->dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    def parameters(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """For each layer the stacked down-projections `(K r, in)` and up-projections `(out, K r)`; of convolutions
         `(K r, in, height, width)` and `(out, K r, 1, 1)`.
 
         Rows and columns k r to k r + r are slider k's."""
         layers = {n: self.model.denoiser.get_submodule(n) for n in self.layers}
-        return {n: (m.lora_A[self.name].weight, m.lora_B[self.name].weight) for n, m in layers.items()}
+        return {
+            n: (m.lora_A[self.name].weight, m.lora_B[self.name].weight) for n, m in layers.items()
+        }
 
     @torch.no_grad()
-    def copy_in(self,
-        down:dict[str, Tensor], # layer -> `(K r, in)`
-        up:dict[str, Tensor],   # layer -> `(out, K r)`
+    def copy_in(
+        self,
+        down: dict[str, Tensor],  # layer -> `(K r, in)`
+        up: dict[str, Tensor],  # layer -> `(out, K r)`
     ):
         """Set the weights of all layers."""
         for name, (a, b) in self.parameters().items():
             a.copy_(down[name])
             b.copy_(up[name])
 
-    def copy_out(self)->tuple[dict[str, Tensor], dict[str, Tensor]]: # down and up by layer, on the CPU
+    def copy_out(
+        self,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down and up by layer, on the CPU
         """The weights of all layers, as `copy_in` takes them."""
-        return tuple({n: pair[i].detach().cpu().clone() for n, pair in self.parameters().items()} for i in (0, 1))
+        return tuple(
+            {n: pair[i].detach().cpu().clone() for n, pair in self.parameters().items()}
+            for i in (0, 1)
+        )
 
-    def set(self,
-        strengths:Tensor|None,  # `(K,)`, or `(n, K)` with one row an image; None: off
-        window:tuple[float, float]=(0., 1.), # part of the schedule in which they act: 0 is pure noise, 1 the image
+    def set(
+        self,
+        strengths: Tensor | None,  # `(K,)`, or `(n, K)` with one row an image; None: off
+        window: tuple[float, float] = (
+            0.0,
+            1.0,
+        ),  # part of the schedule in which they act: 0 is pure noise, 1 the image
     ):
         """Set the strengths, for this thread.
 
         Raises `ValueError` for another shape, strengths that are not finite, or a window out of order."""
         if strengths is not None:
             if strengths.shape[-1:] != (self.sliders,) or strengths.ndim not in (1, 2):
-                raise ValueError(f"strengths must be ({self.sliders},) or (images, {self.sliders}), "
-                                 f"not {tuple(strengths.shape)}")
-            if not strengths.isfinite().all(): raise ValueError(f"strengths must be finite, not {strengths.tolist()}")
-            strengths = strengths.detach().to(self.model.device, torch.float32, copy=True).reshape(-1, self.sliders)
+                raise ValueError(
+                    f"strengths must be ({self.sliders},) or (images, {self.sliders}), "
+                    f"not {tuple(strengths.shape)}"
+                )
+            if not strengths.isfinite().all():
+                raise ValueError(f"strengths must be finite, not {strengths.tolist()}")
+            strengths = (
+                strengths.detach()
+                .to(self.model.device, torch.float32, copy=True)
+                .reshape(-1, self.sliders)
+            )
         if not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"window must be 0 <= start <= stop <= 1, not {window}")
         now = self.now
         on = [] if strengths is None else (strengths != 0).any(0).nonzero().flatten().tolist()
         now.window, now.strengths, now.on, now.known = window, strengths, bool(on), True
-        now.gate, now.part = self.off, None # until the denoiser is called
-        now.columns = torch.tensor([k * self.rank + j for k in on for j in range(self.rank)], device=self.model.device)
+        now.gate, now.part = self.off, None  # until the denoiser is called
+        now.columns = torch.tensor(
+            [k * self.rank + j for k in on for j in range(self.rank)], device=self.model.device
+        )
 
-    @torch.compiler.disable # what is set here is read by compiled layers as they run
+    @torch.compiler.disable  # what is set here is read by compiled layers as they run
     def _before_denoiser(self, net, args, kwargs):
         "Set where the denoiser is called, so that it holds in any pipeline: the gate of this batch, at this timestep."
         now = self.now
         t = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).to(self.model.device)
         now.gate, now.known = self._gate(len(denoiser_input(args, kwargs)), t), True
         now.part = now.gate[:, now.columns] if now.on else None
-        if torch.is_grad_enabled(): # checkpointed layers run again in threads of autograd
+        if torch.is_grad_enabled():  # checkpointed layers run again in threads of autograd
             self.recomputed = now.gate, now.columns, now.part
 
     def _gate(self, n, t):
         "The gate of a denoiser call, a row an image; off, it is 0, of the same shape, so that nothing recompiles."
         now = self.now
-        if not now.on: return self.off.repeat(n, 1)
-        done = 1 - noise_level(self.model.family, t, self.model.pipe.scheduler.config.num_train_timesteps)
+        if not now.on:
+            return self.off.repeat(n, 1)
+        done = 1 - noise_level(
+            self.model.family, t, self.model.pipe.scheduler.config.num_train_timesteps
+        )
         inside = (done >= now.window[0]) & ((done < now.window[1]) | (now.window[1] == 1))
         rows = now.strengths
         if len(rows) > 1 and n % len(rows):
-            raise ValueError(f"strengths are for {len(rows)} images, the denoiser was given a batch of {n}")
-        gate = rows.repeat(n // len(rows), 1) * inside.reshape(-1, 1).float() # guidance doubles the batch, or more
+            raise ValueError(
+                f"strengths are for {len(rows)} images, the denoiser was given a batch of {n}"
+            )
+        gate = (
+            rows.repeat(n // len(rows), 1) * inside.reshape(-1, 1).float()
+        )  # guidance doubles the batch, or more
         return gate.repeat_interleave(self.rank, dim=1)
 
     def _add(self, layer, x, result):
@@ -182,11 +261,17 @@ class GatedAdapter:
         down, up = layer.lora_A[self.name], layer.lora_B[self.name].weight
         rows = down.weight
         if not torch.compiler.is_compiling():
-            if part is None: return result
-            if len(columns) < len(rows): gate, rows, up = part, rows[columns], up[:, columns]
-        if len(gate) != len(result): # a layer of all images' patches in one row, or of none in particular
+            if part is None:
+                return result
+            if len(columns) < len(rows):
+                gate, rows, up = part, rows[columns], up[:, columns]
+        if len(gate) != len(
+            result
+        ):  # a layer of all images' patches in one row, or of none in particular
             if now.on and len(now.strengths) > 1:
-                raise ValueError("a mix an image needs layers that keep images apart: choose other targets")
+                raise ValueError(
+                    "a mix an image needs layers that keep images apart: choose other targets"
+                )
             gate = gate[:1]
         x, rows, up, gate = (v.to(result.dtype) for v in (x, rows, up, gate))
         if isinstance(down, nn.Conv2d):
@@ -198,10 +283,12 @@ class GatedAdapter:
         """Take the adapter out of the denoiser, other adapters untouched."""
         net = self.model.denoiser
         trained = {p for p in net.parameters() if p.requires_grad}
-        if self.hook: self.hook.remove()
+        if self.hook:
+            self.hook.remove()
         for path in self.layers:
             layer = net.get_submodule(path)
-            if self.name not in getattr(layer, "lora_A", ()): continue # `unload_lora_weights` took it
+            if self.name not in getattr(layer, "lora_A", ()):
+                continue  # `unload_lora_weights` took it
             if len(layer.lora_A) > 1:
                 active = [a for a in layer.active_adapters if a != self.name]
                 layer.delete_adapter(self.name)
@@ -210,14 +297,20 @@ class GatedAdapter:
             else:
                 parent, _, leaf = path.rpartition(".")
                 setattr(net.get_submodule(parent), leaf, layer.base_layer)
-        for p in net.parameters(): p.requires_grad_(p in trained)
+        for p in net.parameters():
+            p.requires_grad_(p in trained)
         configs = getattr(net, "peft_config", {})
         configs.pop(self.name, None)
-        if not configs and hasattr(net, "peft_config"): del net.peft_config
+        if not configs and hasattr(net, "peft_config"):
+            del net.peft_config
 
     @property
-    def here(self)->bool:
+    def here(self) -> bool:
         """Whether it is on the denoiser still: `unload_lora_weights` and `set_adapters` of a pipeline end that."""
         layers = map(self.model.denoiser.get_submodule, self.layers)
-        return all(self.name in getattr(m, "active_adapters", ()) and not m.disable_adapters and not m.merged
-                   for m in layers)
+        return all(
+            self.name in getattr(m, "active_adapters", ())
+            and not m.disable_adapters
+            and not m.merged
+            for m in layers
+        )

@@ -18,69 +18,105 @@ from ..models.pipeline import Model
 from .space import SliderSpace
 
 # %% ../../nbs/05_sliders/02_lora_files.ipynb #cell-04
-_ENDS = {"lora_down.weight": "down", "lora_A.weight": "down", "lora_up.weight": "up", "lora_B.weight": "up",
-         "alpha": "alpha"}
+_ENDS = {
+    "lora_down.weight": "down",
+    "lora_A.weight": "down",
+    "lora_up.weight": "up",
+    "lora_B.weight": "up",
+    "alpha": "alpha",
+}
 
 # %% ../../nbs/05_sliders/02_lora_files.ipynb #cell-05
-def _tensors(path:Path)->tuple[dict[str, Tensor], float|None]:
+def _tensors(path: Path) -> tuple[dict[str, Tensor], float | None]:
     "Tensors of a safetensors file, or of a `.pt` file that holds nothing else; alpha, if diffusers' metadata say it."
-    if not path.is_file(): raise FileNotFoundError(f"no such file: {str(path)!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {str(path)!r}")
     try:
-        if path.suffix != ".safetensors": found, about = torch.load(path, "cpu", weights_only=True), {}
+        if path.suffix != ".safetensors":
+            found, about = torch.load(path, "cpu", weights_only=True), {}
         else:
             with safe_open(path, "pt") as f:
                 found = {k: f.get_tensor(k) for k in f.keys()}
                 about = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
-        raise ValueError(f"{str(path)!r} is damaged, or no file of tensors: {' '.join(str(e).split())}") from e
-    except Exception as e: # an unpickling error: there is code in it
-        raise ValueError(f"{str(path)!r} holds more than tensors, and is not opened: that could run its code") from e
+        raise ValueError(
+            f"{str(path)!r} is damaged, or no file of tensors: {' '.join(str(e).split())}"
+        ) from e
+    except Exception as e:  # an unpickling error: there is code in it
+        raise ValueError(
+            f"{str(path)!r} holds more than tensors, and is not opened: that could run its code"
+        ) from e
     if not isinstance(found, dict) or not all(torch.is_tensor(v) for v in found.values()):
         raise ValueError(f"{str(path)!r} is not a dictionary of tensors")
     return found, next((v for k, v in about.items() if k.endswith("lora_alpha")), None)
 
 # %% ../../nbs/05_sliders/02_lora_files.ipynb #cell-06
 def read_lora(
-    path:str|Path, # .safetensors or .pt
-    model:Model,   # that it is for
-    label:str|None=None, # default: the file's name
-)->SliderSpace:    # of one slider: strength 1 is the file's own
+    path: str | Path,  # .safetensors or .pt
+    model: Model,  # that it is for
+    label: str | None = None,  # default: the file's name
+) -> SliderSpace:  # of one slider: strength 1 is the file's own
     """Read a LoRA of the denoiser as a slider: released Concept Sliders, kohya's and diffusers' files, our exports.
 
     Raises `FileNotFoundError`, and `ValueError` for a file that holds more than tensors, keys that name no layer of
     this model's denoiser (none is passed over in silence), other shapes, and several ranks."""
     path = Path(path).expanduser()
-    layers = {n: m for n, m in model.denoiser.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    layers = {
+        n: m for n, m in model.denoiser.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
+    }
     layers = {n.replace(".base_layer", ""): m for n, m in layers.items() if "lora_" not in n}
     names = {n.replace(".", "_"): n for n in layers}
     (tensors, alpha), parts, strange = _tensors(path), {}, []
     for key, tensor in tensors.items():
-        stem, _, end = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", key).partition(".lora_")
+        stem, _, end = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", key).partition(
+            ".lora_"
+        )
         stem, end = (stem, f"lora_{end}") if end else key.rpartition(".")[::2]
-        stem = re.sub(r"^(lora_unet_|lora_transformer_|unet\.|transformer\.|base_model\.model\.)+", "", stem)
+        stem = re.sub(
+            r"^(lora_unet_|lora_transformer_|unet\.|transformer\.|base_model\.model\.)+", "", stem
+        )
         name = names.get(stem.replace(".", "_"))
-        if name is None or end not in _ENDS: strange.append(key)
-        else: parts.setdefault(name, {})[_ENDS[end]] = tensor.float()
+        if name is None or end not in _ENDS:
+            strange.append(key)
+        else:
+            parts.setdefault(name, {})[_ENDS[end]] = tensor.float()
     if strange or not parts:
-        raise ValueError(f"{str(path)!r} has {len(strange)} keys that name no layer of the denoiser of {model.name}, "
-                         f"such as {strange[:3]}; LoRAs of text encoders are not sliders of a denoiser")
-    for name, p in parts.items(): _check(path, name, p, layers[name])
+        raise ValueError(
+            f"{str(path)!r} has {len(strange)} keys that name no layer of the denoiser of {model.name}, "
+            f"such as {strange[:3]}; LoRAs of text encoders are not sliders of a denoiser"
+        )
+    for name, p in parts.items():
+        _check(path, name, p, layers[name])
     ranks = {len(p["down"]) for p in parts.values()}
-    if len(ranks) > 1: raise ValueError(f"{str(path)!r} has several ranks {sorted(ranks)}: a slider has one")
+    if len(ranks) > 1:
+        raise ValueError(f"{str(path)!r} has several ranks {sorted(ranks)}: a slider has one")
     rank = ranks.pop()
     usual = torch.tensor(float(rank if alpha is None else alpha))
     up = {n: p["up"] * p.get("alpha", usual) / rank for n, p in parts.items()}
-    card = dict(model=model.name, fingerprint=model.fingerprint(list(parts)), denoiser=model.denoiser_name,
-                imported=path.name)
-    return SliderSpace({n: p["down"] for n, p in parts.items()}, up, [label or path.stem],
-                       torch.tensor([[-2., 2.]]), rank, card)
+    card = dict(
+        model=model.name,
+        fingerprint=model.fingerprint(list(parts)),
+        denoiser=model.denoiser_name,
+        imported=path.name,
+    )
+    return SliderSpace(
+        {n: p["down"] for n, p in parts.items()},
+        up,
+        [label or path.stem],
+        torch.tensor([[-2.0, 2.0]]),
+        rank,
+        card,
+    )
 
 # %% ../../nbs/05_sliders/02_lora_files.ipynb #cell-07
 def _check(path, name, part, layer):
     "Raise `ValueError` unless a layer's projections are both there, and fit."
-    if not {"down", "up"} <= set(part): raise ValueError(f"{str(path)!r} lacks a projection of {name}")
+    if not {"down", "up"} <= set(part):
+        raise ValueError(f"{str(path)!r} lacks a projection of {name}")
     weight = getattr(layer, "base_layer", layer).weight
     rank, wanted = len(part["down"]), tuple(weight.shape)
-    if (part["down"].shape[1:] != wanted[1:] or part["up"].shape[:2] != (wanted[0], rank)):
-        raise ValueError(f"{str(path)!r} is for another model: at {name} it has shapes {tuple(part['down'].shape)} and "
-                         f"{tuple(part['up'].shape)}, and the layer {wanted}")
+    if part["down"].shape[1:] != wanted[1:] or part["up"].shape[:2] != (wanted[0], rank):
+        raise ValueError(
+            f"{str(path)!r} is for another model: at {name} it has shapes {tuple(part['down'].shape)} and "
+            f"{tuple(part['up'].shape)}, and the layer {wanted}"
+        )

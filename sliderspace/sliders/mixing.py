@@ -21,30 +21,36 @@ from .space import SliderSpace
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-05
 @torch.no_grad()
 def draw_mixes(
-    model:Model,
-    space:SliderSpace,
-    mixes:Tensor,             # `(n, K)`, an image each
-    prompt:str|list[str],     # of all; several take turns by the number of the sample
-    samples:list[int],        # n of them (their noise)
-    seed:int=0,
-    steps:int|None=None,      # default: the model's
-    guidance:float|None=None, # default: the model's
-    start:float|None=None,    # part of the noise schedule after which sliders act; default: as they were trained
-    batch:int=64,             # images in a denoiser call
-    transfer:bool=False,      # allow a model with other weights than the sliders were made for
+    model: Model,
+    space: SliderSpace,
+    mixes: Tensor,  # `(n, K)`, an image each
+    prompt: str | list[str],  # of all; several take turns by the number of the sample
+    samples: list[int],  # n of them (their noise)
+    seed: int = 0,
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    batch: int = 64,  # images in a denoiser call
+    transfer: bool = False,  # allow a model with other weights than the sliders were made for
     progress=tqdm,
-):                            # rows done, and their final latents on the CPU
+):  # rows done, and their final latents on the CPU
     """Yield the images of mixes as they are made: first those of strength 0, which are the unchanged model's bit for
     bit, then the others, whatever they are.
 
     Raises `ValueError` for an empty prompt, another number of mixes than samples, and as `SliderSpace.on` does."""
     check_prompt(prompt)
     mixes, samples = space.strengths(mixes), list(samples)
-    if batch < 1: raise ValueError(f"batch must be 1 or more, not {batch}")
-    if not mixes.isfinite().all(): raise ValueError("mixes must be finite, and hold NaN or infinity")
+    if batch < 1:
+        raise ValueError(f"batch must be 1 or more, not {batch}")
+    if not mixes.isfinite().all():
+        raise ValueError("mixes must be finite, and hold NaN or infinity")
     if mixes.shape != (len(samples), len(space)):
-        raise ValueError(f"mixes must be ({len(samples)}, {len(space)}), a row a sample, not {tuple(mixes.shape)}")
+        raise ValueError(
+            f"mixes must be ({len(samples)}, {len(space)}), a row a sample, not {tuple(mixes.shape)}"
+        )
     prompts, moved, rows = in_turn(prompt, samples), mixes.any(1), torch.arange(len(samples))
+
     def draw(part):
         at = part.tolist()
         numbers = [samples[i] for i in at]
@@ -52,22 +58,29 @@ def draw_mixes(
         noise = start_noise(model, seed, each)[[each.index(i) for i in numbers]]
         with space.on(model, mixes[part], start, transfer=transfer):
             return at, sample(model, [prompts[i] for i in at], noise, steps, guidance).cpu()
-    with space.on(model, {}, transfer=transfer): # attached once, and whatever mix was on is off
-        for part in progress([p for group in (~moved, moved) for p in rows[group].split(batch)], desc="images"):
+
+    with space.on(model, {}, transfer=transfer):  # attached once, and whatever mix was on is off
+        for part in progress(
+            [p for group in (~moved, moved) for p in rows[group].split(batch)], desc="images"
+        ):
             yield from in_parts(model, "sweep", draw, part, batch)
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-06
 def mixed(
-    model:Model,
-    space:SliderSpace,
-    mixes:Tensor,         # `(n, K)`
-    prompt:str|list[str],
-    samples:list[int],
-    *args, **options,     # of `draw_mixes`
-)->Tensor:                # final latents, `(n, ...)`, on the CPU
+    model: Model,
+    space: SliderSpace,
+    mixes: Tensor,  # `(n, K)`
+    prompt: str | list[str],
+    samples: list[int],
+    *args,
+    **options,  # of `draw_mixes`
+) -> Tensor:  # final latents, `(n, ...)`, on the CPU
     """All images of `draw_mixes`, in the order of the samples."""
-    done = dict(pair for rows, latents in draw_mixes(model, space, mixes, prompt, samples, *args, **options)
-                for pair in zip(rows, latents))
+    done = dict(
+        pair
+        for rows, latents in draw_mixes(model, space, mixes, prompt, samples, *args, **options)
+        for pair in zip(rows, latents)
+    )
     return torch.stack([done[i] for i in range(len(done))])
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-08
@@ -78,53 +91,76 @@ def _random(seed, number):
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-09
 def sparse_mixes(
-    sliders:int,          # K
-    samples:list[int],    # numbers of the images
-    count:int=3,          # sliders of an image, 1 to K
-    strength:float=1.,
-    both:bool=False,      # signs are drawn too
-    weights:Tensor|None=None, # chance of each slider, `(K,)`, such as singular values; default: all alike
-    seed:int=0,
-)->Tensor:                # `(n, K)`
+    sliders: int,  # K
+    samples: list[int],  # numbers of the images
+    count: int = 3,  # sliders of an image, 1 to K
+    strength: float = 1.0,
+    both: bool = False,  # signs are drawn too
+    weights: Tensor
+    | None = None,  # chance of each slider, `(K,)`, such as singular values; default: all alike
+    seed: int = 0,
+) -> Tensor:  # `(n, K)`
     """A random set of sliders an image, all at one strength: SliderSpace's protocol (R7), with 3 at strength 1.
 
     Raises `ValueError` for a count out of range, and weights that are no chances."""
-    weights = torch.ones(sliders) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+    weights = (
+        torch.ones(sliders) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+    )
     if not isinstance(count, int) or not 1 <= count <= sliders:
         raise ValueError(f"count must be 1 to {sliders}, the number of sliders, not {count!r}")
-    if weights.shape != (sliders,) or not weights.isfinite().all() or (weights < 0).any() \
-            or (weights > 0).sum() < count:
-        raise ValueError(f"weights must be {sliders} finite numbers, {count} or more of them above 0, not {weights}")
+    if (
+        weights.shape != (sliders,)
+        or not weights.isfinite().all()
+        or (weights < 0).any()
+        or (weights > 0).sum() < count
+    ):
+        raise ValueError(
+            f"weights must be {sliders} finite numbers, {count} or more of them above 0, not {weights}"
+        )
     out = torch.zeros(len(samples), sliders)
     for row, number in zip(out, samples):
         gen = _random(seed, number)
         chosen = weights.multinomial(count, generator=gen)
-        row[chosen] = strength * (1 - 2 * torch.randint(2, (count,), generator=gen).float() if both else 1.)
+        row[chosen] = strength * (
+            1 - 2 * torch.randint(2, (count,), generator=gen).float() if both else 1.0
+        )
     return out
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-12
 def score_mixes(
-    together:Tensor,      # covariance of the scores of all sliders' directions, `(K, K)`, such as their correlations
-    samples:list[int],    # numbers of the images
-    size:float=3 ** .5,   # length of a mix, in expectation: that of three sliders at strength 1
-    seed:int=0,
-)->Tensor:                # `(n, K)`
+    together: Tensor,  # covariance of the scores of all sliders' directions, `(K, K)`, such as their correlations
+    samples: list[int],  # numbers of the images
+    size: float = 3**0.5,  # length of a mix, in expectation: that of three sliders at strength 1
+    seed: int = 0,
+) -> Tensor:  # `(n, K)`
     """Gaussian strengths of all sliders, which vary together as scores do.
 
     Raises `ValueError` for anything but a symmetric matrix."""
     together = torch.as_tensor(together, dtype=torch.float64)
     square = together.ndim == 2 and together.shape[0] == together.shape[1]
-    if not square or not together.isfinite().all() or not together.allclose(together.T) or together.trace() <= 0:
-        raise ValueError(f"together must be a finite symmetric (K, K) matrix, not {together.tolist()}")
+    if (
+        not square
+        or not together.isfinite().all()
+        or not together.allclose(together.T)
+        or together.trace() <= 0
+    ):
+        raise ValueError(
+            f"together must be a finite symmetric (K, K) matrix, not {together.tolist()}"
+        )
     values, vectors = torch.linalg.eigh(together)
     root = vectors * values.clamp(min=0).sqrt() * (size / together.trace().sqrt())
-    drawn = torch.stack([torch.randn(len(together), generator=_random(seed, i), dtype=torch.float64) for i in samples])
+    drawn = torch.stack(
+        [
+            torch.randn(len(together), generator=_random(seed, i), dtype=torch.float64)
+            for i in samples
+        ]
+    )
     return (drawn @ root.T).float()
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-13
 def within(
-    mixes:Tensor,  # `(n, K)`
-    ranges:Tensor, # `(K, 2)`, such as `SliderSpace.ranges`
-)->Tensor:         # `(n, K)`
+    mixes: Tensor,  # `(n, K)`
+    ranges: Tensor,  # `(K, 2)`, such as `SliderSpace.ranges`
+) -> Tensor:  # `(n, K)`
     """Mixes with every strength cut where the slider's usable range ends."""
     return mixes.clamp(ranges[:, 0], ranges[:, 1])

@@ -20,7 +20,13 @@ from torch import Tensor
 
 # %% ../../nbs/05_sliders/01_space.ipynb #cell-03
 from .adapter import GatedAdapter
-from ..files import read_tensors, tensor_bytes, writable_folder, write_bytes, write_tensors
+from sliderspace.files import (
+    read_tensors,
+    tensor_bytes,
+    writable_folder,
+    write_bytes,
+    write_tensors,
+)
 from ..models.pipeline import Model
 
 # %% ../../nbs/05_sliders/01_space.ipynb #cell-04
@@ -30,13 +36,14 @@ def _attached(model):
 
 # %% ../../nbs/05_sliders/01_space.ipynb #cell-05
 def detach(
-    model:Model,
-    only=None, # a space: leave all others where they are, and this one too while it is on
+    model: Model,
+    only=None,  # a space: leave all others where they are, and this one too while it is on
 ):
     """Take the sliders that are attached to a model off again, leaving it as it was."""
     with model.lock:
         space, adapter = _attached(model)
-        if adapter is None or only is not None and (space is not only or adapter.now.on): return
+        if adapter is None or only is not None and (space is not only or adapter.now.on):
+            return
         del model.denoiser._sliderspace
         adapter.remove()
 
@@ -44,79 +51,104 @@ def detach(
 @dataclass(frozen=True, eq=False, repr=False)
 class SliderSpace:
     """K sliders of rank r over the same layers of a model. Strength 0 is the base model, strengths may be negative."""
-    down:dict[str, Tensor]    # layer -> `(K r, in)`, float32: rows k r to k r + r are slider k's
-    up:dict[str, Tensor]      # layer -> `(out, K r)`, float32
-    labels:list[str]          # K names, no two the same
-    ranges:Tensor             # `(K, 2)`: the strengths between which images are the model's own; -2, 2 if unmeasured
-    rank:int = 1              # r
-    card:dict = field(default_factory=dict) # origin and measures: model, fingerprint, prompt, seed, report, ...
 
-    def __len__(self): return len(self.labels)
+    down: dict[str, Tensor]  # layer -> `(K r, in)`, float32: rows k r to k r + r are slider k's
+    up: dict[str, Tensor]  # layer -> `(out, K r)`, float32
+    labels: list[str]  # K names, no two the same
+    ranges: Tensor  # `(K, 2)`: the strengths between which images are the model's own; -2, 2 if unmeasured
+    rank: int = 1  # r
+    card: dict = field(
+        default_factory=dict
+    )  # origin and measures: model, fingerprint, prompt, seed, report, ...
 
-    def __repr__(self): return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
+    def __len__(self):
+        return len(self.labels)
+
+    def __repr__(self):
+        return f"SliderSpace({len(self)} sliders of {self.card.get('model')}: {', '.join(self.labels)})"
 
     @property
-    def rows(self)->list[dict]:
+    def rows(self) -> list[dict]:
         """What the card says of each slider: measures, note, where it came from; empty where it says nothing."""
         return self.card.get("sliders", [{}] * len(self))
 
-    def mark(self)->str:
+    def mark(self) -> str:
         """A short hash of the weights: the same for the same sliders, whatever they are called."""
         found = sha256()
         for name in sorted(self.up):
-            for w in (self.down[name], self.up[name]): found.update(w.detach().cpu().contiguous().numpy().tobytes())
+            for w in (self.down[name], self.up[name]):
+                found.update(w.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
     @property
-    def acts_from(self)->float:
+    def acts_from(self) -> float:
         """The part of the noise schedule after which these sliders were trained to act, 0 to 1; 0 for a sum of spaces
         that differ in it."""
-        return self.card.get("acts_from", 0.)
+        return self.card.get("acts_from", 0.0)
 
-    def index(self,
-        slider, # number (from 0, negative from the end) or label
-    )->int:
+    def index(
+        self,
+        slider,  # number (from 0, negative from the end) or label
+    ) -> int:
         """The number of a slider. Raises `KeyError` when there is no such slider."""
-        if isinstance(slider, str) and slider in self.labels: return self.labels.index(slider)
-        if isinstance(slider, Integral) and -len(self) <= slider < len(self): return int(slider) % len(self)
-        raise KeyError(f"no slider {slider!r}: there are numbers 0 to {len(self) - 1} and labels {self.labels}")
+        if isinstance(slider, str) and slider in self.labels:
+            return self.labels.index(slider)
+        if isinstance(slider, Integral) and -len(self) <= slider < len(self):
+            return int(slider) % len(self)
+        raise KeyError(
+            f"no slider {slider!r}: there are numbers 0 to {len(self) - 1} and labels {self.labels}"
+        )
 
-    def strengths(self,
-        mix,       # {slider: strength}, K numbers, or a list of either with one entry an image
-    )->Tensor:     # `(K,)`, or `(images, K)`
+    def strengths(
+        self,
+        mix,  # {slider: strength}, K numbers, or a list of either with one entry an image
+    ) -> Tensor:  # `(K,)`, or `(images, K)`
         """A mix as a tensor. Raises `KeyError` for an unknown slider, `ValueError` for a wrong number of strengths."""
         if isinstance(mix, dict):
             out = torch.zeros(len(self))
-            for slider, s in mix.items(): out[self.index(slider)] = float(s)
+            for slider, s in mix.items():
+                out[self.index(slider)] = float(s)
             return out
         if isinstance(mix, (list, tuple)) and mix and not isinstance(mix[0], (int, float)):
             return torch.stack([self.strengths(m) for m in mix])
         out = torch.as_tensor(mix, dtype=torch.float32)
         if out.ndim not in (1, 2) or out.shape[-1] != len(self):
-            raise ValueError(f"a mix has one strength for each of {len(self)} sliders, not shape {tuple(out.shape)}")
+            raise ValueError(
+                f"a mix has one strength for each of {len(self)} sliders, not shape {tuple(out.shape)}"
+            )
         return out
 
-    def check(self, model:Model, transfer:bool=False):
+    def check(self, model: Model, transfer: bool = False):
         """Raise `ValueError` unless these sliders were made for this model (`transfer`: one with the same shapes)."""
         mine, made_for = self.card.get("fingerprint", {}), self.card.get("model")
-        try: theirs = model.fingerprint(list(self.down))
+        try:
+            theirs = model.fingerprint(list(self.down))
         except AttributeError as e:
-            raise ValueError(f"{model.name} lacks layers of these sliders ({e}): they were made for {made_for}") from e
+            raise ValueError(
+                f"{model.name} lacks layers of these sliders ({e}): they were made for {made_for}"
+            ) from e
         if mine.get("shapes") != theirs["shapes"]:
-            raise ValueError(f"these sliders were made for {made_for!r}, "
-                             f"whose layers have other shapes than {model.name!r}'s")
+            raise ValueError(
+                f"these sliders were made for {made_for!r}, "
+                f"whose layers have other shapes than {model.name!r}'s"
+            )
         if not transfer and mine.get("weights") != theirs["weights"]:
-            raise ValueError(f"these sliders were made for the weights of {made_for!r}, and {model.name!r} has others; "
-                             "transfer=True uses them all the same")
+            raise ValueError(
+                f"these sliders were made for the weights of {made_for!r}, and {model.name!r} has others; "
+                "transfer=True uses them all the same"
+            )
 
-    def attach(self, model:Model, transfer:bool=False)->GatedAdapter:
+    def attach(self, model: Model, transfer: bool = False) -> GatedAdapter:
         """Put the sliders on a model, switched off (nothing changes yet); a space that was there before leaves."""
         space, adapter = _attached(model)
-        if space is self and adapter.here: return adapter
+        if space is self and adapter.here:
+            return adapter
         self.check(model, transfer)
         if space is not None:
             if adapter.now.on and space is not self:
-                raise ValueError("sliders of another space are on: leave its `with` first, or add the two spaces")
+                raise ValueError(
+                    "sliders of another space are on: leave its `with` first, or add the two spaces"
+                )
             detach(model)
         adapter = GatedAdapter(model, list(self.down), len(self), self.rank)
         adapter.copy_in(self.down, self.up)
@@ -124,13 +156,15 @@ class SliderSpace:
         return adapter
 
     @contextmanager
-    def on(self,
-        model:Model,
-        mix,             # as in `strengths`
-        start:float|None=None, # part of the noise schedule, 0 to 1, after which sliders act: 0.2 keeps the early
-                         # layout; default: as they were trained, `acts_from`
-        stop:float=1.,   # and before which
-        transfer:bool=False, # allow a model with other weights
+    def on(
+        self,
+        model: Model,
+        mix,  # as in `strengths`
+        start: float
+        | None = None,  # part of the noise schedule, 0 to 1, after which sliders act: 0.2 keeps the early
+        # layout; default: as they were trained, `acts_from`
+        stop: float = 1.0,  # and before which
+        transfer: bool = False,  # allow a model with other weights
     ):
         """Switch sliders on inside a `with`: `with space.on(model, {"glasses": 1.5, 7: -1}): model.pipe(...)`.
 
@@ -146,145 +180,252 @@ class SliderSpace:
                 yield self
             finally:
                 adapter.set(*before)
-                if not stays: detach(model)
+                if not stays:
+                    detach(model)
 
-    def take(self, sliders)->"SliderSpace": # numbers or labels
+    def take(self, sliders) -> "SliderSpace":  # numbers or labels
         """A space of some of the sliders. Raises `KeyError` for an unknown one."""
         at = [self.index(s) for s in sliders]
-        rows = torch.tensor([i * self.rank + j for i in at for j in range(self.rank)], dtype=torch.long)
+        rows = torch.tensor(
+            [i * self.rank + j for i in at for j in range(self.rank)], dtype=torch.long
+        )
         card = dict(self.card)
-        if "sliders" in card: card["sliders"] = [card["sliders"][i] for i in at]
-        if "cosines" in card: card["cosines"] = [[card["cosines"][i][j] for j in at] for i in at]
-        return replace(self, down={n: a[rows] for n, a in self.down.items()},
-                       up={n: b[:, rows] for n, b in self.up.items()},
-                       labels=[self.labels[i] for i in at], ranges=self.ranges[at], card=card)
+        if "sliders" in card:
+            card["sliders"] = [card["sliders"][i] for i in at]
+        if "cosines" in card:
+            card["cosines"] = [[card["cosines"][i][j] for j in at] for i in at]
+        return replace(
+            self,
+            down={n: a[rows] for n, a in self.down.items()},
+            up={n: b[:, rows] for n, b in self.up.items()},
+            labels=[self.labels[i] for i in at],
+            ranges=self.ranges[at],
+            card=card,
+        )
 
-    def named(self,
-        slider,              # number or label
-        label:str,           # its new one
-        note:str|None=None,  # what to know about it; None: what was noted before
-    )->"SliderSpace":
+    def named(
+        self,
+        slider,  # number or label
+        label: str,  # its new one
+        note: str | None = None,  # what to know about it; None: what was noted before
+    ) -> "SliderSpace":
         """The space with another label or note on a slider. Raises `KeyError` for an unknown slider, `ValueError` for a
         label that is empty or another slider's."""
         at = self.index(slider)
-        if not isinstance(label, str) or not label.strip(): raise ValueError(f"label must be a text, not {label!r}")
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"label must be a text, not {label!r}")
         labels = [label.strip() if i == at else l for i, l in enumerate(self.labels)]
-        if len(set(labels)) < len(labels): raise ValueError(f"another slider has the label {label.strip()!r}")
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"another slider has the label {label.strip()!r}")
         rows = [dict(row) for row in self.rows]
-        if note is not None: rows[at]["note"] = note
+        if note is not None:
+            rows[at]["note"] = note
         return replace(self, labels=labels, card=self.card | {"sliders": rows})
 
     def _of_rank(self, rank):
         "The same sliders with more ranks, of zeros."
+
         def padded(w, dim):
             each = w.unflatten(dim, (len(self), self.rank))
-            more = each.narrow(dim + 1, 0, 1).expand(*each.shape[:dim + 1], rank - self.rank, *each.shape[dim + 2:])
+            more = each.narrow(dim + 1, 0, 1).expand(
+                *each.shape[: dim + 1], rank - self.rank, *each.shape[dim + 2 :]
+            )
             return torch.cat([each, 0 * more], dim + 1).flatten(dim, dim + 1)
-        return replace(self, rank=rank, down={n: padded(a, 0) for n, a in self.down.items()},
-                       up={n: padded(b, 1) for n, b in self.up.items()})
+
+        return replace(
+            self,
+            rank=rank,
+            down={n: padded(a, 0) for n, a in self.down.items()},
+            up={n: padded(b, 1) for n, b in self.up.items()},
+        )
 
     def _over(self, like):
         "The same sliders with more layers, which they leave as they are: those of another space that these lack."
-        def none(w, dim): return torch.zeros([len(self) * self.rank if d == dim else n for d, n in enumerate(w.shape)])
-        more = [n for n in like.down if n not in self.down]
-        return replace(self, down=self.down | {n: none(like.down[n], 0) for n in more},
-                       up=self.up | {n: none(like.up[n], 1) for n in more})
 
-    def __add__(self, other:"SliderSpace")->"SliderSpace":
+        def none(w, dim):
+            return torch.zeros(
+                [len(self) * self.rank if d == dim else n for d, n in enumerate(w.shape)]
+            )
+
+        more = [n for n in like.down if n not in self.down]
+        return replace(
+            self,
+            down=self.down | {n: none(like.down[n], 0) for n in more},
+            up=self.up | {n: none(like.up[n], 1) for n in more},
+        )
+
+    def __add__(self, other: "SliderSpace") -> "SliderSpace":
         """Both spaces' sliders in one, of the larger rank and over all layers of either.
 
         Raises `ValueError` when they are not of one model."""
-        mine, theirs = ({"shapes": {}, "weights": {}} | s.card.get("fingerprint", {}) for s in (self, other))
+        mine, theirs = (
+            {"shapes": {}, "weights": {}} | s.card.get("fingerprint", {}) for s in (self, other)
+        )
         both = {kind: mine[kind] | theirs[kind] for kind in ("shapes", "weights")}
         shared = self.down.keys() & other.down.keys()
-        if (any(mine[kind].get(n) != theirs[kind].get(n) for kind in both for n in shared)
-                or not shared and self.card.get("model") != other.card.get("model")):
-            raise ValueError(f"only spaces of one model add up, not of {self.card.get('model')!r} and "
-                             f"{other.card.get('model')!r}")
+        if (
+            any(mine[kind].get(n) != theirs[kind].get(n) for kind in both for n in shared)
+            or not shared
+            and self.card.get("model") != other.card.get("model")
+        ):
+            raise ValueError(
+                f"only spaces of one model add up, not of {self.card.get('model')!r} and "
+                f"{other.card.get('model')!r}"
+            )
         rank = max(self.rank, other.rank)
-        spaces = [space._over(like)._of_rank(rank) for space, like in ((self, other), (other, self))]
+        spaces = [
+            space._over(like)._of_rank(rank) for space, like in ((self, other), (other, self))
+        ]
         labels = [*self.labels]
         for label in other.labels:
             names = chain([label], (f"{label} ({i})" for i in count(2)))
             labels.append(next(name for name in names if name not in labels))
         sliders = [s for space in (self, other) for s in space.rows]
         agreed = {k: v for k, v in self.card.items() if k != "cosines" and other.card.get(k) == v}
-        most = max(s.card.get("samples", 0) for s in (self, other)) # what is measured is measured beyond them
-        card = agreed | {"sliders": sliders, "fingerprint": both} | ({"samples": most} if most else {})
-        return replace(self, down={n: torch.cat([space.down[n] for space in spaces]) for n in spaces[0].down},
-                       up={n: torch.cat([space.up[n] for space in spaces], 1) for n in spaces[0].down}, rank=rank,
-                       labels=labels, ranges=torch.cat([self.ranges, other.ranges]), card=card)
+        most = max(
+            s.card.get("samples", 0) for s in (self, other)
+        )  # what is measured is measured beyond them
+        card = (
+            agreed | {"sliders": sliders, "fingerprint": both} | ({"samples": most} if most else {})
+        )
+        return replace(
+            self,
+            down={n: torch.cat([space.down[n] for space in spaces]) for n in spaces[0].down},
+            up={n: torch.cat([space.up[n] for space in spaces], 1) for n in spaces[0].down},
+            rank=rank,
+            labels=labels,
+            ranges=torch.cat([self.ranges, other.ranges]),
+            card=card,
+        )
 
-    def save(self, path:str|Path):
+    def save(self, path: str | Path):
         """Write the space file: tensors and card in one safetensors file."""
-        tensors = {f"down.{n}": a for n, a in self.down.items()} | {f"up.{n}": b for n, b in self.up.items()}
+        tensors = {f"down.{n}": a for n, a in self.down.items()} | {
+            f"up.{n}": b for n, b in self.up.items()
+        }
         tensors["ranges"] = self.ranges
-        write_tensors(path, tensors, self.card | {"labels": self.labels, "rank": self.rank}, "space")
+        write_tensors(
+            path, tensors, self.card | {"labels": self.labels, "rank": self.rank}, "space"
+        )
 
     @classmethod
-    def load(cls, path:str|Path, model:Model|None=None, transfer:bool=False)->"SliderSpace":
+    def load(
+        cls, path: str | Path, model: Model | None = None, transfer: bool = False
+    ) -> "SliderSpace":
         """Read a space file and, given a model, check that it fits.
 
         Raises `FileNotFoundError` and `ValueError`, as `read_tensors` and `check` do."""
         tensors, card = read_tensors(path, "space")
-        def part(kind): return {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
-        space = cls(part("down."), part("up."), card.pop("labels"), tensors["ranges"], card.pop("rank"), card)
-        if model is not None: space.check(model, transfer)
+
+        def part(kind):
+            return {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
+
+        space = cls(
+            part("down."),
+            part("up."),
+            card.pop("labels"),
+            tensors["ranges"],
+            card.pop("rank"),
+            card,
+        )
+        if model is not None:
+            space.check(model, transfer)
         return space
 
-    def fold(self,
-        mix, # {slider: strength}, or K numbers
-    )->dict[str, Tensor]: # an ordinary LoRA in peft's names for diffusers, alpha = rank
+    def fold(
+        self,
+        mix,  # {slider: strength}, or K numbers
+    ) -> dict[str, Tensor]:  # an ordinary LoRA in peft's names for diffusers, alpha = rank
         """A mix as one ordinary LoRA of the denoiser, strengths folded into the up-projections."""
         s = self.strengths(mix)
-        if s.ndim != 1 or not s.any(): raise ValueError("a mix to fold is one set of strengths, not all of them 0")
-        if not s.isfinite().all(): raise ValueError(f"strengths must be finite, not {s.tolist()}")
+        if s.ndim != 1 or not s.any():
+            raise ValueError("a mix to fold is one set of strengths, not all of them 0")
+        if not s.isfinite().all():
+            raise ValueError(f"strengths must be finite, not {s.tolist()}")
         at = s.nonzero().flatten()
         rows = (at[:, None] * self.rank + torch.arange(self.rank)).flatten()
         scale = s[at].repeat_interleave(self.rank)
         part = self.card.get("denoiser", "unet")
-        return {k: t.contiguous() for n, up in self.up.items() for k, t in (
-            (f"{part}.{n}.lora_A.weight", self.down[n][rows]),
-            (f"{part}.{n}.lora_B.weight", (up[:, rows].transpose(1, -1) * scale).transpose(1, -1)))}
+        return {
+            k: t.contiguous()
+            for n, up in self.up.items()
+            for k, t in (
+                (f"{part}.{n}.lora_A.weight", self.down[n][rows]),
+                (
+                    f"{part}.{n}.lora_B.weight",
+                    (up[:, rows].transpose(1, -1) * scale).transpose(1, -1),
+                ),
+            )
+        }
 
-    def export(self,
-        folder:str|Path,
-        mix=None,             # one file `mix.safetensors` of this mix; None: a file for each slider
-        format:str|None=None, # "kohya" (ComfyUI, Forge, diffusers; only of unets), "diffusers"; None: what fits
-    )->list[Path]:            # the files
+    def export(
+        self,
+        folder: str | Path,
+        mix=None,  # one file `mix.safetensors` of this mix; None: a file for each slider
+        format: str
+        | None = None,  # "kohya" (ComfyUI, Forge, diffusers; only of unets), "diffusers"; None: what fits
+    ) -> list[Path]:  # the files
         """Write ordinary LoRA files, for `pipe.load_lora_weights(folder, weight_name=...)` without this package.
 
         Raises `ValueError` for another format or a folder that cannot be written, and as `strengths` does."""
         from diffusers.utils import convert_state_dict_to_kohya
+
         unet = self.card.get("denoiser", "unet") == "unet"
         format = format or ("kohya" if unet else "diffusers")
         if format not in ("kohya", "diffusers"):
             raise ValueError(f"format must be 'kohya' or 'diffusers', not {format!r}")
-        if format == "kohya" and not unet: raise ValueError("format='kohya' is for unets; transformers: 'diffusers'")
+        if format == "kohya" and not unet:
+            raise ValueError("format='kohya' is for unets; transformers: 'diffusers'")
         folder, ranges = writable_folder(folder), self.ranges.tolist()
         if mix is not None:
-            jobs = [("mix", mix, ", ".join(f"{l} {lo:.1f} to {hi:.1f}" for l, (lo, hi) in zip(self.labels, ranges)))]
-        else: # labels may hold anything; file names may not
+            jobs = [
+                (
+                    "mix",
+                    mix,
+                    ", ".join(
+                        f"{l} {lo:.1f} to {hi:.1f}" for l, (lo, hi) in zip(self.labels, ranges)
+                    ),
+                )
+            ]
+        else:  # labels may hold anything; file names may not
             safe = [re.sub(r"[^\w-]+", "-", l)[:40].strip("-") for l in self.labels]
-            jobs = [(f"{i:02d}-{l}" if l else f"{i:02d}", {i: 1.}, f"strength {lo:.1f} to {hi:.1f}")
-                    for i, (l, (lo, hi)) in enumerate(zip(safe, ranges))]
+            jobs = [
+                (f"{i:02d}-{l}" if l else f"{i:02d}", {i: 1.0}, f"strength {lo:.1f} to {hi:.1f}")
+                for i, (l, (lo, hi)) in enumerate(zip(safe, ranges))
+            ]
         paths = []
         for name, m, hint in jobs:
             state = self.fold(m)
-            if format == "kohya": state = convert_state_dict_to_kohya(state)
-            paths.append(folder/f"{name}.safetensors")
-            write_bytes(paths[-1], tensor_bytes(state, {"format": "pt", "modelspec.usage_hint": hint}))
+            if format == "kohya":
+                state = convert_state_dict_to_kohya(state)
+            paths.append(folder / f"{name}.safetensors")
+            write_bytes(
+                paths[-1], tensor_bytes(state, {"format": "pt", "modelspec.usage_hint": hint})
+            )
         return paths
 
     def _repr_html_(self):
         rows = self.rows
-        def number(value): return "" if value is None else f"{value:.2f}"
-        cells = [[escape(l), *(number(r.get(k)) for k in ("alignment", "leakage", "effect")), f"{lo:.1f} to {hi:.1f}"]
-                 for l, r, (lo, hi) in zip(self.labels, rows, self.ranges.tolist())]
+
+        def number(value):
+            return "" if value is None else f"{value:.2f}"
+
+        cells = [
+            [
+                escape(l),
+                *(number(r.get(k)) for k in ("alignment", "leakage", "effect")),
+                f"{lo:.1f} to {hi:.1f}",
+            ]
+            for l, r, (lo, hi) in zip(self.labels, rows, self.ranges.tolist())
+        ]
         head = ["slider", "alignment", "leakage", "effect (sd)", "range"]
         table = "".join("<tr><td>" + "<td>".join(c) + "</tr>" for c in cells)
         prompts = self.card.get("prompts") or ["several prompts"]
         more = f" … and {len(set(prompts)) - 1} more" if len(set(prompts)) > 1 else ""
-        model, prompt = (escape(str(v)) for v in (self.card.get("model", "several models"), prompts[0] + more))
-        return (f"<p>{len(self)} sliders of {model}: “{prompt}”</p>"
-                f"<table><tr><th>{'<th>'.join(head)}</tr>{table}</table>")
+        model, prompt = (
+            escape(str(v)) for v in (self.card.get("model", "several models"), prompts[0] + more)
+        )
+        return (
+            f"<p>{len(self)} sliders of {model}: “{prompt}”</p>"
+            f"<table><tr><th>{'<th>'.join(head)}</tr>{table}</table>"
+        )

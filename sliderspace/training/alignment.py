@@ -24,66 +24,93 @@ from .trainer import Settings, Updates
 @dataclass(frozen=True)
 class Method(Settings):
     """How sliders of directions are trained. The defaults are this project's way."""
-    start_rows:int=48       # noised samples for the first-order start
-    ahead:bool=True         # the unchanged model answers before the updates, in full batches, not row by row in them
-    weight:float=1.         # of the cosine
-    least:float=1e-6        # norm of a change below which the cosine fades
-    two_sided:bool=True     # negative strengths are trained too
-    views:bool=True         # random views before the encoder
-    leash:float=.02         # weight of the relative squared change of the denoiser's output
-    leakage:float=0.        # weight of the squared cosines with the other sliders' directions
-    calibrated:bool=True    # strength 1 is one standard deviation
+
+    start_rows: int = 48  # noised samples for the first-order start
+    ahead: bool = True  # the unchanged model answers before the updates, in full batches, not row by row in them
+    weight: float = 1.0  # of the cosine
+    least: float = 1e-6  # norm of a change below which the cosine fades
+    two_sided: bool = True  # negative strengths are trained too
+    views: bool = True  # random views before the encoder
+    leash: float = 0.02  # weight of the relative squared change of the denoiser's output
+    leakage: float = 0.0  # weight of the squared cosines with the other sliders' directions
+    calibrated: bool = True  # strength 1 is one standard deviation
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-06
 OURS = Method()
-PUBLISHED = Method(targets="keys-values", start="orthonormal", updates=1000, drawn=3, ahead=False, relative=False,
-                   lr=2e-3, weight=.1, least=.01, two_sided=False, views=False, leash=0., calibrated=False)
+PUBLISHED = Method(
+    targets="keys-values",
+    start="orthonormal",
+    updates=1000,
+    drawn=3,
+    ahead=False,
+    relative=False,
+    lr=2e-3,
+    weight=0.1,
+    least=0.01,
+    two_sided=False,
+    views=False,
+    leash=0.0,
+    calibrated=False,
+)
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-08
 def alignment_loss(
-    change:Tensor,  # of features, `(n, d)`
-    wanted:Tensor,  # directions, signed, unit rows, `(n, d)`
-    least:float=1e-6, # norm of a change below which the cosine fades
-)->Tensor:          # 1 - cosine, `(n,)`, in [0, 2]; finite, with a gradient below 1/least, where nothing changes
+    change: Tensor,  # of features, `(n, d)`
+    wanted: Tensor,  # directions, signed, unit rows, `(n, d)`
+    least: float = 1e-6,  # norm of a change below which the cosine fades
+) -> (
+    Tensor
+):  # 1 - cosine, `(n,)`, in [0, 2]; finite, with a gradient below 1/least, where nothing changes
     """The SliderSpace objective of one row (R5; Gandikota et al. 2025, eq. 5)."""
-    return 1 - (change * wanted).sum(1) / change.pow(2).sum(1).add(least ** 2).sqrt()
+    return 1 - (change * wanted).sum(1) / change.pow(2).sum(1).add(least**2).sqrt()
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-09
 class AlignmentUpdates(Updates):
     """Updates of sliders towards directions; what they reach is each one's alignment."""
+
     reached = "alignment"
 
-    def __init__(self,
-        model:Model,
-        encoder:Encoder,
-        adapter:GatedAdapter, # holds the start; trained in place
-        pool:Pool,
-        vectors:Tensor,       # directions, `(K, d)`
-        method:Method=OURS,
-        seed:int=0,
-        batch:int=64,         # images in a denoiser call
+    def __init__(
+        self,
+        model: Model,
+        encoder: Encoder,
+        adapter: GatedAdapter,  # holds the start; trained in place
+        pool: Pool,
+        vectors: Tensor,  # directions, `(K, d)`
+        method: Method = OURS,
+        seed: int = 0,
+        batch: int = 64,  # images in a denoiser call
     ):
         super().__init__(model, adapter, method, seed, batch)
         self.encoder, self.pool, self.vectors = encoder, pool, vectors
         self.order = shuffled(len(pool.latents), method.updates * method.rows, self.gen)
 
     @property
-    def involved(self): return f"the model or the encoder {self.encoder.name!r}"
+    def involved(self):
+        return f"the model or the encoder {self.encoder.name!r}"
 
     def _parts(self, who):
         "An update in parts that fit: (sliders, their alignments, gradients), of some sliders on some rows of the pool."
         method, device = self.settings, self.model.device
-        at = self.order[torch.arange(self.done * method.rows, (self.done + 1) * method.rows) % len(self.order)]
+        at = self.order[
+            torch.arange(self.done * method.rows, (self.done + 1) * method.rows) % len(self.order)
+        ]
         view = random_view(self.gen, device) if method.views else None
         signs = torch.ones(method.rows)
-        if method.two_sided: signs = torch.rand(method.rows, generator=self.gen).sub(.5).sign()
+        if method.two_sided:
+            signs = torch.rand(method.rows, generator=self.gen).sub(0.5).sign()
         pool, at = self.pool.pick(at), torch.arange(len(at), device=device)
         who, signs = who.to(device), signs.to(device)
         self.adapter.set(None)
-        if not method.ahead: pool = answered(self.model, pool, self.batch)
-        with torch.no_grad(): phi = features(self.model, self.encoder, pool.x0, view, preview=True)
+        if not method.ahead:
+            pool = answered(self.model, pool, self.batch)
+        with torch.no_grad():
+            phi = features(self.model, self.encoder, pool.x0, view, preview=True)
+
         def work(job):
-            while len(job): # again without the rows that are not finite: 0 * NaN is NaN in every gradient
+            while len(
+                job
+            ):  # again without the rows that are not finite: 0 * NaN is NaN in every gradient
                 k, j = who[job % len(who)], job // len(who)
                 strengths = F.one_hot(k, self.adapter.sliders) * signs[j, None]
                 out, x0 = predict_rows(self.model, pool, j, self.adapter, strengths)
@@ -92,27 +119,53 @@ class AlignmentUpdates(Updates):
                 loss = -method.weight * aligned
                 if method.leash:
                     base = pool.output[j]
-                    loss = loss + method.leash * (out - base).flatten(1).pow(2).mean(1) / base.flatten(1).pow(2).mean(1)
+                    loss = loss + method.leash * (out - base).flatten(1).pow(2).mean(
+                        1
+                    ) / base.flatten(1).pow(2).mean(1)
                 if method.leakage:
-                    cosines = change @ self.vectors.T / change.pow(2).sum(1, keepdim=True).add(1e-12).sqrt()
+                    cosines = (
+                        change
+                        @ self.vectors.T
+                        / change.pow(2).sum(1, keepdim=True).add(1e-12).sqrt()
+                    )
                     loss = loss + method.leakage * (cosines.pow(2).sum(1) - aligned.pow(2))
-                if (fine := loss.isfinite()).all(): return k, aligned.detach(), torch.autograd.grad(
-                    loss.sum() / len(at), self.stack.real, materialize_grads=True)
+                if (fine := loss.isfinite()).all():
+                    return (
+                        k,
+                        aligned.detach(),
+                        torch.autograd.grad(
+                            loss.sum() / len(at), self.stack.real, materialize_grads=True
+                        ),
+                    )
                 job = job[fine]
+
         times, every = pool.timestep.to(device), torch.arange(len(who) * len(at), device=device)
-        for t in times.unique(): # a denoiser call a part: where layers are run again, its own strengths hold
-            for made in in_parts(self.model, "training", work, every[(times == t)[every // len(who)]], self.batch):
-                if made is not None: yield made
+        for t in (
+            times.unique()
+        ):  # a denoiser call a part: where layers are run again, its own strengths hold
+            for made in in_parts(
+                self.model, "training", work, every[(times == t)[every // len(who)]], self.batch
+            ):
+                if made is not None:
+                    yield made
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-11
-def both_signs(model, adapter, count, batch, work, strength=1.):
+def both_signs(model, adapter, count, batch, work, strength=1.0):
     "Parts of `work(slider, row, sign, strengths)` over all sliders, rows and both signs."
     K = adapter.sliders
+
     def of(job):
         k, j, sign = job % K, job // K % count, (job // (K * count) * 2 - 1).float()
         return work(k, j, sign, F.one_hot(k, K) * sign[:, None] * strength)
-    try: return list(in_parts(model, work.__name__, of, torch.arange(2 * K * count, device=model.device), batch))
-    finally: adapter.set(None)
+
+    try:
+        return list(
+            in_parts(
+                model, work.__name__, of, torch.arange(2 * K * count, device=model.device), batch
+            )
+        )
+    finally:
+        adapter.set(None)
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-12
 def means(sliders, seen):
@@ -120,26 +173,36 @@ def means(sliders, seen):
     k, values = (torch.cat(x) for x in zip(*seen))
     fine = values.flatten(1).isfinite().all(1)
     sums = values.new_zeros(sliders, *values.shape[1:]).index_add_(0, k[fine], values[fine])
-    return sums / k[fine].bincount(minlength=sliders).clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+    return sums / k[fine].bincount(minlength=sliders).clamp(min=1).view(
+        -1, *[1] * (values.ndim - 1)
+    )
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-13
 @torch.no_grad()
 def held_out_cosines(
-    model:Model,
-    encoder:Encoder,
-    adapter:GatedAdapter,
-    pool:Pool,          # n rows, of samples that were not trained on
-    vectors:Tensor,     # directions, `(K, d)`
-    strength:float=1.,  # both signs of it are measured
-    batch:int=64,
-)->Tensor:              # `(K, n, K)`, on the CPU: cosines of slider i's change of row j with every direction
+    model: Model,
+    encoder: Encoder,
+    adapter: GatedAdapter,
+    pool: Pool,  # n rows, of samples that were not trained on
+    vectors: Tensor,  # directions, `(K, d)`
+    strength: float = 1.0,  # both signs of it are measured
+    batch: int = 64,
+) -> Tensor:  # `(K, n, K)`, on the CPU: cosines of slider i's change of row j with every direction
     """One-step changes against the directions (R10), mean of both signs; nan where a change is not finite. The mean
     over rows is the leakage matrix: alignment on the diagonal, leakage beside it."""
     rows = torch.arange(len(pool.x0), device=model.device)
-    phi = torch.cat(list(in_parts(model, "features", lambda i: features(model, encoder, pool.x0[i]), rows, batch)))
+    phi = torch.cat(
+        list(
+            in_parts(model, "features", lambda i: features(model, encoder, pool.x0[i]), rows, batch)
+        )
+    )
+
     def one_step(k, j, sign, strengths):
-        change = features(model, encoder, predict_rows(model, pool, j, adapter, strengths)[1]) - phi[j]
+        change = (
+            features(model, encoder, predict_rows(model, pool, j, adapter, strengths)[1]) - phi[j]
+        )
         return k, j, sign[:, None] * F.normalize(change, dim=1, eps=1e-6) @ vectors.T
+
     total = torch.zeros(adapter.sliders, len(phi), len(vectors), device=model.device)
     for k, j, cosines in both_signs(model, adapter, len(phi), batch, one_step, strength):
         total.index_put_((k, j), cosines / 2, accumulate=True)

@@ -16,62 +16,80 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-03
 from ..sliders.adapter import GatedAdapter, target_layers
-from .alignment import OURS, AlignmentUpdates, Method, both_signs, held_out_cosines, means
+from sliderspace.training.alignment import (
+    OURS,
+    AlignmentUpdates,
+    Method,
+    both_signs,
+    held_out_cosines,
+    means,
+)
 from ..directions.discovery import Directions
 from ..features.encoders import Encoder, features
 from ..models.pipeline import Model
 from ..sampling.generate import sample, start_noise
 from ..features.collect import check_encoder
 from ..sliders.space import SliderSpace, detach
-from .initialization import first_order_start, make_pool, new_adapter, usual_start
+from sliderspace.training.initialization import (
+    first_order_start,
+    make_pool,
+    new_adapter,
+    usual_start,
+)
 from .trainer import Kept, along, changed, check_trainable, make_updates
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-05
 @torch.no_grad()
 def final_effects(
-    model:Model,
-    encoder:Encoder,
-    adapter:GatedAdapter,
-    found:Directions,
-    chosen:list[int],     # the direction of each slider
-    samples:list[int],    # sample indices (their noise), best beyond the directions' own
-    batch:int=64,
-)->Tensor:                # `(K,)`, on the CPU, in standard deviations
+    model: Model,
+    encoder: Encoder,
+    adapter: GatedAdapter,
+    found: Directions,
+    chosen: list[int],  # the direction of each slider
+    samples: list[int],  # sample indices (their noise), best beyond the directions' own
+    batch: int = 64,
+) -> Tensor:  # `(K,)`, on the CPU, in standard deviations
     """Half the change of each slider's own score from strength -1 to 1, on final images of the whole sampling."""
     run, noise = found.samples.run, start_noise(model, found.samples.run.seed, samples)
     prompts = run.of(samples)
     vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
+
     def sampled(k, j, sign, strengths):
         adapter.set(strengths)
         mine = [prompts[i] for i in j.tolist()]
         phi = features(model, encoder, sample(model, mine, noise[j], run.steps, run.guidance))
         return k, (sign * (phi * vectors[k]).sum(1) / unit[k])[:, None]
-    return means(adapter.sliders, both_signs(model, adapter, len(samples), batch, sampled))[:, 0].cpu()
+
+    return means(adapter.sliders, both_signs(model, adapter, len(samples), batch, sampled))[
+        :, 0
+    ].cpu()
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-06
 @torch.no_grad()
 def calibrate(
-    model:Model,
-    encoder:Encoder,
-    adapter:GatedAdapter, # rescaled in place
-    found:Directions,
-    chosen:list[int],
-    samples:list[int],    # whose noise is used
-    rounds:int=3,
-    batch:int=64,         # images in a denoiser call
-    most:float=4.,        # times that a round changes an effect
+    model: Model,
+    encoder: Encoder,
+    adapter: GatedAdapter,  # rescaled in place
+    found: Directions,
+    chosen: list[int],
+    samples: list[int],  # whose noise is used
+    rounds: int = 3,
+    batch: int = 64,  # images in a denoiser call
+    most: float = 4.0,  # times that a round changes an effect
 ):
     """Rescale every slider towards the size at which strength 1 moves final images by one standard deviation.
 
     After a round that did worse the next goes halfway back; the best is kept."""
     size = best = torch.ones(adapter.sliders)
     least = torch.full_like(size, torch.inf)
+
     def resize(new):
         scale = (new / size).sqrt().repeat_interleave(adapter.rank).to(model.device)
         for a, b in adapter.parameters().values():
             a.mul_(along(scale, a, 0))
             b.mul_(along(scale, b, 1))
         return new
+
     for _ in range(rounds):
         effect = final_effects(model, encoder, adapter, found, chosen, samples, batch)
         away = (effect - 1).abs()
@@ -83,24 +101,27 @@ def calibrate(
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-08
 def choose_directions(
-    found:Directions,
-    count:int,            # sliders wanted
-    most_timing:float=.5, # directions that the step alone explains by more than this are passed over
-)->list[int]:             # indices, largest variance first
+    found: Directions,
+    count: int,  # sliders wanted
+    most_timing: float = 0.5,  # directions that the step alone explains by more than this are passed over
+) -> list[int]:  # indices, largest variance first
     """The first directions that are about what is in the image rather than how far the denoising has come.
 
     Raises `ValueError` when there are fewer than `count`."""
     usable = [i for i, t in enumerate(found.timing.tolist()) if t <= most_timing]
     if not isinstance(count, int) or not 1 <= count <= len(usable):
-        raise ValueError(f"sliders must be 1 to {len(usable)} for {len(found.vectors)} directions, not {count!r}; "
-                         "discover more directions first")
+        raise ValueError(
+            f"sliders must be 1 to {len(usable)} for {len(found.vectors)} directions, not {count!r}; "
+            "discover more directions first"
+        )
     return usable[:count]
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-09
-def check_rank(model:Model, layers:list[str], rank:int):
+def check_rank(model: Model, layers: list[str], rank: int):
     """Raise `ValueError` for a rank that is larger than a layer."""
     most = min(min(model.denoiser.get_submodule(n).weight.flatten(1).shape) for n in layers)
-    if rank > most: raise ValueError(f"rank must be 1 to {most} for these layers, not {rank}")
+    if rank > most:
+        raise ValueError(f"rank must be 1 to {most} for these layers, not {rank}")
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-10
 def _check(model, found, layers, rank):
@@ -108,51 +129,71 @@ def _check(model, found, layers, rank):
     run = found.samples.run
     check_rank(model, layers, rank)
     check_trainable(model)
-    if run.samples < 16: raise ValueError(f"training needs 16 samples or more, and the directions have {run.samples}")
+    if run.samples < 16:
+        raise ValueError(
+            f"training needs 16 samples or more, and the directions have {run.samples}"
+        )
     if model.identity() != run.identity:
-        raise ValueError(f"the directions are of another model: of {run.model!r} as it was then, not this "
-                         f"{model.name!r}; discover them with this one")
+        raise ValueError(
+            f"the directions are of another model: of {run.model!r} as it was then, not this "
+            f"{model.name!r}; discover them with this one"
+        )
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-11
 def _measured(found, chosen, cosines, timesteps, **more):
     "What the card says of each slider, from `(K, n, K)` cosines; alignments by timestep, the noisiest first."
-    mean, own = cosines.nanmean(1), cosines.diagonal(dim1=0, dim2=2).T # (K, K), (K, n)
+    mean, own = cosines.nanmean(1), cosines.diagonal(dim1=0, dim2=2).T  # (K, K), (K, n)
     leakage = (mean - mean.diag().diag()).abs().amax(1)
     spread = (own - own.nanmean(1, keepdim=True)).pow(2).nanmean(1).sqrt()
     times = timesteps.unique().flip(0)
     by = torch.stack([own[:, timesteps == t].nanmean(1) for t in times], 1)
-    rows = [dict(direction=d, explained=found.explained[d].item(), alignment=mean[i, i].item(),
-                 alignment_spread=spread[i].item(), alignment_by_timestep=by[i].tolist(), leakage=leakage[i].item())
-            for i, d in enumerate(chosen)]
+    rows = [
+        dict(
+            direction=d,
+            explained=found.explained[d].item(),
+            alignment=mean[i, i].item(),
+            alignment_spread=spread[i].item(),
+            alignment_by_timestep=by[i].tolist(),
+            leakage=leakage[i].item(),
+        )
+        for i, d in enumerate(chosen)
+    ]
     return dict(sliders=rows, cosines=mean.tolist(), timesteps_measured=times.tolist(), **more)
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-13
 def _start(kept, model, encoder, found, goal, layers, method, seed, samples, batch, progress):
     "Down- and up-projections to start from."
     K = len(goal[0])
-    if method.start != "first-order": return usual_start(model, method.start, layers, K, method.rank, seed)
+    if method.start != "first-order":
+        return usual_start(model, method.start, layers, K, method.rank, seed)
     if (there := kept.read("start")) is None:
         pool = make_pool(model, found, samples, method.start_rows, seed, batch)
-        down, up = first_order_start(model, encoder, pool, *goal, layers, method.rank, progress=progress)
+        down, up = first_order_start(
+            model, encoder, pool, *goal, layers, method.rank, progress=progress
+        )
         there = {f"down.{n}": a for n, a in down.items()} | {f"up.{n}": b for n, b in up.items()}
         kept.write("start", {n: t.cpu() for n, t in there.items()})
-    return tuple({n: there[f"{side}.{n}"].to(model.device) for n in layers} for side in ("down", "up"))
+    return tuple(
+        {n: there[f"{side}.{n}"].to(model.device) for n in layers} for side in ("down", "up")
+    )
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-14
 def train(
-    model:Model,
-    found:Directions,
-    sliders:int=16,          # how many directions get a slider
-    method:Method=OURS,      # or `alignment.PUBLISHED`
-    encoder=None,            # must be the one that the directions were found with; None: by its name
-    seed:int=0,
-    folder:str|Path|None=None, # keep the state of training here, and go on from what is there
-    held_rows:int=48,        # noised held-out samples for the alignment, both signs each
-    batch:int=64,            # images in a denoiser call, at most
-    every:int=25,            # updates between states that are kept
+    model: Model,
+    found: Directions,
+    sliders: int = 16,  # how many directions get a slider
+    method: Method = OURS,  # or `alignment.PUBLISHED`
+    encoder=None,  # must be the one that the directions were found with; None: by its name
+    seed: int = 0,
+    folder: str
+    | Path
+    | None = None,  # keep the state of training here, and go on from what is there
+    held_rows: int = 48,  # noised held-out samples for the alignment, both signs each
+    batch: int = 64,  # images in a denoiser call, at most
+    every: int = 25,  # updates between states that are kept
     progress=tqdm,
-    **options,               # fields of the method, such as `updates`, `rank`, `targets`
-)->SliderSpace:
+    **options,  # fields of the method, such as `updates`, `rank`, `targets`
+) -> SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
     Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers, options
@@ -163,24 +204,47 @@ def train(
     layers = target_layers(model, method.targets)
     last, fresh = run.samples - max(2, run.samples // 8), list(range(run.samples, run.samples + 10))
     _check(model, found, layers, method.rank)
-    with model.lock: detach(model) # what the unchanged model answers must be its own
+    with model.lock:
+        detach(model)  # what the unchanged model answers must be its own
     goal = tuple(v[chosen].to(model.device) for v in (found.vectors, found.unit))
-    origin = dict(fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, timesteps=found.timesteps)
+    origin = dict(
+        fingerprint=model.fingerprint(layers),
+        denoiser=model.denoiser_name,
+        timesteps=found.timesteps,
+    )
     card = asdict(run) | origin | asdict(method) | dict(training_seed=seed)
-    kept = Kept(folder, card | dict(vectors=sha256(found.vectors[chosen].numpy().tobytes()).hexdigest()))
-    begun = _start(kept, model, encoder, found, goal, layers, method, seed, list(range(last)), batch, progress)
-    pool = make_pool(model, found, list(range(last)), method.updates * method.rows, seed, batch, method.ahead)
+    kept = Kept(
+        folder, card | dict(vectors=sha256(found.vectors[chosen].numpy().tobytes()).hexdigest())
+    )
+    begun = _start(
+        kept, model, encoder, found, goal, layers, method, seed, list(range(last)), batch, progress
+    )
+    pool = make_pool(
+        model, found, list(range(last)), method.updates * method.rows, seed, batch, method.ahead
+    )
     test = make_pool(model, found, list(range(last, run.samples)), held_rows, seed + 1, batch)
     with new_adapter(model, layers, sliders, method.rank) as adapter:
         adapter.copy_in(*begun)
         steps = AlignmentUpdates(model, encoder, adapter, pool, goal[0], method, seed, batch)
-        try: why = make_updates(steps, kept, every, progress)
-        finally: steps.close()
         try:
-            if method.calibrated: calibrate(model, encoder, adapter, found, chosen, fresh, batch=batch)
-        except KeyboardInterrupt: why = "interrupted"
+            why = make_updates(steps, kept, every, progress)
+        finally:
+            steps.close()
+        try:
+            if method.calibrated:
+                calibrate(model, encoder, adapter, found, chosen, fresh, batch=batch)
+        except KeyboardInterrupt:
+            why = "interrupted"
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
         weights = adapter.copy_out()
-    card |= _measured(found, chosen, cosines, test.timestep, updates=steps.done, lost=steps.lost.tolist(), ended=why)
-    labels, ranges = [f"direction {d}" for d in chosen], torch.tensor([[-2., 2.]] * sliders)
+    card |= _measured(
+        found,
+        chosen,
+        cosines,
+        test.timestep,
+        updates=steps.done,
+        lost=steps.lost.tolist(),
+        ended=why,
+    )
+    labels, ranges = [f"direction {d}" for d in chosen], torch.tensor([[-2.0, 2.0]] * sliders)
     return SliderSpace(*weights, labels, ranges, method.rank, card)

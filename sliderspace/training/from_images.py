@@ -19,7 +19,15 @@ from ..sliders.adapter import target_layers
 from ..files import card_key
 from ..models.batching import in_parts
 from ..models.pipeline import Model
-from .prediction_matching import ASKED, Regression, Rows, acting_steps, answers, far, trained
+from sliderspace.training.prediction_matching import (
+    ASKED,
+    Regression,
+    Rows,
+    acting_steps,
+    answers,
+    far,
+    trained,
+)
 from ..sampling.generate import check_prompt, check_steps
 from ..models.schedulers import prediction_of
 from ..sliders.space import SliderSpace
@@ -28,8 +36,10 @@ from .trainer import changed
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-04
 def read_pairs(
-    folders:dict[float, str|Path], # strength -> folder, such as `{-1: "before", 1: "after"}`; any number of them
-)->dict[float, Pictures]:          # strength -> its pictures, in one order
+    folders: dict[
+        float, str | Path
+    ],  # strength -> folder, such as `{-1: "before", 1: "after"}`; any number of them
+) -> dict[float, Pictures]:  # strength -> its pictures, in one order
     """Pictures that show one attribute at several strengths, matched by file name (endings may differ).
 
     Raises `ValueError` for fewer than two strengths, a strength of 0, and, in one error that names all of them, for
@@ -39,39 +49,62 @@ def read_pairs(
     for s, folder in folders.items():
         files[s] = {}
         for path in picture_files(folder := Path(folder).expanduser()):
-            if path.parent != folder: continue
-            if path.stem in files[s]: wrong.append(f"{path} and {files[s][path.stem].name} have one name")
+            if path.parent != folder:
+                continue
+            if path.stem in files[s]:
+                wrong.append(f"{path} and {files[s][path.stem].name} have one name")
             files[s][path.stem] = path
     names = sorted(set().union(*files.values()))
     for name in names:
         lacks = [str(folders[s]) for s in files if name not in files[s]]
-        if lacks: wrong.append(f"{name!r} is not in {', '.join(lacks)}")
+        if lacks:
+            wrong.append(f"{name!r} is not in {', '.join(lacks)}")
         sizes = set()
         for path in (files[s][name] for s in files if name in files[s]):
-            try: sizes.add(read_picture(path).size)
-            except Exception as e: # Pillow's plugins raise what they like
-                wrong.append(f"{path} cannot be read ({' '.join(str(e).split()) or type(e).__name__})")
-        if len(sizes) > 1: wrong.append(f"{name!r} has sizes {sorted(sizes)}")
-    if wrong: raise ValueError(f"{len(wrong)} faults in these pairs: " + "; ".join(wrong))
-    if not names: raise ValueError(f"there are no pictures in {[str(f) for f in folders.values()]}")
-    def identity(paths): return card_key({p.name: sha256(p.read_bytes()).hexdigest() for p in paths})
+            try:
+                sizes.add(read_picture(path).size)
+            except Exception as e:  # Pillow's plugins raise what they like
+                wrong.append(
+                    f"{path} cannot be read ({' '.join(str(e).split()) or type(e).__name__})"
+                )
+        if len(sizes) > 1:
+            wrong.append(f"{name!r} has sizes {sorted(sizes)}")
+    if wrong:
+        raise ValueError(f"{len(wrong)} faults in these pairs: " + "; ".join(wrong))
+    if not names:
+        raise ValueError(f"there are no pictures in {[str(f) for f in folders.values()]}")
+
+    def identity(paths):
+        return card_key({p.name: sha256(p.read_bytes()).hexdigest() for p in paths})
+
     chosen = {s: tuple(files[s][name] for name in names) for s in files}
     return {s: Pictures(paths, ("",) * len(paths), identity(paths)) for s, paths in chosen.items()}
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-05
 def _check_strengths(name, shown):
     if len(shown) < 2 or not all(isinstance(s, (int, float)) and s and abs(s) < 100 for s in shown):
-        raise ValueError(f"{name} must have two or more strengths, none of them 0, such as -1 and 1, not {list(shown)}")
+        raise ValueError(
+            f"{name} must have two or more strengths, none of them 0, such as -1 and 1, not {list(shown)}"
+        )
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-06
 class Shown:
     "Rows of sliders shown in images: the same noise and timestep for an image at either strength (R9)."
-    def __init__(self, model, latents, prompt, settings, steps, batch): # latents: a slider each, strength -> `(n, ...)`
-        self.model, self.latents, self.prompt, self.settings, self.batch = model, latents, prompt, settings, batch
+
+    def __init__(
+        self, model, latents, prompt, settings, steps, batch
+    ):  # latents: a slider each, strength -> `(n, ...)`
+        self.model, self.latents, self.prompt, self.settings, self.batch = (
+            model,
+            latents,
+            prompt,
+            settings,
+            batch,
+        )
         self.grid, self.acting = model.timesteps(steps), acting_steps(model, steps, settings)
 
     @torch.no_grad()
-    def more(self, adapter, gen)->list[Rows]:
+    def more(self, adapter, gen) -> list[Rows]:
         "Some pairs of each slider at every timestep of the sampler, in random order."
         model, made = self.model, []
         adapter.set(None)
@@ -79,7 +112,9 @@ class Shown:
             t, signal, share = (g[self.acting[i]] for g in self.grid)
             x0, noise, slider, strength = [], [], [], []
             for k, shown in enumerate(self.latents):
-                at = torch.randint(len(next(iter(shown.values()))), (self.settings.rows,), generator=gen)
+                at = torch.randint(
+                    len(next(iter(shown.values()))), (self.settings.rows,), generator=gen
+                )
                 drawn = torch.randn(len(at), *model.latent_shape, generator=gen)
                 for s, images in shown.items():
                     x0.append(images[at])
@@ -89,9 +124,15 @@ class Shown:
             x0, noise = (torch.cat(x).to(model.device) for x in (x0, noise))
             latents = signal * x0 + share * noise
             wanted = prediction_of(x0, latents, signal, share, model.prediction_type)
-            prompts, slider, strength = [self.prompt] * len(x0), torch.tensor(slider), torch.tensor(strength)
+            prompts, slider, strength = (
+                [self.prompt] * len(x0),
+                torch.tensor(slider),
+                torch.tensor(strength),
+            )
             rows = Rows(latents, t, (signal, share), prompts, slider, strength, wanted)
-            parts = in_parts(model, "answers", partial(answers, model, rows), torch.arange(len(x0)), self.batch)
+            parts = in_parts(
+                model, "answers", partial(answers, model, rows), torch.arange(len(x0)), self.batch
+            )
             made.append(replace(rows, base=far(torch.cat(list(parts)), rows.wanted)))
         return made
 
@@ -100,73 +141,129 @@ def _check_shown(label, shown):
     "Raise `ValueError` unless there are as many images at every strength."
     _check_strengths(f"pairs[{label!r}]", shown)
     if len({len(images) for images in shown.values()}) != 1 or not len(next(iter(shown.values()))):
-        raise ValueError(f"pairs[{label!r}] has {[len(images) for images in shown.values()]} images: they must be as "
-                         "many at every strength, in one order, and one or more")
+        raise ValueError(
+            f"pairs[{label!r}] has {[len(images) for images in shown.values()]} images: they must be as "
+            "many at every strength, in one order, and one or more"
+        )
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-08
 @torch.no_grad()
 def _latents(model, shown, batch):
     "What the images of one attribute are in the model's latents, strength -> `(n, ...)`, on the CPU."
+
     def encoded(images):
-        def part(i): return images.read(i.tolist(), model.image_size) if isinstance(images, Pictures) else images[i]
-        return torch.cat([model.encode(part(i)).cpu() for i in torch.arange(len(images)).split(batch)])
+        def part(i):
+            return (
+                images.read(i.tolist(), model.image_size)
+                if isinstance(images, Pictures)
+                else images[i]
+            )
+
+        return torch.cat(
+            [model.encode(part(i)).cpu() for i in torch.arange(len(images)).split(batch)]
+        )
+
     return {float(s): encoded(images) for s, images in shown.items()}
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-09
-def _fitted(model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check):
+def _fitted(
+    model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check
+):
     "Sliders fitted to images, label -> {strength: images}."
-    if not isinstance(prompt, str): raise ValueError(f"prompt must be one text, not {prompt!r}")
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt must be one text, not {prompt!r}")
     check_prompt(prompt)
-    settings, steps = changed(settings, options, batch=batch, every=every), check_steps(model, steps)
-    target_layers(model, settings.targets) # or an error, before long work
-    source = Shown(model, [], prompt, settings, steps, batch) # the same: it asks which steps act
-    for label, images in shown.items(): check(label, images)
+    settings, steps = (
+        changed(settings, options, batch=batch, every=every),
+        check_steps(model, steps),
+    )
+    target_layers(model, settings.targets)  # or an error, before long work
+    source = Shown(model, [], prompt, settings, steps, batch)  # the same: it asks which steps act
+    for label, images in shown.items():
+        check(label, images)
     source.latents = latents = [_latents(model, images, batch) for images in shown.values()]
-    marks = [sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents]
-    about = dict(prompts=[prompt], sliders=[dict(pairs=len(next(iter(x.values()))), strengths=list(x), images=mark)
-                                            for x, mark in zip(latents, marks)])
-    return trained(model, source, list(shown), about, settings, seed, folder, steps, batch, every, progress)
+    marks = [
+        sha256(torch.cat(list(x.values())).numpy().tobytes()).hexdigest()[:16] for x in latents
+    ]
+    about = dict(
+        prompts=[prompt],
+        sliders=[
+            dict(pairs=len(next(iter(x.values()))), strengths=list(x), images=mark)
+            for x, mark in zip(latents, marks)
+        ],
+    )
+    return trained(
+        model, source, list(shown), about, settings, seed, folder, steps, batch, every, progress
+    )
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-10
 def train_pairs(
-    model:Model,
-    pairs:dict,              # label -> {strength: its `Pictures`, or images in [0, 1], `(n, 3, height, width)`}
-    prompt:str,              # of all images
-    settings:Regression=ASKED,
-    seed:int=0,
-    folder:str|Path|None=None, # keep the state of training here, and go on from what is there
-    steps:int|None=None,     # of the sampler at whose timesteps is trained; default: the model's
-    batch:int=64,            # images in a denoiser call, at most
-    every:int=25,            # updates between states that are kept, or a little more
+    model: Model,
+    pairs: dict,  # label -> {strength: its `Pictures`, or images in [0, 1], `(n, 3, height, width)`}
+    prompt: str,  # of all images
+    settings: Regression = ASKED,
+    seed: int = 0,
+    folder: str
+    | Path
+    | None = None,  # keep the state of training here, and go on from what is there
+    steps: int | None = None,  # of the sampler at whose timesteps is trained; default: the model's
+    batch: int = 64,  # images in a denoiser call, at most
+    every: int = 25,  # updates between states that are kept, or a little more
     progress=tqdm,
-    **options,               # fields of the settings, such as `updates`, `rank`, `targets`
-)->SliderSpace:
+    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+) -> SliderSpace:
     """Train a slider for each attribute shown in pairs, all at once (Concept Sliders, R9; 2023, eq. 9).
 
     Raises `ValueError` before any work, for unknown options, bad numbers, and images that do not make pairs or are of
     another size than the model's; `FloatingPointError` when nothing is finite."""
-    if not pairs: raise ValueError("pairs must hold an attribute or more, such as {'glasses': {-1: before, 1: after}}")
-    return _fitted(model, pairs, prompt, settings, seed, folder, steps, batch, every, progress, options, _check_shown)
+    if not pairs:
+        raise ValueError(
+            "pairs must hold an attribute or more, such as {'glasses': {-1: before, 1: after}}"
+        )
+    return _fitted(
+        model,
+        pairs,
+        prompt,
+        settings,
+        seed,
+        folder,
+        steps,
+        batch,
+        every,
+        progress,
+        options,
+        _check_shown,
+    )
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-11
 def train_images(
-    model:Model,
-    images:dict,             # label -> `Pictures`, or images in [0, 1], `(n, 3, height, width)`
-    prompt:str,              # of all images
-    settings:Regression=ASKED,
-    seed:int=0,
-    folder:str|Path|None=None, # keep the state of training here, and go on from what is there
-    steps:int|None=None,     # of the sampler at whose timesteps is trained; default: the model's
-    batch:int=64,            # images in a denoiser call, at most
-    every:int=25,            # updates between states that are kept, or a little more
+    model: Model,
+    images: dict,  # label -> `Pictures`, or images in [0, 1], `(n, 3, height, width)`
+    prompt: str,  # of all images
+    settings: Regression = ASKED,
+    seed: int = 0,
+    folder: str
+    | Path
+    | None = None,  # keep the state of training here, and go on from what is there
+    steps: int | None = None,  # of the sampler at whose timesteps is trained; default: the model's
+    batch: int = 64,  # images in a denoiser call, at most
+    every: int = 25,  # updates between states that are kept, or a little more
     progress=tqdm,
-    **options,               # fields of the settings, such as `updates`, `rank`, `targets`
-)->SliderSpace:
+    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+) -> SliderSpace:
     """Plain customisation: each slider at strength 1 learns to draw its own images, by the denoising loss alone.
 
     Raises as `train_pairs` does, and for a set without images."""
+
     def check(label, shown):
-        if not len(shown[1.]): raise ValueError(f"images[{label!r}] must be one image or more")
-    if not images: raise ValueError("images must hold a set or more, such as {'mine': read_pictures('folder')}")
-    shown = {label: {1.: x} for label, x in images.items()}
-    return _fitted(model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check)
+        if not len(shown[1.0]):
+            raise ValueError(f"images[{label!r}] must be one image or more")
+
+    if not images:
+        raise ValueError(
+            "images must hold a set or more, such as {'mine': read_pictures('folder')}"
+        )
+    shown = {label: {1.0: x} for label, x in images.items()}
+    return _fitted(
+        model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check
+    )

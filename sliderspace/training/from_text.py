@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 # %% ../../nbs/06_training/05_from_text.ipynb #cell-03
 from ..models.batching import in_parts
 from ..models.pipeline import Model
-from .prediction_matching import ASKED, Regression, Rows, acting_steps, answers, far, trained
+from sliderspace.training.prediction_matching import (
+    ASKED,
+    Regression,
+    Rows,
+    acting_steps,
+    answers,
+    far,
+    trained,
+)
 from ..sampling.generate import check_steps, sample
 from ..sliders.space import SliderSpace
 from .trainer import changed
@@ -30,116 +38,182 @@ class Concept:
     the difference between its answers to the positive and the negative prompt; at -1, less that.
 
     Raises `ValueError` for empty texts, an `eta` that is not above 0, and equal prompts."""
-    target:str              # what images are of
-    positive:str            # what strength 1 brings
-    negative:str            # what strength -1 brings
-    preserve:tuple[str, ...]=() # what the difference must not depend on: each is joined to both prompts
-    eta:float=4.            # the paper's guidance scale; 2 for FLUX
-    label:str=""            # default: the positive prompt
+
+    target: str  # what images are of
+    positive: str  # what strength 1 brings
+    negative: str  # what strength -1 brings
+    preserve: tuple[
+        str, ...
+    ] = ()  # what the difference must not depend on: each is joined to both prompts
+    eta: float = 4.0  # the paper's guidance scale; 2 for FLUX
+    label: str = ""  # default: the positive prompt
 
     def __post_init__(self):
-        if isinstance(self.preserve, str): raise ValueError(f"preserve must be a list of texts, not {self.preserve!r}")
+        if isinstance(self.preserve, str):
+            raise ValueError(f"preserve must be a list of texts, not {self.preserve!r}")
         object.__setattr__(self, "preserve", tuple(self.preserve))
         for name in ("target", "positive", "negative", "preserve"):
             value = getattr(self, name)
             for one in value if name == "preserve" else [value]:
-                if not isinstance(one, str) or not one.strip(): raise ValueError(f"{name} must be a text, not {one!r}")
-        if isinstance(self.eta, bool) or not isinstance(self.eta, (int, float)) or not 0 < self.eta < math.inf:
+                if not isinstance(one, str) or not one.strip():
+                    raise ValueError(f"{name} must be a text, not {one!r}")
+        if (
+            isinstance(self.eta, bool)
+            or not isinstance(self.eta, (int, float))
+            or not 0 < self.eta < math.inf
+        ):
             raise ValueError(f"eta must be a number above 0, not {self.eta!r}")
-        if self.positive == self.negative: raise ValueError(f"positive and negative are the same: {self.positive!r}")
-        if not isinstance(self.label, str): raise ValueError(f"label must be a text, not {self.label!r}")
+        if self.positive == self.negative:
+            raise ValueError(f"positive and negative are the same: {self.positive!r}")
+        if not isinstance(self.label, str):
+            raise ValueError(f"label must be a text, not {self.label!r}")
         object.__setattr__(self, "label", self.label or self.positive)
 
 # %% ../../nbs/06_training/05_from_text.ipynb #cell-05
 def read_concepts(
-    path:str|Path, # YAML or JSON: the fields of a `Concept`, or a list of such
-)->list[Concept]:
+    path: str | Path,  # YAML or JSON: the fields of a `Concept`, or a list of such
+) -> list[Concept]:
     """Read attributes from a file.
 
     Raises `FileNotFoundError`, and `ValueError` for what is not YAML, for an unknown or missing key, and for values
     that a `Concept` does not take, naming the entry and the key."""
     path, known = Path(path).expanduser(), [f.name for f in fields(Concept)]
-    try: entries = yaml.safe_load(path.read_text("utf-8-sig"))
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f"{str(path)!r} is not YAML or JSON: {' '.join(str(e).split())}") from e
     entries, made = entries if isinstance(entries, list) else [entries], []
-    if not entries: raise ValueError(f"{str(path)!r} holds no attributes")
+    if not entries:
+        raise ValueError(f"{str(path)!r} holds no attributes")
     for i, entry in enumerate(entries, 1):
         where = f"attribute {i} in {str(path)!r}"
-        if not isinstance(entry, dict): raise ValueError(f"{where} must have the keys {', '.join(known)}: {entry!r}")
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} must have the keys {', '.join(known)}: {entry!r}")
         for key in entry.keys() - set(known):
             like = difflib.get_close_matches(str(key), known, 1)
-            raise ValueError(f"{where} has an unknown key {key!r}" + (f" (did you mean {like[0]!r}?)" if like else "") +
-                             f": known are {', '.join(known)}")
-        if lacks := [k for k in known[:3] if k not in entry]: raise ValueError(f"{where} lacks {lacks[0]!r}")
-        try: made.append(Concept(**entry))
-        except (ValueError, TypeError) as e: raise ValueError(f"{where}: {e}") from e
+            raise ValueError(
+                f"{where} has an unknown key {key!r}"
+                + (f" (did you mean {like[0]!r}?)" if like else "")
+                + f": known are {', '.join(known)}"
+            )
+        if lacks := [k for k in known[:3] if k not in entry]:
+            raise ValueError(f"{where} lacks {lacks[0]!r}")
+        try:
+            made.append(Concept(**entry))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{where}: {e}") from e
     return made
 
 # %% ../../nbs/06_training/05_from_text.ipynb #cell-07
 class Words:
     "Rows of sliders in words."
+
     def __init__(self, model, concepts, settings, steps, batch):
-        self.model, self.concepts, self.settings, self.steps, self.batch = model, concepts, settings, steps, batch
+        self.model, self.concepts, self.settings, self.steps, self.batch = (
+            model,
+            concepts,
+            settings,
+            steps,
+            batch,
+        )
         self.acting = acting_steps(model, steps, settings)
 
     @torch.no_grad()
-    def more(self, adapter, gen)->list[Rows]:
+    def more(self, adapter, gen) -> list[Rows]:
         "A few samples of each slider at either strength, taken apart into their steps, in random order."
         model, K, seen = self.model, len(self.concepts), []
         slider = torch.arange(K).repeat_interleave(2 * self.settings.rows)
-        strength = torch.tensor([1., -1.]).repeat(K * self.settings.rows)
+        strength = torch.tensor([1.0, -1.0]).repeat(K * self.settings.rows)
         prompts = [self.concepts[k].target for k in slider.tolist()]
         noise = torch.randn(len(slider), *model.latent_shape, generator=gen).to(model.device)
+
         def sampled(part):
-            adapter.set(F.one_hot(slider[part], K) * strength[part, None], (self.settings.acts_from, 1.))
+            adapter.set(
+                F.one_hot(slider[part], K) * strength[part, None], (self.settings.acts_from, 1.0)
+            )
             steps = []
-            sample(model, [prompts[i] for i in part.tolist()], noise[part], self.steps, on_step=steps.append)
+            sample(
+                model,
+                [prompts[i] for i in part.tolist()],
+                noise[part],
+                self.steps,
+                on_step=steps.append,
+            )
             return steps
+
         seen = list(in_parts(model, "states", sampled, torch.arange(len(slider)), self.batch))
         adapter.set(None)
+
         def at(i):
             step, latents = seen[0][i], torch.cat([steps[i].latents for steps in seen])
-            return Rows(latents, step.timestep, (step.signal, step.noise), prompts, slider, strength)
+            return Rows(
+                latents, step.timestep, (step.signal, step.noise), prompts, slider, strength
+            )
+
         order = torch.randperm(len(self.acting), generator=gen).tolist()
         return [self._with_goal(at(self.acting[i]), gen) for i in order]
 
     def _with_goal(self, rows, gen):
         "e(x, target) + s eta mean over p of [e(x, positive, p) - e(x, negative, p)] (R8; 2023, eq. 8)."
-        jobs, own = [], [] # row, prompt, its weight in what is wanted, and in the positive answer; the target's jobs
+        jobs, own = (
+            [],
+            [],
+        )  # row, prompt, its weight in what is wanted, and in the positive answer; the target's jobs
         for i, (k, s) in enumerate(zip(rows.slider.tolist(), rows.strength.tolist())):
             concept = self.concepts[k]
             words = concept.preserve or ("",)
-            if self.settings.one_preserved: words = [words[torch.randint(len(words), (), generator=gen)]]
+            if self.settings.one_preserved:
+                words = [words[torch.randint(len(words), (), generator=gen)]]
             own.append(len(jobs))
-            jobs.append((i, concept.target, 1., 0.))
+            jobs.append((i, concept.target, 1.0, 0.0))
             for w in words:
                 for prompt, sign in ((concept.positive, s), (concept.negative, -s)):
-                    jobs.append((i, f"{prompt}, {w}" if w else prompt, sign * concept.eta / len(words),
-                                 float(sign > 0) / len(words)))
+                    jobs.append(
+                        (
+                            i,
+                            f"{prompt}, {w}" if w else prompt,
+                            sign * concept.eta / len(words),
+                            float(sign > 0) / len(words),
+                        )
+                    )
         row, prompts, *weights = zip(*jobs)
         row = torch.tensor(row)
-        def said(part): return answers(self.model, rows, row[part], [prompts[i] for i in part.tolist()])
-        out = torch.cat(list(in_parts(self.model, "answers", said, torch.arange(len(row)), self.batch)))
-        def wide(numbers): return torch.as_tensor(numbers).to(out).view(-1, *[1] * (out.ndim - 1))
-        wanted, strong = (torch.zeros_like(out[own]).index_add_(0, row.to(out.device), out * wide(w)) for w in weights)
+
+        def said(part):
+            return answers(self.model, rows, row[part], [prompts[i] for i in part.tolist()])
+
+        out = torch.cat(
+            list(in_parts(self.model, "answers", said, torch.arange(len(row)), self.batch))
+        )
+
+        def wide(numbers):
+            return torch.as_tensor(numbers).to(out).view(-1, *[1] * (out.ndim - 1))
+
+        wanted, strong = (
+            torch.zeros_like(out[own]).index_add_(0, row.to(out.device), out * wide(w))
+            for w in weights
+        )
         if self.settings.rescaled:
-            wanted = wanted * wide(strong.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-12))
+            wanted = wanted * wide(
+                strong.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-12)
+            )
         return replace(rows, wanted=wanted, base=far(out[own], wanted))
 
 # %% ../../nbs/06_training/05_from_text.ipynb #cell-08
 def train_concepts(
-    model:Model,
-    concepts,                # `Concept`s, one or several, or the path of a file for `read_concepts`
-    settings:Regression=ASKED,
-    seed:int=0,
-    folder:str|Path|None=None, # keep the state of training here, and go on from what is there
-    steps:int|None=None,     # of the sampler whose states are trained on; default: the model's
-    batch:int=64,            # images in a denoiser call, at most
-    every:int=25,            # updates between states that are kept, or as soon as a sample has been used up
+    model: Model,
+    concepts,  # `Concept`s, one or several, or the path of a file for `read_concepts`
+    settings: Regression = ASKED,
+    seed: int = 0,
+    folder: str
+    | Path
+    | None = None,  # keep the state of training here, and go on from what is there
+    steps: int | None = None,  # of the sampler whose states are trained on; default: the model's
+    batch: int = 64,  # images in a denoiser call, at most
+    every: int = 25,  # updates between states that are kept, or as soon as a sample has been used up
     progress=tqdm,
-    **options,               # fields of the settings, such as `updates`, `rank`, `targets`
-)->SliderSpace:
+    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+) -> SliderSpace:
     """Train a slider for each attribute in words, all at once (Concept Sliders, R8).
 
     The card says of each what share of the wanted change it brings, on new noise. Raises `ValueError` before any work,
@@ -147,10 +221,18 @@ def train_concepts(
     concepts = read_concepts(concepts) if isinstance(concepts, (str, Path)) else concepts
     concepts = [concepts] if isinstance(concepts, Concept) else list(concepts)
     if not concepts or not all(isinstance(c, Concept) for c in concepts):
-        raise ValueError(f"concepts must be `Concept`s or the path of a file with some, not {concepts!r}")
+        raise ValueError(
+            f"concepts must be `Concept`s or the path of a file with some, not {concepts!r}"
+        )
     settings = changed(settings, options, batch=batch, every=every)
-    if settings.rescaled is None: settings = replace(settings, rescaled=model.prediction_type == "flow_prediction")
+    if settings.rescaled is None:
+        settings = replace(settings, rescaled=model.prediction_type == "flow_prediction")
     steps = check_steps(model, steps)
-    about = dict(prompts=list(dict.fromkeys(c.target for c in concepts)), sliders=[asdict(c) for c in concepts])
+    about = dict(
+        prompts=list(dict.fromkeys(c.target for c in concepts)),
+        sliders=[asdict(c) for c in concepts],
+    )
     source, labels = Words(model, concepts, settings, steps, batch), [c.label for c in concepts]
-    return trained(model, source, labels, about, settings, seed, folder, steps, batch, every, progress)
+    return trained(
+        model, source, labels, about, settings, seed, folder, steps, batch, every, progress
+    )

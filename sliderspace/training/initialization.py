@@ -25,18 +25,20 @@ from ..sliders.space import detach
 @dataclass(frozen=True, eq=False, repr=False)
 class Pool:
     """Noised samples with the unchanged model's answers; rows of one timestep lie side by side, the noisiest first."""
-    latents:Tensor  # x_t, `(n, ...)`
-    timestep:Tensor # `(n,)`, on the CPU
-    signal:Tensor   # share of the samples in x_t, `(n,)`, on the CPU
-    noise:Tensor    # share of unit noise, `(n,)`, on the CPU
-    output:Tensor   # the unchanged prediction, after guidance, `(n, ...)`
-    x0:Tensor       # the unchanged estimate, `(n, ...)`
-    prompts:list[str] # of each row
-    guidance:float
 
-    def pick(self,
-        rows:Tensor, # indices, `(n,)`
-    )->"Pool":
+    latents: Tensor  # x_t, `(n, ...)`
+    timestep: Tensor  # `(n,)`, on the CPU
+    signal: Tensor  # share of the samples in x_t, `(n,)`, on the CPU
+    noise: Tensor  # share of unit noise, `(n,)`, on the CPU
+    output: Tensor  # the unchanged prediction, after guidance, `(n, ...)`
+    x0: Tensor  # the unchanged estimate, `(n, ...)`
+    prompts: list[str]  # of each row
+    guidance: float
+
+    def pick(
+        self,
+        rows: Tensor,  # indices, `(n,)`
+    ) -> "Pool":
         """Some of the rows, in that order."""
         cpu, device = rows.cpu(), rows.to(self.latents.device)
         there = {n: getattr(self, n)[device] for n in ("latents", "output", "x0")}
@@ -46,58 +48,80 @@ class Pool:
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-06
 @torch.no_grad()
 def make_pool(
-    model:Model,
-    found:Directions,
-    samples:list[int], # which of the directions' samples to noise
-    rows:int,          # noised samples wanted; every sampler step equally often
-    seed:int,
-    batch:int=64,
-    ahead:bool=True,   # the unchanged model answers now, or with `answered` later
-)->Pool:
+    model: Model,
+    found: Directions,
+    samples: list[int],  # which of the directions' samples to noise
+    rows: int,  # noised samples wanted; every sampler step equally often
+    seed: int,
+    batch: int = 64,
+    ahead: bool = True,  # the unchanged model answers now, or with `answered` later
+) -> Pool:
     """Noise samples at the sampler's own timesteps, each at least once, and run the unchanged model on them."""
     run, gen = found.samples.run, torch.Generator().manual_seed(seed)
     grid = model.timesteps(run.steps)
-    once = torch.cat([torch.ones(1, dtype=torch.bool), grid[0][1:] != grid[0][:-1]]) # some samplers go twice to one
+    once = torch.cat(
+        [torch.ones(1, dtype=torch.bool), grid[0][1:] != grid[0][:-1]]
+    )  # some samplers go twice to one
     rows = max(rows, int(once.sum()))
     t, signal, share = (g[once][torch.arange(rows) * int(once.sum()) // rows] for g in grid)
     chosen = torch.tensor(samples)[shuffled(len(samples), rows, gen)]
     clean = found.samples.latents[chosen]
     noise = torch.randn(clean.shape, generator=gen)
-    def wide(s): return s.view(-1, *[1] * (clean.ndim - 1))
+
+    def wide(s):
+        return s.view(-1, *[1] * (clean.ndim - 1))
+
     x = (wide(signal) * clean + wide(share) * noise).to(model.device)
     blank = Pool(x, t, signal, share, x, x, run.of(chosen.tolist()), run.guidance)
     return answered(model, blank, batch) if ahead else blank
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-07
 @torch.no_grad()
-def answered(model:Model, pool:Pool, batch:int=64)->Pool:
+def answered(model: Model, pool: Pool, batch: int = 64) -> Pool:
     """The pool with what the unchanged model makes of it."""
-    def answers(part): return predict_rows(model, pool, part)
-    parts = list(in_parts(model, "answers", answers, torch.arange(len(pool.latents), device=model.device), batch))
-    return replace(pool, output=torch.cat([o for o, _ in parts]), x0=torch.cat([x0 for _, x0 in parts]))
+
+    def answers(part):
+        return predict_rows(model, pool, part)
+
+    parts = list(
+        in_parts(
+            model, "answers", answers, torch.arange(len(pool.latents), device=model.device), batch
+        )
+    )
+    return replace(
+        pool, output=torch.cat([o for o, _ in parts]), x0=torch.cat([x0 for _, x0 in parts])
+    )
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-08
-def shuffled(n:int, count:int, gen:torch.Generator)->Tensor: # `(count,)`
+def shuffled(n: int, count: int, gen: torch.Generator) -> Tensor:  # `(count,)`
     """`count` indices below n in random order, every one as often as any other, give or take one."""
     return torch.cat([torch.randperm(n, generator=gen) for _ in range(-(-count // n) or 1)])[:count]
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-09
 def predict_rows(
-    model:Model,
-    pool:Pool,
-    rows:Tensor,         # indices, `(n,)`
-    adapter=None,        # whose sliders act
-    strengths:Tensor|None=None, # `(n, K)`, of each row's sliders
-)->tuple[Tensor, Tensor]: # prediction and x0 estimate, `(n, ...)`
+    model: Model,
+    pool: Pool,
+    rows: Tensor,  # indices, `(n,)`
+    adapter=None,  # whose sliders act
+    strengths: Tensor | None = None,  # `(n, K)`, of each row's sliders
+) -> tuple[Tensor, Tensor]:  # prediction and x0 estimate, `(n, ...)`
     """What the denoiser makes of some rows of a pool, a call for each timestep among them; differentiable."""
     t, calls = pool.timestep[rows.cpu()], []
     groups = [(t == at).nonzero().flatten().to(rows.device) for at in t.unique()]
     for group in groups:
-        if adapter is not None: adapter.set(strengths[group])
+        if adapter is not None:
+            adapter.set(strengths[group])
         one = rows[group[0]].cpu()
         prompts = [pool.prompts[i] for i in rows[group].tolist()]
-        calls.append(model.predict(pool.latents[rows[group]], pool.timestep[one], prompts, pool.guidance,
-                                   (pool.signal[one], pool.noise[one])))
+        calls.append(
+            model.predict(
+                pool.latents[rows[group]],
+                pool.timestep[one],
+                prompts,
+                pool.guidance,
+                (pool.signal[one], pool.noise[one]),
+            )
+        )
     back = torch.cat(groups).argsort()
     return tuple(torch.cat(parts)[back] for parts in zip(*calls))
 
@@ -108,68 +132,87 @@ def new_adapter(model, layers, sliders, rank):
     with model.lock:
         detach(model)
         adapter = GatedAdapter(model, layers, sliders, rank)
-        try: yield adapter
-        finally: adapter.remove()
+        try:
+            yield adapter
+        finally:
+            adapter.remove()
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-12
 def score_gradients(
-    model:Model,
-    encoder:Encoder,
-    pool:Pool,
-    vectors:Tensor,       # directions, `(K, d)`
-    unit:Tensor,          # standard deviation of each score, `(K,)`
-    weights:list[Tensor], # with respect to which: parameters in the denoiser
-    own=None,             # `(k, gradient)` -> the part of it that is kept for direction k; None: all
-    batch:int=16,
+    model: Model,
+    encoder: Encoder,
+    pool: Pool,
+    vectors: Tensor,  # directions, `(K, d)`
+    unit: Tensor,  # standard deviation of each score, `(K,)`
+    weights: list[Tensor],  # with respect to which: parameters in the denoiser
+    own=None,  # `(k, gradient)` -> the part of it that is kept for direction k; None: all
+    batch: int = 16,
     progress=tqdm,
-)->list[Tensor]:          # a weight each, `(K, *its shape)`, or of the parts that are kept
+) -> list[Tensor]:  # a weight each, `(K, *its shape)`, or of the parts that are kept
     """Gradients of the mean scores, in standard deviations. Rows that are not finite are left out."""
     keep = own or (lambda k, g: g)
-    total = [torch.stack([keep(k, torch.zeros_like(w)) for k in range(len(vectors))]) for w in weights]
+    total = [
+        torch.stack([keep(k, torch.zeros_like(w)) for k in range(len(vectors))]) for w in weights
+    ]
     before = [w.requires_grad for w in weights]
-    for w in weights: w.requires_grad_(True)
+    for w in weights:
+        w.requires_grad_(True)
+
     def work(rows):
         phi = features(model, encoder, predict_rows(model, pool, rows)[1], preview=True)
-        if not (fine := phi.isfinite().all(1)).all(): # again without the rows that are not finite
-            if not fine.any(): return None
+        if not (fine := phi.isfinite().all(1)).all():  # again without the rows that are not finite
+            if not fine.any():
+                return None
             phi = features(model, encoder, predict_rows(model, pool, rows[fine])[1], preview=True)
         scores = (phi @ vectors.T / unit).sum(0) / len(pool.latents)
         kept = [[] for _ in weights]
         for k, score in enumerate(scores):
-            more = torch.autograd.grad(score, weights, retain_graph=k + 1 < len(scores), materialize_grads=True)
-            for parts, g in zip(kept, more): parts.append(keep(k, g).nan_to_num(0., 0., 0.))
+            more = torch.autograd.grad(
+                score, weights, retain_graph=k + 1 < len(scores), materialize_grads=True
+            )
+            for parts, g in zip(kept, more):
+                parts.append(keep(k, g).nan_to_num(0.0, 0.0, 0.0))
         return [torch.stack(parts) for parts in kept]
+
     try:
-        for at in progress(torch.arange(len(pool.latents), device=model.device).split(batch), desc="first-order start"):
+        for at in progress(
+            torch.arange(len(pool.latents), device=model.device).split(batch),
+            desc="first-order start",
+        ):
             for made in in_parts(model, "gradients", work, at, batch):
-                if made is not None: total = [t + m for t, m in zip(total, made)]
+                if made is not None:
+                    total = [t + m for t, m in zip(total, made)]
     finally:
-        for w, wanted in zip(weights, before): w.requires_grad_(wanted)
+        for w, wanted in zip(weights, before):
+            w.requires_grad_(wanted)
     return total
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-13
 def first_order_start(
-    model:Model,
-    encoder:Encoder,
-    pool:Pool,
-    vectors:Tensor,   # directions, `(K, d)`
-    unit:Tensor,      # standard deviation of each score, `(K,)`
-    layers:list[str],
-    rank:int=1,
-    effect:float=.3,  # first-order change of the score at strength 1, in standard deviations
-    spare:int=8,      # more ranks to search in
-    batch:int=16,
+    model: Model,
+    encoder: Encoder,
+    pool: Pool,
+    vectors: Tensor,  # directions, `(K, d)`
+    unit: Tensor,  # standard deviation of each score, `(K,)`
+    layers: list[str],
+    rank: int = 1,
+    effect: float = 0.3,  # first-order change of the score at strength 1, in standard deviations
+    spare: int = 8,  # more ranks to search in
+    batch: int = 16,
     progress=tqdm,
-    most:int=2**30,   # gradients that take no more bytes than this, of float32 weights, are formed: in half the time
-)->tuple[dict[str, Tensor], dict[str, Tensor]]: # down `(K r, in)` and up `(out, K r)` by layer
+    most: int = 2
+    ** 30,  # gradients that take no more bytes than this, of float32 weights, are formed: in half the time
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down `(K r, in)` and up `(out, K r)` by layer
     """Sliders at the first-order solution: the low-rank parts of their own scores' gradients, scaled."""
     K, gen = len(vectors), torch.Generator().manual_seed(0)
-    with model.lock: detach(model) # a space that is in use has no part in this
+    with model.lock:
+        detach(model)  # a space that is in use has no part in this
     own = [model.denoiser.get_submodule(n).weight for n in layers]
     width = min(rank + spare, *(d for w in own for d in w.flatten(1).shape))
     goal = model, encoder, pool, vectors, unit
     if 4 * K * sum(w.numel() for w in own) <= most and all(w.dtype == torch.float32 for w in own):
-        with model.lock: whole = score_gradients(*goal, own, None, batch, progress)
+        with model.lock:
+            whole = score_gradients(*goal, own, None, batch, progress)
         tests = [torch.randn(K, g[0, 0].numel(), width, generator=gen).to(g) for g in whole]
         flat = [g.flatten(2) for g in whole]
         spans = [torch.linalg.qr(g @ (g.mT @ (g @ x)))[0] for g, x in zip(flat, tests)]
@@ -177,54 +220,79 @@ def first_order_start(
         return low_rank(dict(zip(layers, spans)), dict(zip(layers, inner)), rank, effect)
     with new_adapter(model, layers, 1, width) as adapter:
         pairs = adapter.parameters()
-        adapter.copy_in({n: torch.randn(a.shape, generator=gen) for n, (a, _) in pairs.items()},
-                        {n: torch.zeros_like(b) for n, (_, b) in pairs.items()})
+        adapter.copy_in(
+            {n: torch.randn(a.shape, generator=gen) for n, (a, _) in pairs.items()},
+            {n: torch.zeros_like(b) for n, (_, b) in pairs.items()},
+        )
         adapter.set(torch.ones(1))
         spans = score_gradients(*goal, [up for _, up in pairs.values()], None, batch, progress)
-    spans = [torch.linalg.qr(y.flatten(2))[0] for y in spans] # (K, out, width)
+    spans = [torch.linalg.qr(y.flatten(2))[0] for y in spans]  # (K, out, width)
     with new_adapter(model, layers, K, width) as adapter:
         pairs = adapter.parameters()
-        adapter.copy_in({n: torch.zeros_like(a) for n, (a, _) in pairs.items()},
-                        {n: q.movedim(0, 1).reshape(b.shape) for q, (n, (_, b)) in zip(spans, pairs.items())})
+        adapter.copy_in(
+            {n: torch.zeros_like(a) for n, (a, _) in pairs.items()},
+            {n: q.movedim(0, 1).reshape(b.shape) for q, (n, (_, b)) in zip(spans, pairs.items())},
+        )
         adapter.set(torch.ones(K))
-        inner = score_gradients(*goal, [down for down, _ in pairs.values()],
-                                lambda k, g: g[k * width:(k + 1) * width], batch, progress)
+        inner = score_gradients(
+            *goal,
+            [down for down, _ in pairs.values()],
+            lambda k, g: g[k * width : (k + 1) * width],
+            batch,
+            progress,
+        )
     return low_rank(dict(zip(layers, spans)), dict(zip(layers, inner)), rank, effect)
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-14
 def low_rank(
-    spans:dict[str, Tensor], # orthonormal columns, `(K, out, m)`
-    inner:dict[str, Tensor], # spans^T G, `(K, m, in)`, or `(K, m, in, h, w)`
-    rank:int,
-    effect:float,
+    spans: dict[str, Tensor],  # orthonormal columns, `(K, out, m)`
+    inner: dict[str, Tensor],  # spans^T G, `(K, m, in)`, or `(K, m, in, h, w)`
+    rank: int,
+    effect: float,
 ):
     "The best rank-r part of spans @ inner in every layer, as down- and up-projections, one scale for all layers."
     parts = {n: torch.linalg.svd(g.flatten(2), full_matrices=False) for n, g in inner.items()}
-    parts = {n: ((spans[n] @ u[..., :rank]).mT, s[:, :rank, None], v[:, :rank]) for n, (u, s, v) in parts.items()}
-    reach = sum(s.pow(2).sum(1) for _, s, _ in parts.values()) # change of the scores if these were the sliders, (K, 1)
+    parts = {
+        n: ((spans[n] @ u[..., :rank]).mT, s[:, :rank, None], v[:, :rank])
+        for n, (u, s, v) in parts.items()
+    }
+    reach = sum(
+        s.pow(2).sum(1) for _, s, _ in parts.values()
+    )  # change of the scores if these were the sliders, (K, 1)
     scale = (effect / reach.clamp(min=1e-12))[:, None]
-    down = {n: ((scale * s).sqrt() * v).reshape(-1, *inner[n].shape[2:]) for n, (u, s, v) in parts.items()}
-    up = {n: ((scale * s).sqrt() * u).flatten(0, 1).T.reshape(u.shape[2], -1, *[1] * (inner[n].ndim - 3))
-          for n, (u, s, v) in parts.items()}
+    down = {
+        n: ((scale * s).sqrt() * v).reshape(-1, *inner[n].shape[2:])
+        for n, (u, s, v) in parts.items()
+    }
+    up = {
+        n: ((scale * s).sqrt() * u)
+        .flatten(0, 1)
+        .T.reshape(u.shape[2], -1, *[1] * (inner[n].ndim - 3))
+        for n, (u, s, v) in parts.items()
+    }
     return down, up
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-17
 def usual_start(
-    model:Model,
-    kind:str,          # "random": down-projections random, up-projections 0; "orthonormal": up-projections random with
-    layers:list[str],  # orthonormal columns a slider, down-projections 0
-    sliders:int,
-    rank:int=1,
-    seed:int=0,
-)->tuple[dict[str, Tensor], dict[str, Tensor]]: # down and up by layer
+    model: Model,
+    kind: str,  # "random": down-projections random, up-projections 0; "orthonormal": up-projections random with
+    layers: list[str],  # orthonormal columns a slider, down-projections 0
+    sliders: int,
+    rank: int = 1,
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down and up by layer
     """Sliders that do nothing yet. Raises `ValueError` for another kind."""
     if kind not in ("random", "orthonormal"):
         raise ValueError(f"start must be 'first-order', 'random' or 'orthonormal', not {kind!r}")
     gen, down, up = torch.Generator().manual_seed(seed), {}, {}
     for name in layers:
         out, *rest = model.denoiser.get_submodule(name).weight.shape
-        a, b = torch.zeros(sliders * rank, *rest), torch.zeros(out, sliders * rank, *[1] * (len(rest) - 1))
-        if kind == "random": torch.nn.init.kaiming_uniform_(a, a=5 ** .5, generator=gen)
+        a, b = (
+            torch.zeros(sliders * rank, *rest),
+            torch.zeros(out, sliders * rank, *[1] * (len(rest) - 1)),
+        )
+        if kind == "random":
+            torch.nn.init.kaiming_uniform_(a, a=5**0.5, generator=gen)
         else:
             columns = torch.linalg.qr(torch.randn(sliders, out, rank, generator=gen))[0]
             b.copy_(columns.movedim(0, 1).reshape(b.shape))

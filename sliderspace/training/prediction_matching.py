@@ -26,20 +26,23 @@ from .trainer import Kept, Settings, Updates, check_trainable, make_updates
 @dataclass(frozen=True, eq=False)
 class Rows:
     "Noised latents at one timestep, each with the slider and the strength that act, and the prediction that is wanted."
-    latents:Tensor   # x_t, `(n, ...)`
-    timestep:Tensor  # a number
-    shares:tuple     # of signal and noise in x_t
-    prompts:list[str]
-    slider:Tensor    # `(n,)`
-    strength:Tensor  # `(n,)`
-    wanted:Tensor|None=None # `(n, ...)`
-    base:Tensor|None=None   # squared distance of the unchanged prediction from it, `(n,)`
+
+    latents: Tensor  # x_t, `(n, ...)`
+    timestep: Tensor  # a number
+    shares: tuple  # of signal and noise in x_t
+    prompts: list[str]
+    slider: Tensor  # `(n,)`
+    strength: Tensor  # `(n,)`
+    wanted: Tensor | None = None  # `(n, ...)`
+    base: Tensor | None = None  # squared distance of the unchanged prediction from it, `(n,)`
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-06
 def plain(model):
     "The guidance with which a pipeline gives the answer to a prompt itself."
     config = model.denoiser.config
-    return model.guidance if config.get("guidance_embeds") or config.get("time_cond_proj_dim") else 0.
+    return (
+        model.guidance if config.get("guidance_embeds") or config.get("time_cond_proj_dim") else 0.0
+    )
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-07
 def answers(model, rows, part, prompts=None):
@@ -48,24 +51,31 @@ def answers(model, rows, part, prompts=None):
     return model.predict(rows.latents[part], rows.timestep, prompts, plain(model), rows.shares)[0]
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-08
-def far(x, y): return (x - y).pow(2).flatten(1).mean(1)
+def far(x, y):
+    return (x - y).pow(2).flatten(1).mean(1)
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-09
 @dataclass(frozen=True)
 class Regression(Settings):
     """How sliders that are asked for are trained."""
-    rank:int=4
-    start:str="random"
-    updates:int=500
-    rows:int=1              # samples, or pairs, of a slider in an update, each at every strength
-    lr:float=.1
-    one_preserved:bool=False # an update draws one preserved text, as the released code; or takes all, as the paper
-    acts_from:float=0.      # part of the noise schedule after which the sliders act, in training as in use: 0 to 1
-    rescaled:bool|None=None # what is wanted gets the norm of the positive answer; None: for flow models
+
+    rank: int = 4
+    start: str = "random"
+    updates: int = 500
+    rows: int = 1  # samples, or pairs, of a slider in an update, each at every strength
+    lr: float = 0.1
+    one_preserved: bool = False  # an update draws one preserved text, as the released code; or takes all, as the paper
+    acts_from: float = (
+        0.0  # part of the noise schedule after which the sliders act, in training as in use: 0 to 1
+    )
+    rescaled: bool | None = (
+        None  # what is wanted gets the norm of the positive answer; None: for flow models
+    )
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-10
 class RegressionUpdates(Updates):
     "Updates towards wanted predictions; what they reach is the share of the wanted change, 1 if all of it."
+
     reached = "reached"
 
     def __init__(self, model, adapter, source, settings, seed, batch):
@@ -73,11 +83,13 @@ class RegressionUpdates(Updates):
         self.source, self.queue = source, []
 
     def _parts(self, who):
-        if not self.queue: self.queue = self.source.more(self.adapter, self.gen)
+        if not self.queue:
+            self.queue = self.source.more(self.adapter, self.gen)
         rows = self.queue.pop()
         mine, self.each = torch.isin(rows.slider, who).nonzero().flatten(), rows.slider.bincount()
+
         def work(part):
-            while len(part): # again without the rows that are not finite
+            while len(part):  # again without the rows that are not finite
                 loss = _loss(self.model, self.adapter, rows, part)
                 if (fine := loss.isfinite().cpu()).all():
                     k, whole = rows.slider[part], rows.base[part].clamp(min=1e-12)
@@ -85,8 +97,10 @@ class RegressionUpdates(Updates):
                     gradients = torch.autograd.grad(total, self.stack.real, materialize_grads=True)
                     return k.to(loss.device), 1 - loss.detach() / whole, gradients
                 part = part[fine]
+
         for made in in_parts(self.model, "updates", work, mine, self.batch):
-            if made is not None: yield made
+            if made is not None:
+                yield made
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-11
 def _loss(model, adapter, rows, part):
@@ -114,16 +128,30 @@ def held_out(model, adapter, source, seed, batch):
 @torch.no_grad()
 def acting_steps(model, steps, settings):
     "Which of the sampler's steps sliders act in. Raises `ValueError` when there are none."
-    if not 0 <= (late := settings.acts_from) < 1: raise ValueError(f"acts_from must be from 0 to below 1, not {late!r}")
-    if not late: return list(range(len(model.timesteps(steps)[0])))
+    if not 0 <= (late := settings.acts_from) < 1:
+        raise ValueError(f"acts_from must be from 0 to below 1, not {late!r}")
+    if not late:
+        return list(range(len(model.timesteps(steps)[0])))
     told, done, total = [], [], model.pipe.scheduler.config.num_train_timesteps
-    def listen(net, args, kwargs): told.append(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]))
-    def reached(step): done.append(1 - noise_level(model.family, told[-1], total).max()) # compared as the gate does
-    hook = model.denoiser.register_forward_pre_hook(listen, with_kwargs=True) # every family counts in its own way
-    try: sample(model, "a", start_noise(model, 0, [0]), steps, plain(model), on_step=reached)
-    finally: hook.remove()
+
+    def listen(net, args, kwargs):
+        told.append(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]))
+
+    def reached(step):
+        done.append(
+            1 - noise_level(model.family, told[-1], total).max()
+        )  # compared as the gate does
+
+    hook = model.denoiser.register_forward_pre_hook(
+        listen, with_kwargs=True
+    )  # every family counts in its own way
+    try:
+        sample(model, "a", start_noise(model, 0, [0]), steps, plain(model), on_step=reached)
+    finally:
+        hook.remove()
     acting = [i for i, d in enumerate(done) if bool(d >= late)]
-    if not acting: raise ValueError(f"acts_from={late} leaves none of the {steps} steps")
+    if not acting:
+        raise ValueError(f"acts_from={late} leaves none of the {steps} steps")
     return acting
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-14
@@ -133,20 +161,35 @@ ASKED = Regression()
 def trained(model, source, labels, about, settings, seed, folder, steps, batch, every, progress):
     "Sliders fitted to the rows of a source, with a card."
     check_trainable(model)
-    if settings.start == "first-order": raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
+    if settings.start == "first-order":
+        raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
     layers, K = target_layers(model, settings.targets), len(labels)
-    if twice := [l for l in labels if labels.count(l) > 1]: raise ValueError(f"two sliders have the label {twice[0]!r}")
-    with model.lock: detach(model) # what identifies the model must be its own
-    card = dict(model=model.name, fingerprint=model.fingerprint(layers), denoiser=model.denoiser_name, steps=steps,
-                guidance=model.guidance, seed=seed) | asdict(settings) | about
+    if twice := [l for l in labels if labels.count(l) > 1]:
+        raise ValueError(f"two sliders have the label {twice[0]!r}")
+    with model.lock:
+        detach(model)  # what identifies the model must be its own
+    card = (
+        dict(
+            model=model.name,
+            fingerprint=model.fingerprint(layers),
+            denoiser=model.denoiser_name,
+            steps=steps,
+            guidance=model.guidance,
+            seed=seed,
+        )
+        | asdict(settings)
+        | about
+    )
     kept = Kept(folder, card | dict(identity=model.identity()))
     with new_adapter(model, layers, K, settings.rank) as adapter:
         adapter.copy_in(*usual_start(model, settings.start, layers, K, settings.rank, seed))
         updates = RegressionUpdates(model, adapter, source, settings, seed, batch)
-        try: why = make_updates(updates, kept, every, progress)
-        finally: updates.close()
+        try:
+            why = make_updates(updates, kept, every, progress)
+        finally:
+            updates.close()
         reached = held_out(model, adapter, source, seed + 1, batch)
         down, up = adapter.copy_out()
     rows = [row | dict(reached=r) for row, r in zip(about["sliders"], reached.tolist())]
     card |= dict(updates=updates.done, lost=updates.lost.tolist(), ended=why, sliders=rows)
-    return SliderSpace(down, up, labels, torch.tensor([[-2., 2.]] * K), settings.rank, card)
+    return SliderSpace(down, up, labels, torch.tensor([[-2.0, 2.0]] * K), settings.rank, card)

@@ -22,29 +22,43 @@ from ..models.pipeline import Model
 @dataclass(frozen=True)
 class Settings:
     """What every way to train has to say."""
-    rank:int=1
-    targets:str="attention" # layers that change, see `adapters.target_layers`
-    start:str="first-order" # or "random" or "orthonormal", see `starts.usual_start`; orthonormal up-projections stay
-    updates:int=450         # of every slider; those of a slider that stops go to the others
-    rows:int=1              # noised samples in an update, each given to all its sliders
-    drawn:int=0             # sliders of an update, drawn at random; 0: all
-    relative:bool=True      # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
-    lr:float=.15
-    patience:int=0          # a slider stops when what it reaches has not grown for so many updates; 0: never
+
+    rank: int = 1
+    targets: str = "attention"  # layers that change, see `adapters.target_layers`
+    # "first-order", "random" or "orthonormal" (`usual_start`; its up-projections stay as they are)
+    start: str = "first-order"
+    updates: int = 450  # of every slider; those of a slider that stops go to the others
+    rows: int = 1  # noised samples in an update, each given to all its sliders
+    drawn: int = 0  # sliders of an update, drawn at random; 0: all
+    relative: bool = True  # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
+    lr: float = 0.15
+    patience: int = (
+        0  # a slider stops when what it reaches has not grown for so many updates; 0: never
+    )
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-05
 def changed(settings, options, **counts):
     "Settings with some of their fields changed, checked; and other numbers that must be 1 or more."
     known = [f.name for f in fields(settings)]
     unknown = set(options) - set(known)
-    if unknown: raise ValueError(f"train has no option {sorted(unknown)[0]!r}; the method's are {', '.join(known)}")
+    if unknown:
+        raise ValueError(
+            f"train has no option {sorted(unknown)[0]!r}; the method's are {', '.join(known)}"
+        )
     settings = replace(settings, **options)
-    for name, least in (("rank", 1), ("updates", 0), ("rows", 1), ("start_rows", 1), ("drawn", 0), ("patience", 0),
-                        *((name, 1) for name in counts)):
+    for name, least in (
+        ("rank", 1),
+        ("updates", 0),
+        ("rows", 1),
+        ("start_rows", 1),
+        ("drawn", 0),
+        ("patience", 0),
+        *((name, 1) for name in counts),
+    ):
         value = counts[name] if name in counts else getattr(settings, name, least)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
-    if not 0 < (value := getattr(settings, "least", .5)) < 1:
+    if not 0 < (value := getattr(settings, "least", 0.5)) < 1:
         raise ValueError(f"least must be between 0 and 1, not {value!r}")
     for name in ("lr", "weight", "leash", "leakage"):
         if not 0 <= (value := getattr(settings, name, 0)) < float("inf"):
@@ -57,8 +71,10 @@ def changed(settings, options, **counts):
 def check_trainable(model):
     "Raise `ValueError` for a model whose denoiser leaves the GPU between calls."
     if hasattr(model.denoiser, "_hf_hook"):
-        raise ValueError(f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
-                         "load the model with low_memory=True instead of CPU offload")
+        raise ValueError(
+            f"the denoiser of {model.name} is taken off the GPU between calls, and its gradients with it: "
+            "load the model with low_memory=True instead of CPU offload"
+        )
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-08
 def along(values, weights, dim):
@@ -68,46 +84,64 @@ def along(values, weights, dim):
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-09
 class Stack:
     "Each slider's weights as one row with an optimizer state of its own."
+
     def __init__(self, adapter, settings):
         sides = [(p, d) for pair in adapter.parameters().values() for d, p in enumerate(pair)]
-        def rows_of(sides): return [p.detach().movedim(d, 0).reshape(adapter.sliders, -1) for p, d in sides]
+
+        def rows_of(sides):
+            return [p.detach().movedim(d, 0).reshape(adapter.sliders, -1) for p, d in sides]
+
         begun = torch.stack([r.pow(2).mean(1).sqrt() for r in rows_of(sides)], 1)
-        if settings.start != "first-order": # one side starts at 0: in units of the other
+        if settings.start != "first-order":  # one side starts at 0: in units of the other
             begun = begun.unflatten(1, (-1, 2)).amax(2).repeat_interleave(2, 1)
-        if settings.start == "orthonormal": sides, begun = sides[::2], begun[:, ::2] # up-projections stay
-        self.views = [p.detach().movedim(d, 0) for p, d in sides] # (K r, ...), of the adapter's own memory
+        if settings.start == "orthonormal":
+            sides, begun = sides[::2], begun[:, ::2]  # up-projections stay
+        self.views = [
+            p.detach().movedim(d, 0) for p, d in sides
+        ]  # (K r, ...), of the adapter's own memory
         self.real = [p.requires_grad_(True) for p, _ in sides]
         self.dims, self.sliders = [d for _, d in sides], adapter.sliders
         rows = rows_of(sides)
         self.widths = torch.tensor([r.shape[1] for r in rows], device=rows[0].device)
         self.unit = begun.clamp(min=1e-8) if settings.relative else torch.ones_like(begun)
         self.hats = list((torch.cat(rows, 1) / self._wide()).unbind())
-        adam = dict(betas=(.8, .98), weight_decay=0.) if settings.relative else {}
+        adam = dict(betas=(0.8, 0.98), weight_decay=0.0) if settings.relative else {}
         self.optimizer = torch.optim.AdamW(self.hats, lr=settings.lr, **adam)
 
-    def _wide(self): return self.unit.repeat_interleave(self.widths, 1)
+    def _wide(self):
+        return self.unit.repeat_interleave(self.widths, 1)
 
     def _write(self):
-        for view, row in zip(self.views, (torch.stack(self.hats) * self._wide()).split(self.widths.tolist(), 1)):
+        for view, row in zip(
+            self.views, (torch.stack(self.hats) * self._wide()).split(self.widths.tolist(), 1)
+        ):
             view.copy_(row.reshape(view.shape))
 
     @torch.no_grad()
     def step(self, lr, who):
         "One update of some sliders, from the gradients that the weights hold; what is not finite counts as zero."
         self.optimizer.param_groups[0]["lr"] = lr
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.real] # None: no row was finite
-        flat = torch.cat([g.movedim(d, 0).reshape(self.sliders, -1) for g, d in zip(grads, self.dims)], 1)
-        flat = (flat * self._wide()).nan_to_num(0., 0., 0.)
-        for k, hat in enumerate(self.hats): hat.grad = flat[k] if k in who else None
+        grads = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self.real
+        ]  # None: no row was finite
+        flat = torch.cat(
+            [g.movedim(d, 0).reshape(self.sliders, -1) for g, d in zip(grads, self.dims)], 1
+        )
+        flat = (flat * self._wide()).nan_to_num(0.0, 0.0, 0.0)
+        for k, hat in enumerate(self.hats):
+            hat.grad = flat[k] if k in who else None
         self.optimizer.step()
-        for p in self.real: p.grad = None
+        for p in self.real:
+            p.grad = None
         self._write()
 
     def state(self):
         "Everything that the next update depends on."
         known = [self.optimizer.state.get(h, {}) for h in self.hats]
-        kept = {n: torch.stack([s.get(n, torch.zeros_like(h)) for s, h in zip(known, self.hats)])
-                for n in ("exp_avg", "exp_avg_sq")}
+        kept = {
+            n: torch.stack([s.get(n, torch.zeros_like(h)) for s, h in zip(known, self.hats)])
+            for n in ("exp_avg", "exp_avg_sq")
+        }
         steps = torch.tensor([float(s.get("step", 0)) for s in known])
         return dict(hats=torch.stack(self.hats), unit=self.unit, steps=steps) | kept
 
@@ -117,12 +151,17 @@ class Stack:
         self.unit.copy_(state["unit"])
         for k, hat in enumerate(self.hats):
             hat.copy_(state["hats"][k])
-            if step := state["steps"][k].item(): self.optimizer.state[hat] = dict(
-                step=torch.tensor(step), exp_avg=state["exp_avg"][k].clone(), exp_avg_sq=state["exp_avg_sq"][k].clone())
+            if step := state["steps"][k].item():
+                self.optimizer.state[hat] = dict(
+                    step=torch.tensor(step),
+                    exp_avg=state["exp_avg"][k].clone(),
+                    exp_avg_sq=state["exp_avg_sq"][k].clone(),
+                )
         self._write()
 
     def close(self):
-        for p in self.real: p.requires_grad_(False).grad = None
+        for p in self.real:
+            p.requires_grad_(False).grad = None
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-10
 class Updates:
@@ -130,31 +169,45 @@ class Updates:
 
     Rows whose loss is not finite are left out and counted in `lost`, `(K,)`. Raises `FloatingPointError` after 10
     updates in a row without a finite one. `state` and `load` let another process go on to the same weights."""
-    reached = "" # what is yielded, in a word
-    queue = ()   # rows that wait: between states they are not kept
+
+    reached = ""  # what is yielded, in a word
+    queue = ()  # rows that wait: between states they are not kept
     counts = "lost", "active", "seen", "mean", "best", "best_at"
 
-    def __init__(self,
-        model:Model,
-        adapter:GatedAdapter, # holds the start; trained in place
-        settings:Settings,
-        seed:int=0,
-        batch:int=64,         # images in a denoiser call
+    def __init__(
+        self,
+        model: Model,
+        adapter: GatedAdapter,  # holds the start; trained in place
+        settings: Settings,
+        seed: int = 0,
+        batch: int = 64,  # images in a denoiser call
     ):
         self.model, self.adapter, self.settings, self.batch = model, adapter, settings, batch
-        self.gen, self.stack, K = torch.Generator().manual_seed(seed), Stack(adapter, settings), adapter.sliders
-        self.done, self.spent, self.barren = 0, 0, 0 # updates; slider-updates; updates without a finite row
+        self.gen, self.stack, K = (
+            torch.Generator().manual_seed(seed),
+            Stack(adapter, settings),
+            adapter.sliders,
+        )
+        self.done, self.spent, self.barren = (
+            0,
+            0,
+            0,
+        )  # updates; slider-updates; updates without a finite row
         self.each = torch.full((K,), settings.rows)  # rows of a slider in an update
         self.lost, self.active = torch.zeros(K), torch.ones(K, dtype=torch.bool)
-        self.seen, self.mean = torch.zeros(2, K) # updates in which something finite was seen; the running mean then
+        self.seen, self.mean = torch.zeros(
+            2, K
+        )  # updates in which something finite was seen; the running mean then
         self.best, self.best_at = torch.full((K,), -torch.inf), torch.zeros(K)
 
     def __iter__(self):
         K = self.adapter.sliders
         total = self.settings.updates * min(self.settings.drawn or K, K)
         try:
-            while self.spent < total and self.active.any(): yield self._update(self.spent / total)
-        finally: self.close()
+            while self.spent < total and self.active.any():
+                yield self._update(self.spent / total)
+        finally:
+            self.close()
 
     def close(self):
         self.adapter.set(None)
@@ -163,21 +216,28 @@ class Updates:
     def _update(self, progress):
         settings, device = self.settings, self.model.device
         who = self.active.nonzero().flatten()
-        if settings.drawn: who = who[torch.randperm(len(who), generator=self.gen)[:settings.drawn]]
+        if settings.drawn:
+            who = who[torch.randperm(len(who), generator=self.gen)[: settings.drawn]]
         reached, count = torch.zeros(2, self.adapter.sliders, device=device)
         for k, values, gradients in self._parts(who):
-            for p, g in zip(self.stack.real, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
+            for p, g in zip(self.stack.real, gradients):
+                p.grad = g if p.grad is None else p.grad.add_(g)
             reached.index_add_(0, k, values)
             count.index_add_(0, k, torch.ones_like(values))
         reached, count = (reached / count).cpu(), count.cpu()
         self.lost[who] += self.each[who] - count[who]
         self.barren = 0 if count.any() else self.barren + 1
-        if self.barren == 10: raise FloatingPointError(
-            f"training stopped at update {self.done}: nothing that {self.involved} gave was finite in 10 updates; load "
-            "the model in float32 or bfloat16, or train with a smaller lr")
-        self.stack.step(settings.lr * (1 - .9 * progress if settings.relative else 1), set(who.tolist()))
+        if self.barren == 10:
+            raise FloatingPointError(
+                f"training stopped at update {self.done}: nothing that {self.involved} gave was finite in 10 updates; load "
+                "the model in float32 or bfloat16, or train with a smaller lr"
+            )
+        self.stack.step(
+            settings.lr * (1 - 0.9 * progress if settings.relative else 1), set(who.tolist())
+        )
         self.done, self.spent = self.done + 1, self.spent + len(who)
-        if settings.patience: self._rest(reached)
+        if settings.patience:
+            self._rest(reached)
         return reached
 
     def _parts(self, who):
@@ -185,7 +245,8 @@ class Updates:
         raise NotImplementedError
 
     @property
-    def involved(self): return "the model"
+    def involved(self):
+        return "the model"
 
     def _rest(self, reached):
         "A slider whose running mean has not grown for long stops."
@@ -194,50 +255,66 @@ class Updates:
         self.mean[now] += rate * (reached - self.mean)[now]
         mean = self.mean / (1 - (1 - rate) ** self.seen).clamp(min=1e-9)
         grown = now & (mean > self.best)
-        self.best, self.best_at = torch.where(grown, mean, self.best), torch.where(grown, self.seen, self.best_at)
+        self.best, self.best_at = (
+            torch.where(grown, mean, self.best),
+            torch.where(grown, self.seen, self.best_at),
+        )
         self.active &= self.seen - self.best_at < self.settings.patience
 
-    def state(self)->dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What another process needs to go on."""
-        own = dict(gen=self.gen.get_state(), counts=torch.tensor([self.done, self.spent, self.barren]))
+        own = dict(
+            gen=self.gen.get_state(), counts=torch.tensor([self.done, self.spent, self.barren])
+        )
         return own | {n: getattr(self, n) for n in self.counts} | self.stack.state()
 
-    def load(self, state:dict[str, Tensor]):
+    def load(self, state: dict[str, Tensor]):
         """Go on from a state of the same model, sliders, rows and settings."""
         self.gen.set_state(state["gen"])
         self.done, self.spent, self.barren = state["counts"].tolist()
-        for n in self.counts: getattr(self, n).copy_(state[n])
+        for n in self.counts:
+            getattr(self, n).copy_(state[n])
         self.stack.load(state)
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-12
 class Kept:
     "The start and the state of a training in a folder; None keeps nothing."
+
     def __init__(self, folder, card):
         self.card = card
-        self.folder = folder and writable_folder(writable_folder(folder)/f"training-{card_key(card)}")
+        self.folder = folder and writable_folder(
+            writable_folder(folder) / f"training-{card_key(card)}"
+        )
 
     def read(self, kind):
-        path = self.folder and self.folder/f"{kind}.safetensors"
+        path = self.folder and self.folder / f"{kind}.safetensors"
         return read_tensors(path, kind)[0] if path and path.exists() else None
 
     def write(self, kind, tensors):
-        if self.folder: write_tensors(self.folder/f"{kind}.safetensors", tensors, {"training": self.card}, kind)
+        if self.folder:
+            write_tensors(
+                self.folder / f"{kind}.safetensors", tensors, {"training": self.card}, kind
+            )
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-13
 def make_updates(steps, kept, every, progress):
     "Make the updates; what has been trained is kept when they end early. Why they did, in words, or an empty text."
-    if (state := kept.read("state")) is not None: steps.load(state)
+    if (state := kept.read("state")) is not None:
+        steps.load(state)
     bar = progress(steps, total=steps.settings.updates, initial=steps.done, desc="training")
     why, written = "", steps.done
     try:
         for reached in bar:
-            if isinstance(bar, tqdm): bar.set_postfix({steps.reached: f"{reached.nanmean():.2f}"}, refresh=False)
-            if steps.done - written >= every and not steps.queue: # nothing is in flight
+            if isinstance(bar, tqdm):
+                bar.set_postfix({steps.reached: f"{reached.nanmean():.2f}"}, refresh=False)
+            if steps.done - written >= every and not steps.queue:  # nothing is in flight
                 kept.write("state", steps.state())
                 written = steps.done
         kept.write("state", steps.state())
-    except KeyboardInterrupt: why = "interrupted" # in the middle of an update, perhaps: the last state is kept
+    except KeyboardInterrupt:
+        why = "interrupted"  # in the middle of an update, perhaps: the last state is kept
     except FloatingPointError as e:
-        if steps.done <= steps.barren: raise
+        if steps.done <= steps.barren:
+            raise
         warnings.warn(why := str(e), stacklevel=3)
     return why

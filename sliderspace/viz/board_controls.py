@@ -18,50 +18,78 @@ WIDE, EDGE = {"width": "440px"}, 36
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-06
 def close_all(parts):
     "Close widgets and everything in them: an open one is held for ever."
-    for part in (parts := list(parts)): parts.extend(getattr(part, "children", ())) # grows as it is gone through
-    for part in parts: part.close()
+    for part in (parts := list(parts)):
+        parts.extend(getattr(part, "children", ()))  # grows as it is gone through
+    for part in parts:
+        part.close()
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-07
 class _Shared:
     "Layouts and styles of one board."
+
     def __init__(self):
         self.wide = ipywidgets.Layout(**WIDE)
         self.slider = ipywidgets.Layout(width="300px")
-        self.picture = ipywidgets.Layout(width=f"{EDGE}px", height=f"{EDGE}px", object_fit="contain")
-        self.key, self.row = ipywidgets.Layout(width="41px"), ipywidgets.Layout(align_items="center")
+        self.picture = ipywidgets.Layout(
+            width=f"{EDGE}px", height=f"{EDGE}px", object_fit="contain"
+        )
+        self.key, self.row = (
+            ipywidgets.Layout(width="41px"),
+            ipywidgets.Layout(align_items="center"),
+        )
         self.half, self.number = ipywidgets.Layout(width="216px"), ipywidgets.Layout(width="119px")
         self.described = ipywidgets.SliderStyle(description_width="120px")
 
     def button(self, name, tooltip, icon, do):
-        made = ipywidgets.Button(description=name, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width="auto"))
+        made = ipywidgets.Button(
+            description=name, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width="auto")
+        )
         made.on_click(lambda _: do())
         return made
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-08
 class _Row(ipywidgets.VBox):
     "One slider of a board."
+
     def __init__(self, shared, label, low, high, changed, renamed):
         low, high = (round(float(end), 1) for end in (low, high))
-        ends = low if low < 0 else -.5, high if high > 0 else .5 # both ways, always
+        ends = low if low < 0 else -0.5, high if high > 0 else 0.5  # both ways, always
         self.shared, self.renamed, self.note_text, self.fields = shared, renamed, "", None
         self.slider = ipywidgets.FloatSlider(
-            value=0., min=ends[0], max=ends[1], step=.1, description=label, tooltip=label, readout_format=".1f",
-            layout=shared.slider, style=shared.described)
+            value=0.0,
+            min=ends[0],
+            max=ends[1],
+            step=0.1,
+            description=label,
+            tooltip=label,
+            readout_format=".1f",
+            layout=shared.slider,
+            style=shared.described,
+        )
         self.low, self.high = (ipywidgets.Image(layout=shared.picture) for _ in range(2))
-        self.pin, self.hide = (ipywidgets.ToggleButton(icon=icon, tooltip=f"{what} {label}", layout=shared.key)
-                               for icon, what in (("thumb-tack", "pin"), ("eye-slash", "hide")))
+        self.pin, self.hide = (
+            ipywidgets.ToggleButton(icon=icon, tooltip=f"{what} {label}", layout=shared.key)
+            for icon, what in (("thumb-tack", "pin"), ("eye-slash", "hide"))
+        )
         parts = [self.low, self.slider, self.high, self.pin, self.hide]
         super().__init__([ipywidgets.HBox(parts, layout=shared.row)])
         self.slider.observe(changed, "value")
-        for key in (self.pin, self.hide): key.observe(changed, "value")
+        for key in (self.pin, self.hide):
+            key.observe(changed, "value")
 
     def edit(self, on):
         "Show or take away the fields for name and note."
         if on and self.fields is None:
-            self.fields = ipywidgets.HBox([
-                ipywidgets.Text(value, description=name, continuous_update=False, layout=self.shared.half)
-                for name, value in (("name", self.slider.description), ("note", self.note_text))])
-            for field in self.fields.children: field.observe(lambda _: self.renamed(self), "value")
+            self.fields = ipywidgets.HBox(
+                [
+                    ipywidgets.Text(
+                        value, description=name, continuous_update=False, layout=self.shared.half
+                    )
+                    for name, value in (("name", self.slider.description), ("note", self.note_text))
+                ]
+            )
+            for field in self.fields.children:
+                field.observe(lambda _: self.renamed(self), "value")
         self.children = [self.children[0], *([self.fields] if on else [])]
 
     def called(self, label, note):
@@ -69,99 +97,193 @@ class _Row(ipywidgets.VBox):
         self.note_text, self.slider.description = note, label
         self.slider.tooltip = f"{label}: {note}" if note else label
         self.pin.tooltip, self.hide.tooltip = f"pin {label}", f"hide {label}"
-        if self.fields: self.fields.children[0].value, self.fields.children[1].value = label, note
+        if self.fields:
+            self.fields.children[0].value, self.fields.children[1].value = label, note
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-10
-ORDERS = {"singular value": lambda row, i: row.get("direction", 10**6 + i), # ascending; what is unknown comes last
-          "alignment": lambda row, i: -row.get("alignment", row.get("consistency", -9)),
-          "effect": lambda row, i: -abs(row.get("effect", 0)), "name": None}
+ORDERS = {
+    "singular value": lambda row, i: row.get(
+        "direction", 10**6 + i
+    ),  # ascending; what is unknown comes last
+    "alignment": lambda row, i: -row.get("alignment", row.get("consistency", -9)),
+    "effect": lambda row, i: -abs(row.get("effect", 0)),
+    "name": None,
+}
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-11
 class Controls(ipywidgets.VBox):
     "Controls and pictures; `_follow` is called when something moved, `_rename` when a row's name or note changed."
 
-    def __init__(self, space:SliderSpace, position:Position, saved):
+    def __init__(self, space: SliderSpace, position: Position, saved):
         self.space, self._shared, self._still = space, _Shared(), True
         self._make_rows()
         self._make_controls(position, saved)
         super().__init__([self._arranged()])
         self._sort()
-        for control in (self.prompt, self.seed, self.images, self.steps, self.guidance, self.window):
+        for control in (
+            self.prompt,
+            self.seed,
+            self.images,
+            self.steps,
+            self.guidance,
+            self.window,
+        ):
             control.observe(self._follow, "value")
         self._still = False
 
     def _make_rows(self):
-        def changed(change): self._follow() if change["owner"] in self.sliders else self._sort()
+        def changed(change):
+            self._follow() if change["owner"] in self.sliders else self._sort()
+
         ends = zip(self.space.labels, self.space.ranges.tolist())
-        self.rows = [_Row(self._shared, label, *range_, changed, self._rename) for label, range_ in ends]
+        self.rows = [
+            _Row(self._shared, label, *range_, changed, self._rename) for label, range_ in ends
+        ]
         self.sliders = [row.slider for row in self.rows]
         for row, known in zip(self.rows, self.space.rows):
             row.called(row.slider.description, known.get("note", ""))
 
     def _make_controls(self, position, saved):
         shared = self._shared
-        self.prompt = ipywidgets.Text(position.prompt, description="prompt", continuous_update=False)
+        self.prompt = ipywidgets.Text(
+            position.prompt, description="prompt", continuous_update=False
+        )
         self.prompt.layout = shared.wide
+
         def number(kind, value, name, **options):
-            return kind(value, description=name, layout=shared.number, style={"description_width": "66px"},
-                        continuous_update=False, **options)
+            return kind(
+                value,
+                description=name,
+                layout=shared.number,
+                style={"description_width": "66px"},
+                continuous_update=False,
+                **options,
+            )
+
         self.seed = number(ipywidgets.IntText, position.seed, "seed")
         self.images = number(ipywidgets.BoundedIntText, position.images, "images", min=1, max=16)
         self.steps = number(ipywidgets.BoundedIntText, position.steps, "steps", min=1, max=1000)
         self.guidance = number(ipywidgets.FloatText, position.guidance, "guidance")
         self.window = ipywidgets.FloatRangeSlider(
-            value=position.window, min=0, max=1, step=.05, description="act from, to", layout=shared.slider,
-            style=shared.described, continuous_update=False,
-            tooltip="part of the noise schedule in which sliders act: later keeps the layout")
-        self.order = ipywidgets.Dropdown(options=list(ORDERS), description="order", layout=shared.half)
+            value=position.window,
+            min=0,
+            max=1,
+            step=0.05,
+            description="act from, to",
+            layout=shared.slider,
+            style=shared.described,
+            continuous_update=False,
+            tooltip="part of the noise schedule in which sliders act: later keeps the layout",
+        )
+        self.order = ipywidgets.Dropdown(
+            options=list(ORDERS), description="order", layout=shared.half
+        )
         self.find = ipywidgets.Text(placeholder="find a slider", layout=shared.half)
-        for control in (self.order, self.find): control.observe(lambda _: self._sort(), "value")
-        self.hidden = ipywidgets.ToggleButton(description="show hidden", tooltip="show hidden sliders too", icon="eye")
-        self.edit = ipywidgets.ToggleButton(description="edit names", tooltip="names and notes in place", icon="pencil")
+        for control in (self.order, self.find):
+            control.observe(lambda _: self._sort(), "value")
+        self.hidden = ipywidgets.ToggleButton(
+            description="show hidden", tooltip="show hidden sliders too", icon="eye"
+        )
+        self.edit = ipywidgets.ToggleButton(
+            description="edit names", tooltip="names and notes in place", icon="pencil"
+        )
         self.hidden.observe(lambda _: self._sort(), "value")
         self.edit.observe(lambda _: [row.edit(self.edit.value) for row in self.rows], "value")
         self.hidden.layout = self.edit.layout = ipywidgets.Layout(width="auto")
         self.name = ipywidgets.Text("mix", description="save as", layout=shared.half)
-        self.presets = ipywidgets.Dropdown(options=["", *saved], description="preset", layout=shared.half)
-        self.presets.observe(lambda _: self.presets.value and self._try(self.load, self.presets.value), "value")
-        self.code = ipywidgets.Textarea(description="code", disabled=True, layout={"width": "440px", "height": "90px"})
+        self.presets = ipywidgets.Dropdown(
+            options=["", *saved], description="preset", layout=shared.half
+        )
+        self.presets.observe(
+            lambda _: self.presets.value and self._try(self.load, self.presets.value), "value"
+        )
+        self.code = ipywidgets.Textarea(
+            description="code", disabled=True, layout={"width": "440px", "height": "90px"}
+        )
         fit = ipywidgets.Layout(max_width="100%", object_fit="contain")
         self.image, self.base = ipywidgets.Image(layout=fit), ipywidgets.Image(layout=fit)
-        self.status = ipywidgets.Label(layout=shared.wide) # shows text, whatever is in it
+        self.status = ipywidgets.Label(layout=shared.wide)  # shows text, whatever is in it
 
     def _arranged(self):
-        def box(*parts): return ipywidgets.HBox(parts, layout=ipywidgets.Layout(flex_flow="row wrap", width="500px"))
+        def box(*parts):
+            return ipywidgets.HBox(
+                parts, layout=ipywidgets.Layout(flex_flow="row wrap", width="500px")
+            )
+
         key = self._shared.button
-        scroll = {"max_height": "420px", "overflow": "auto", "display": "block"} # a space may have many
+        scroll = {
+            "max_height": "420px",
+            "overflow": "auto",
+            "display": "block",
+        }  # a space may have many
         self._list = ipywidgets.VBox(layout={"width": "500px"} | scroll)
-        keys = box(key("reset", "all strengths to 0", "refresh", self.reset),
-                   key("undo", "the picture before", "undo", self.undo),
-                   key("surprise", "three sliders at random", "random", self.surprise), self.hidden, self.edit)
-        saves = box(self.name, self.presets,
-                    key("save board", "everything on it, as a preset in JSON", "save", lambda: self._try(self.save)),
-                    key("save LoRA", "the mix as one ordinary LoRA", "download", lambda: self._try(self.save_lora)))
-        controls = [self.prompt, box(self.seed, self.images, self.steps, self.guidance), keys,
-                    box(self.order, self.find), self._list, self.window, saves, self.code, self.status]
+        keys = box(
+            key("reset", "all strengths to 0", "refresh", self.reset),
+            key("undo", "the picture before", "undo", self.undo),
+            key("surprise", "three sliders at random", "random", self.surprise),
+            self.hidden,
+            self.edit,
+        )
+        saves = box(
+            self.name,
+            self.presets,
+            key(
+                "save board",
+                "everything on it, as a preset in JSON",
+                "save",
+                lambda: self._try(self.save),
+            ),
+            key(
+                "save LoRA",
+                "the mix as one ordinary LoRA",
+                "download",
+                lambda: self._try(self.save_lora),
+            ),
+        )
+        controls = [
+            self.prompt,
+            box(self.seed, self.images, self.steps, self.guidance),
+            keys,
+            box(self.order, self.find),
+            self._list,
+            self.window,
+            saves,
+            self.code,
+            self.status,
+        ]
         left = {"align_items": "flex-start", "max_width": "100%"}
-        pictures = [ipywidgets.VBox([ipywidgets.Label(name), image], layout=left)
-                    for name, image in (("with the sliders", self.image), ("without", self.base))]
+        pictures = [
+            ipywidgets.VBox([ipywidgets.Label(name), image], layout=left)
+            for name, image in (("with the sliders", self.image), ("without", self.base))
+        ]
         beside = ipywidgets.HBox(pictures, layout={"flex_flow": "row wrap", "flex": "1 1 256px"})
-        reverse = {"flex_flow": "row-reverse", "justify_content": "flex-end"} # the pictures come first to who listens
+        reverse = {
+            "flex_flow": "row-reverse",
+            "justify_content": "flex-end",
+        }  # the pictures come first to who listens
         return ipywidgets.HBox([beside, ipywidgets.VBox(controls)], layout=reverse)
 
     @property
-    def position(self)->Position:
+    def position(self) -> Position:
         """Everything on the board that its picture depends on."""
         mix = tuple((i, round(s.value, 3)) for i, s in enumerate(self.sliders) if round(s.value, 3))
-        return Position(self.prompt.value, self.seed.value, self.images.value, self.steps.value, self.guidance.value,
-                        tuple(self.window.value), mix)
+        return Position(
+            self.prompt.value,
+            self.seed.value,
+            self.images.value,
+            self.steps.value,
+            self.guidance.value,
+            tuple(self.window.value),
+            mix,
+        )
 
     @position.setter
     def position(self, position):
-        self._still = True # until all have moved: one picture is asked for, not one a control
+        self._still = True  # until all have moved: one picture is asked for, not one a control
         try:
             strengths = dict(position.mix)
-            for i, slider in enumerate(self.sliders): slider.value = round(strengths.get(i, 0.), 3)
+            for i, slider in enumerate(self.sliders):
+                slider.value = round(strengths.get(i, 0.0), 3)
             for name in ("prompt", "seed", "images", "steps", "guidance", "window"):
                 getattr(self, name).value = getattr(position, name)
         finally:
@@ -172,11 +294,22 @@ class Controls(ipywidgets.VBox):
         "The rows that are wanted, in their order: pinned first."
         rows = self.space.rows
         key, words = ORDERS[self.order.value], self.find.value.lower().split()
-        def rank(i): return (not self.rows[i].pin.value, key(rows[i], i) if key else self.space.labels[i].lower())
+
+        def rank(i):
+            return (
+                not self.rows[i].pin.value,
+                key(rows[i], i) if key else self.space.labels[i].lower(),
+            )
+
         def wanted(i):
             text = f"{self.space.labels[i]} {self.rows[i].note_text}".lower()
-            return (self.hidden.value or not self.rows[i].hide.value) and all(w in text for w in words)
-        self._list.children = [self.rows[i] for i in sorted(range(len(self.rows)), key=rank) if wanted(i)]
+            return (self.hidden.value or not self.rows[i].hide.value) and all(
+                w in text for w in words
+            )
+
+        self._list.children = [
+            self.rows[i] for i in sorted(range(len(self.rows)), key=rank) if wanted(i)
+        ]
 
     def close(self):
         """Take everything off the page."""

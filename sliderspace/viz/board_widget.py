@@ -24,7 +24,7 @@ from ..sampling.generate import check_prompt, check_steps, decoded
 from ..sliders.space import SliderSpace, detach
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-05
-SETTLE = .08 # seconds that a hand rests before a picture is made
+SETTLE = 0.08  # seconds that a hand rests before a picture is made
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-06
 class Board(Controls):
@@ -34,16 +34,18 @@ class Board(Controls):
     def __init__(self, model, space, position, report, folder, file, thumbnails):
         self.model, self.folder, self.file, self._report = model, folder, file, report
         self._painter, self._newest = Painter(model, space), Newest(self._work, self._fill, SETTLE)
-        self._past, self._own, self._seconds = [], random.Random(position.seed), 0.
+        self._past, self._own, self._seconds = [], random.Random(position.seed), 0.0
         self._first = position
-        self._bare = list(range(len(space) if thumbnails else 0)) # rows without pictures of their ends
+        self._bare = list(
+            range(len(space) if thumbnails else 0)
+        )  # rows without pictures of their ends
         super().__init__(space, position, self._saved())
         self._follow()
 
     # --- what is on it
 
     @property
-    def mix(self)->dict[str, float]:
+    def mix(self) -> dict[str, float]:
         """{label: strength} of the sliders that are not at 0, as `SliderSpace.on` takes it; set it to move all at once.
 
         Setting raises as `SliderSpace.strengths` does; strengths beyond a slider's end stop there."""
@@ -52,7 +54,9 @@ class Board(Controls):
     @mix.setter
     def mix(self, mix):
         strengths = self.space.strengths(mix).tolist()
-        self.position = replace(self.position, mix=tuple((i, s) for i, s in enumerate(strengths) if s))
+        self.position = replace(
+            self.position, mix=tuple((i, s) for i, s in enumerate(strengths) if s)
+        )
 
     def reset(self):
         """All strengths to 0: the model's own picture."""
@@ -61,20 +65,26 @@ class Board(Controls):
     def undo(self):
         """Back to the picture before."""
         here, past = self.position, list(self._past)
-        while past and past[-1] == here: past.pop()
-        if past: self.position, self._past = past[-1], past
+        while past and past[-1] == here:
+            past.pop()
+        if past:
+            self.position, self._past = past[-1], past
 
-    def reproduce(self,
-        coordinates, # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
+    def reproduce(
+        self,
+        coordinates,  # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
     ):
         """Set every slider that was found to where an image lies along its direction; ranges end it.
 
         Raises `ValueError` when no slider has a direction, or there are fewer coordinates than directions."""
         rows, at = self.space.rows, torch.as_tensor(coordinates).flatten().tolist()
         found = {i: row["direction"] for i, row in enumerate(rows) if "direction" in row}
-        if not found: raise ValueError("none of these sliders was found along a direction")
+        if not found:
+            raise ValueError("none of these sliders was found along a direction")
         if len(at) <= max(found.values()):
-            raise ValueError(f"coordinates must be {max(found.values()) + 1} or more, not {len(at)}")
+            raise ValueError(
+                f"coordinates must be {max(found.values()) + 1} or more, not {len(at)}"
+            )
         self.mix = {i: round(at[d], 1) for i, d in found.items()}
 
     def surprise(self):
@@ -84,62 +94,84 @@ class Board(Controls):
 
     # --- what is kept
 
-    def _saved(self): return sorted(p.stem for p in self.folder.glob("*.json")) if self.folder.is_dir() else []
+    def _saved(self):
+        return sorted(p.stem for p in self.folder.glob("*.json")) if self.folder.is_dir() else []
 
     def _path(self):
         name = self.name.value.strip()
         if not re.fullmatch(r"[\w\- ]{1,80}", name):
             raise ValueError(f"save as must be letters, digits, spaces, _ and -, not {name!r}")
-        return writable_folder(self.folder)/name
+        return writable_folder(self.folder) / name
 
-    def save(self)->Path:
+    def save(self) -> Path:
         """Write the board as a preset, JSON, under its name. Raises `ValueError` for a name that is none."""
         strengths = self.space.strengths(self.mix).tolist()
-        here = asdict(self.position) | dict(mix=self.mix, strengths=strengths, sliders=self.space.mark(),
-                                            model=self.model.name)
+        here = asdict(self.position) | dict(
+            mix=self.mix, strengths=strengths, sliders=self.space.mark(), model=self.model.name
+        )
         path = self._path().with_suffix(".json")
         write_bytes(path, json.dumps(here, indent=1, ensure_ascii=False).encode())
         self.presets.options = ["", *self._saved()]
         self.status.value = f"saved {path}"
         return path
 
-    def load(self, name:str):
+    def load(self, name: str):
         """Set the board to a preset. Raises `ValueError` for a file that is none, or is of other sliders."""
-        path = self.folder/f"{name}.json"
+        path = self.folder / f"{name}.json"
         try:
             kept = json.loads(path.read_text("utf-8"))
-            if kept.get("sliders", here := self.space.mark()) != here: raise ValueError("it is of other sliders")
-            strengths = self.space.strengths(kept.get("strengths", kept["mix"])) # names may have changed since
+            if kept.get("sliders", here := self.space.mark()) != here:
+                raise ValueError("it is of other sliders")
+            strengths = self.space.strengths(
+                kept.get("strengths", kept["mix"])
+            )  # names may have changed since
             start, stop = map(float, kept["window"])
-            if not (0 <= start <= stop <= 1 and strengths.isfinite().all()): raise ValueError("out of range")
-            here = Position(str(kept["prompt"]), int(kept["seed"]), int(kept["images"]), int(kept["steps"]),
-                            float(kept["guidance"]), (start, stop))
+            if not (0 <= start <= stop <= 1 and strengths.isfinite().all()):
+                raise ValueError("out of range")
+            here = Position(
+                str(kept["prompt"]),
+                int(kept["seed"]),
+                int(kept["images"]),
+                int(kept["steps"]),
+                float(kept["guidance"]),
+                (start, stop),
+            )
         except (OSError, TypeError, ValueError, KeyError, AttributeError) as e:
-            raise ValueError(f"{str(path)!r} is no preset of these sliders: {type(e).__name__} {e}") from e
-        self.position = replace(here, mix=tuple((i, s) for i, s in enumerate(strengths.tolist()) if s))
+            raise ValueError(
+                f"{str(path)!r} is no preset of these sliders: {type(e).__name__} {e}"
+            ) from e
+        self.position = replace(
+            here, mix=tuple((i, s) for i, s in enumerate(strengths.tolist()) if s)
+        )
 
-    def save_lora(self)->Path:
+    def save_lora(self) -> Path:
         """Write the mix as one ordinary LoRA file. Raises as `SliderSpace.export` does."""
-        path, = self.space.export(self._path(), self.mix)
+        (path,) = self.space.export(self._path(), self.mix)
         self.status.value = f"saved {path}"
         return path
 
     def _rename(self, row):
         "Take name and note from a row's fields into the space, and its file."
         at, (label, note) = self.rows.index(row), [field.value for field in row.fields.children]
+
         def rename():
             self.space = self.space.named(at, label, note)
             row.called(self.space.labels[at], note)
-            if self.file: self.space.save(self.file)
+            if self.file:
+                self.space.save(self.file)
             self._tell(self.position)
+
         self._try(rename)
 
     def _try(self, do, *args):
         "Do something; what goes wrong is shown, whatever it is, and the board lives on."
-        try: return do(*args)
-        except Exception as e: self._fail(e)
+        try:
+            return do(*args)
+        except Exception as e:
+            self._fail(e)
 
-    def _fail(self, e): self.status.value = self.status.tooltip = f"{type(e).__name__}: {e}"
+    def _fail(self, e):
+        self.status.value = self.status.tooltip = f"{type(e).__name__}: {e}"
 
     # --- what is shown
 
@@ -147,22 +179,27 @@ class Board(Controls):
         "The code that makes the picture."
         options = f"seed={position.seed}, steps={position.steps}, guidance={position.guidance:g}"
         made = f"images = pictures(model, {position.prompt!r}, {position.images}, {options})"
-        same = self.space.labels == self._painter.space.labels # or the user's own space has other names
+        same = (
+            self.space.labels == self._painter.space.labels
+        )  # or the user's own space has other names
         mix = {self.space.labels[i] if same else i: strength for i, strength in position.mix}
         within = f"with space.on(model, {mix!r}, start={position.window[0]:g}, stop={position.window[1]:g}):"
         self.code.value = f"{within}\n    {made}" if position.mix else made
 
-    def wait(self, timeout:float|None=None):
+    def wait(self, timeout: float | None = None):
         """Return when the picture is that of the sliders. Raises `TimeoutError` after `timeout` seconds.
 
         Never inside a `with space.on(...)`: the board waits for the end of that."""
         self._newest.wait(timeout)
 
     def _follow(self, _=None):
-        if self._still or self.model is None: return
+        if self._still or self.model is None:
+            return
         position = self.position
-        if (kept := self._painter.kept(position)) and self._painter.kept(position.base): self.image.value = kept
-        else: self.status.value = "busy"
+        if (kept := self._painter.kept(position)) and self._painter.kept(position.base):
+            self.image.value = kept
+        else:
+            self.status.value = "busy"
         self._newest.ask(position)
 
     def _work(self, position):
@@ -171,40 +208,65 @@ class Board(Controls):
             self.status.value, self.status.tooltip, begun = "busy", None, perf_counter()
             new = not all(map(self._painter.kept, (position.base, position)))
             for widget, wanted in ((self.base, position.base), (self.image, position)):
-                picture = self._painter.paint(wanted, lambda: self._newest.superseded, partial(self._preview, widget))
-                if picture is None: return
+                picture = self._painter.paint(
+                    wanted, lambda: self._newest.superseded, partial(self._preview, widget)
+                )
+                if picture is None:
+                    return
                 widget.value = picture
-            self._past = [*self._past[-99:], position] if self._past[-1:] != [position] else self._past
+            self._past = (
+                [*self._past[-99:], position] if self._past[-1:] != [position] else self._past
+            )
             self._tell(position)
             self.status.value = "ready"
-            if new: self._seconds = perf_counter() - begun
-        except Exception as e: self._fail(e) # whatever it is: the board lives on
+            if new:
+                self._seconds = perf_counter() - begun
+        except Exception as e:
+            self._fail(e)  # whatever it is: the board lives on
 
-    def _preview(self, widget, picture): widget.value, self.status.value = picture, "preview"
+    def _preview(self, widget, picture):
+        widget.value, self.status.value = picture, "preview"
 
     def _fill(self):
         "Pictures of both ends for a few rows that have none, when there is time; whether some are left."
         some = self._bare[:4]
-        if not some or (self._report is None and self._seconds > 1): return False # a slow model has better things to do
+        if not some or (self._report is None and self._seconds > 1):
+            return False  # a slow model has better things to do
         try:
-            if self._report: made = [self._swept(i) for i in some]
-            else: made = self._painter.ends(self._first, some, 2 * EDGE, lambda: self._newest.superseded)
-            for i, (low, high) in zip(some, made or []): self.rows[i].low.value, self.rows[i].high.value = low, high
-            if made: self._bare = self._bare[4:]
+            if self._report:
+                made = [self._swept(i) for i in some]
+            else:
+                made = self._painter.ends(
+                    self._first, some, 2 * EDGE, lambda: self._newest.superseded
+                )
+            for i, (low, high) in zip(some, made or []):
+                self.rows[i].low.value, self.rows[i].high.value = low, high
+            if made:
+                self._bare = self._bare[4:]
         except Exception as e:
             self._bare = []
             self._fail(e)
         return bool(self._bare)
 
     def _swept(self, i):
-        at, strengths = self._report.space.index(self._painter.space.labels[i]), self._report.strengths
-        def nearest(end): return min(range(len(strengths)), key=lambda s: abs(strengths[s] - end))
+        at, strengths = (
+            self._report.space.index(self._painter.space.labels[i]),
+            self._report.strengths,
+        )
+
+        def nearest(end):
+            return min(range(len(strengths)), key=lambda s: abs(strengths[s] - end))
+
         ends = [nearest(end) for end in self.space.ranges[i].tolist()]
-        return [small(image, 2 * EDGE) for image in decoded(self.model, self._report.latents[at, ends, 0])]
+        return [
+            small(image, 2 * EDGE)
+            for image in decoded(self.model, self._report.latents[at, ends, 0])
+        ]
 
     def close(self):
         """Stop the work, take the board off the page, its sliders off the model, and let go of the model."""
-        if self.model is None: return
+        if self.model is None:
+            return
         self._newest.close()
         detach(self.model, only=self._painter.space)
         self._painter.made.clear()
@@ -213,18 +275,19 @@ class Board(Controls):
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-07
 def board(
-    model:Model,
-    space:SliderSpace,
-    prompt:str|None=None,     # default: the one that the sliders were made with
-    seed:int=0,               # of the noise: the pictures are the first of `pictures(model, prompt, seed=seed)`
-    steps:int|None=None,      # default: the model's
-    guidance:float|None=None, # default: the model's; 1 is none
-    images:int=1,             # side by side, 1 to 16
-    report:Report|None=None,  # of `measure`: small pictures of both ends come from it, else from idle time
-    folder:str|Path="boards", # presets and LoRAs are saved here
-    file:str|Path|None=None,  # a space file in which changed names and notes are kept
-    thumbnails:bool=True,     # pictures of what each slider does at both ends
-)->Board:                     # an ipywidget: a cell that ends in it shows it
+    model: Model,
+    space: SliderSpace,
+    prompt: str | None = None,  # default: the one that the sliders were made with
+    seed: int = 0,  # of the noise: the pictures are the first of `pictures(model, prompt, seed=seed)`
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's; 1 is none
+    images: int = 1,  # side by side, 1 to 16
+    report: Report
+    | None = None,  # of `measure`: small pictures of both ends come from it, else from idle time
+    folder: str | Path = "boards",  # presets and LoRAs are saved here
+    file: str | Path | None = None,  # a space file in which changed names and notes are kept
+    thumbnails: bool = True,  # pictures of what each slider does at both ends
+) -> Board:  # an ipywidget: a cell that ends in it shows it
     """Live sliders, prompt, seed and window, with a picture that follows and the model's own beside it.
 
     The first picture is there when this returns. Whatever goes wrong later is shown on the board.
@@ -232,15 +295,25 @@ def board(
     prompt = (space.card.get("prompts") or [None])[0] if prompt is None else prompt
     check_prompt(prompt)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
-    if not isinstance(images, int) or not 1 <= images <= 16: raise ValueError(f"images must be 1 to 16, not {images!r}")
-    if not isinstance(seed, int): raise ValueError(f"seed must be a whole number, not {seed!r}")
+    if not isinstance(images, int) or not 1 <= images <= 16:
+        raise ValueError(f"images must be 1 to 16, not {images!r}")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, not {seed!r}")
     if report is not None and report.space.mark() != space.mark():
         raise ValueError(f"the report is of other sliders: {report.space}, not {space}")
-    if file is not None and Path(file).expanduser().exists() and SliderSpace.load(file).mark() != space.mark():
+    if (
+        file is not None
+        and Path(file).expanduser().exists()
+        and SliderSpace.load(file).mark() != space.mark()
+    ):
         raise ValueError(f"file {str(file)!r} holds other sliders, which new names would overwrite")
-    with model.lock: adapter = space.attach(model) # it stays, switched off: to attach takes as long as a picture
-    if adapter.now.strengths is not None: raise ValueError("leave the `with space.on(...)` first: a board waits for it")
-    position = Position(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.))
+    with model.lock:
+        adapter = space.attach(
+            model
+        )  # it stays, switched off: to attach takes as long as a picture
+    if adapter.now.strengths is not None:
+        raise ValueError("leave the `with space.on(...)` first: a board waits for it")
+    position = Position(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.0))
     shown = Board(model, space, position, report, Path(folder).expanduser(), file, thumbnails)
-    shown.wait() # the cells below may use the model
+    shown.wait()  # the cells below may use the model
     return shown

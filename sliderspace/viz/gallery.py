@@ -19,16 +19,29 @@ from ..directions.discovery import Directions
 from ..files import writable_folder, write_bytes
 from ..evaluation.report import Report
 from ..models.pipeline import Model
-from .player import check_play, drawn, large, nearest_zero, page, play, player_of, scrub, sheet
+from sliderspace.viz.player import (
+    check_play,
+    drawn,
+    large,
+    nearest_zero,
+    page,
+    play,
+    player_of,
+    scrub,
+    sheet,
+)
 from ..figures import data_uri, html_table, png
 from .plots import plot_ends, plot_report, plot_sliders, plot_spectrum, strip
 from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-04
 COLUMNS = {  # column of the table -> (key on the card, format)
-    "explained share": ("explained", "{:.1%}"), "held-out alignment": ("alignment", "{:.2f}"),
-    "largest leakage": ("leakage", "{:.2f}"), "effect at 1 (sd)": ("effect", "{:.2f}"),
-    "monotonic": ("monotonicity", "{:.0%}")}
+    "explained share": ("explained", "{:.1%}"),
+    "held-out alignment": ("alignment", "{:.2f}"),
+    "largest leakage": ("leakage", "{:.2f}"),
+    "effect at 1 (sd)": ("effect", "{:.2f}"),
+    "monotonic": ("monotonicity", "{:.0%}"),
+}
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-05
 def _table(space, columns=COLUMNS):
@@ -36,8 +49,10 @@ def _table(space, columns=COLUMNS):
     ranges = [f"{lo:g} to {hi:g}" for lo, hi in space.ranges.tolist()]
     figures = space.card["sliders"] if columns else [{}] * len(space)
     rows = zip(space.labels, figures, ranges, strict=True)
-    return [["slider", *columns, "usable range"],
-            *([label, *(f.format(row[k]) for k, f in columns.values()), r] for label, row, r in rows)]
+    return [
+        ["slider", *columns, "usable range"],
+        *([label, *(f.format(row[k]) for k, f in columns.values()), r] for label, row, r in rows),
+    ]
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-06
 def _csv(rows):
@@ -57,42 +72,65 @@ figure .control span{display:none}.days .frame:nth-child(2n){margin-right:1.5rem
 @media(prefers-color-scheme:dark){td,th{border-color:#444}img.plot{background:#fff}.scale{color:#aaa}}"""
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-08
-def _image(data:bytes, alt:str, kind:str="")->str:
+def _image(data: bytes, alt: str, kind: str = "") -> str:
     return f'<img class="{kind}" alt="{escape(alt)}" src="{data_uri(data)}">'
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-10
 def _mixes(space, count=7, most=3):
     "Sparse mixes, label -> strength, of the sliders that have a usable range; none when there is no such slider."
     gen = torch.Generator().manual_seed(0)
-    usable = [(label, [e for e in ends if e]) for label, ends in zip(space.labels, space.ranges.tolist()) if any(ends)]
+    usable = [
+        (label, [e for e in ends if e])
+        for label, ends in zip(space.labels, space.ranges.tolist())
+        if any(ends)
+    ]
+
     def strength(ends):
         part, side = torch.rand(2, generator=gen).tolist()
         end = ends[int(side * len(ends))]
-        return trunc(5 * (1 + part) * end) / 10 or round(end, 3) # never beyond the end
-    return [{label: strength(ends) for label, ends in (usable[i] for i in at)} for at in (
-        torch.randperm(len(usable), generator=gen)[:most].tolist() for _ in range(count if usable else 0))]
+        return trunc(5 * (1 + part) * end) / 10 or round(end, 3)  # never beyond the end
+
+    return [
+        {label: strength(ends) for label, ends in (usable[i] for i in at)}
+        for at in (
+            torch.randperm(len(usable), generator=gen)[:most].tolist()
+            for _ in range(count if usable else 0)
+        )
+    ]
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-11
 def _code(mix, prompt, samples, seed, steps, guidance):
     "What to paste for the pictures of a mix."
-    more = "".join(f", {k}={v!r}" for k, v in (("steps", steps), ("guidance", guidance)) if v is not None)
-    return (f"with space.on(model, {mix!r}):\n"
-            f"    images = pictures(model, {prompt!r}, samples={samples}, seed={seed}{more})")
+    more = "".join(
+        f", {k}={v!r}" for k, v in (("steps", steps), ("guidance", guidance)) if v is not None
+    )
+    return (
+        f"with space.on(model, {mix!r}):\n"
+        f"    images = pictures(model, {prompt!r}, samples={samples}, seed={seed}{more})"
+    )
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-12
 def _days(model, space, prompt, samples, seed, steps, guidance, batch, progress):
     "The part of the page with the mixes: the unchanged pictures beside the mixed ones, of the first prompt."
     mixes = _mixes(space)
-    if not mixes: return ""
+    if not mixes:
+        return ""
     prompt = prompt if isinstance(prompt, str) else prompt[0]
     whole = torch.cat([torch.zeros(1, len(space)), space.strengths(mixes)])
-    images = drawn(model, space, whole, prompt, samples, seed, steps, guidance, None, batch, progress)
+    images = drawn(
+        model, space, whole, prompt, samples, seed, steps, guidance, None, batch, progress
+    )
     data = scrub(tuple(images.shape[-2:]), len(whole), len(whole), 1, days=len(mixes))
     sheets = "".join(sheet(x, len(whole), f"sample {i}") for i, x in zip(samples, images))
-    words = "".join(f"<li><p>{escape(', '.join(f'{label} {s:+g}' for label, s in mix.items()))}</p><pre><code>"
-                    f"{escape(_code(mix, prompt, samples, seed, steps, guidance))}</code></pre></li>" for mix in mixes)
-    return (f'<h2>Mix of the day</h2><p>In each pair the unchanged picture, and the same noise with the mix.</p>'
-            f'<div class="days" {data}>{sheets}<ol>{words}</ol></div>')
+    words = "".join(
+        f"<li><p>{escape(', '.join(f'{label} {s:+g}' for label, s in mix.items()))}</p><pre><code>"
+        f"{escape(_code(mix, prompt, samples, seed, steps, guidance))}</code></pre></li>"
+        for mix in mixes
+    )
+    return (
+        f"<h2>Mix of the day</h2><p>In each pair the unchanged picture, and the same noise with the mix.</p>"
+        f'<div class="days" {data}>{sheets}<ol>{words}</ol></div>'
+    )
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-13
 def _scrubbed(report, label, usable, picture):
@@ -100,11 +138,24 @@ def _scrubbed(report, label, usable, picture):
     strengths = [round(float(s), 3) for s in report.strengths]
     n, count = report.latents.shape[2], len(strengths)
     size = (picture.height - 2) // n - 2, (picture.width - 2) // count - 2
-    data = scrub(size, count, count, n, gap=2, labels=[label], strengths=[strengths], at=[nearest_zero(strengths)])
+    data = scrub(
+        size,
+        count,
+        count,
+        n,
+        gap=2,
+        labels=[label],
+        strengths=[strengths],
+        at=[nearest_zero(strengths)],
+    )
     kind = "sheet large" if large(size) else "sheet"
-    scale = '<div class="scale">' + "".join(f"<span>{s:+g}</span>" for s in report.strengths) + "</div>"
-    return (f"<figure><h3>{escape(label)} <small>{usable[0]:g} to {usable[1]:g}</small></h3><div class=sweep {data}>"
-            f'<div class=strip>{_image(png(picture), label, kind)}{scale}</div></div></figure>')
+    scale = (
+        '<div class="scale">' + "".join(f"<span>{s:+g}</span>" for s in report.strengths) + "</div>"
+    )
+    return (
+        f"<figure><h3>{escape(label)} <small>{usable[0]:g} to {usable[1]:g}</small></h3><div class=sweep {data}>"
+        f"<div class=strip>{_image(png(picture), label, kind)}{scale}</div></div></figure>"
+    )
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-14
 def _found(model, found, own):
@@ -114,34 +165,44 @@ def _found(model, found, own):
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-15
 def _found_html(pictures):
-    return (f"""<h2>Spectrum</h2>{_image(pictures["spectrum.png"], "spectrum", "plot")}
+    return f"""<h2>Spectrum</h2>{_image(pictures["spectrum.png"], "spectrum", "plot")}
 <h2>Before any training: both ends of each direction</h2>
-{_image(pictures["ends.png"], "samples at both ends of each direction")}""")
+{_image(pictures["ends.png"], "samples at both ends of each direction")}"""
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-17
 def write_folder(
-    folder:str|Path,
-    model:Model,
-    found:Directions,
-    report:Report,     # from `measures.measure`
+    folder: str | Path,
+    model: Model,
+    found: Directions,
+    report: Report,  # from `measures.measure`
     progress=tqdm,
-)->Path:               # of the page
+) -> Path:  # of the page
     """Write space file, spectrum, ends, report, a strip for each slider, the table (CSV) and `index.html`.
 
     The page needs nothing beside it: each strip can be scrubbed there, and the date chooses one of seven mixes.
     Raises `ValueError` when the folder cannot be written."""
     folder, space, run = writable_folder(folder), report.space, found.samples.run
-    for kept, name in ((space, "space"), (found, "directions")): kept.save(folder/f"{name}.safetensors")
+    for kept, name in ((space, "space"), (found, "directions")):
+        kept.save(folder / f"{name}.safetensors")
     pictures = _found(model, found, [r["direction"] for r in space.card["sliders"]])
-    pictures |= {"report.png": png(plot_report(report)), "sliders.png": png(plot_sliders(model, report))}
-    strips = {f"strips/{i:02d}.png": strip(model, report, i) for i in progress(range(len(space)), desc="strips")}
+    pictures |= {
+        "report.png": png(plot_report(report)),
+        "sliders.png": png(plot_sliders(model, report)),
+    }
+    strips = {
+        f"strips/{i:02d}.png": strip(model, report, i)
+        for i in progress(range(len(space)), desc="strips")
+    }
     shown = zip(space.labels, space.ranges.tolist(), strips.values(), strict=True)
     shown = "".join(_scrubbed(report, *each) for each in shown)
-    for name, data in pictures.items(): write_bytes(folder/name, data)
-    for name, picture in strips.items(): write_bytes(folder/name, png(picture))
-    for old in set(folder.glob("strips/*.png")) - {folder/name for name in strips}: old.unlink() # of a run before
-    table, new = _table(space), [run.samples + 100] # beyond what discovery and calibration used
-    write_bytes(folder/"table.csv", _csv(table))
+    for name, data in pictures.items():
+        write_bytes(folder / name, data)
+    for name, picture in strips.items():
+        write_bytes(folder / name, png(picture))
+    for old in set(folder.glob("strips/*.png")) - {folder / name for name in strips}:
+        old.unlink()  # of a run before
+    table, new = _table(space), [run.samples + 100]  # beyond what discovery and calibration used
+    write_bytes(folder / "table.csv", _csv(table))
     days = _days(model, space, run.prompts, new, run.seed, run.steps, run.guidance, 64, progress)
     body = f"""<h1>{len(space)} sliders of “{escape(run.prompt)}”</h1>
 <p>Found without labels in {run.samples} samples of <b>{escape(model.name)}</b> ({run.steps} steps, guidance
@@ -154,52 +215,80 @@ faded.</p>{shown}
 <h2>Table</h2>{html_table(table)}
 {_found_html(pictures)}
 <h2>Report</h2>{_image(pictures["report.png"], "what was measured of all sliders", "plot")}"""
-    write_bytes(folder/"index.html", page(run.prompt, body, _STYLE).encode())
-    return folder/"index.html"
+    write_bytes(folder / "index.html", page(run.prompt, body, _STYLE).encode())
+    return folder / "index.html"
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-18
-MORE_COLUMNS = COLUMNS | { # of a gallery: those of them that every slider has
-    "consistency": ("consistency", "{:.2f}"), "rise of the prompt's cosine": ("dclip", "{:.3f}")}
+MORE_COLUMNS = COLUMNS | {  # of a gallery: those of them that every slider has
+    "consistency": ("consistency", "{:.2f}"),
+    "rise of the prompt's cosine": ("dclip", "{:.3f}"),
+}
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-19
 def write_gallery(
-    path:str|Path,               # of an HTML file
-    model:Model,
-    space:SliderSpace,           # of any origin
-    report:Report|None=None,     # of these sliders, from `measure` or `measure_asked`; None: they are played here
-    found:Directions|None=None,  # with them the page shows the spectrum, and both ends of theirs
-    prompt:str|list[str]|None=None, # of mixes, and of sliders without a report; default: that of the space
-    samples=(0, 1, 2),           # the same, sample indices
-    seed:int=0,                  # the same
-    steps:int|None=None,         # the same; default: the model's
-    guidance:float|None=None,    # the same; default: the model's
-    title:str|None=None,         # default: number of sliders and prompt
-    batch:int=64,                # images in a denoiser call
+    path: str | Path,  # of an HTML file
+    model: Model,
+    space: SliderSpace,  # of any origin
+    report: Report
+    | None = None,  # of these sliders, from `measure` or `measure_asked`; None: they are played here
+    found: Directions
+    | None = None,  # with them the page shows the spectrum, and both ends of theirs
+    prompt: str
+    | list[str]
+    | None = None,  # of mixes, and of sliders without a report; default: that of the space
+    samples=(0, 1, 2),  # the same, sample indices
+    seed: int = 0,  # the same
+    steps: int | None = None,  # the same; default: the model's
+    guidance: float | None = None,  # the same; default: the model's
+    title: str | None = None,  # default: number of sliders and prompt
+    batch: int = 64,  # images in a denoiser call
     progress=tqdm,
-)->Path:
+) -> Path:
     """Write one page that needs nothing beside it: every slider to scrub, a mix for each day, and what was measured.
 
     Raises `ValueError` for another space's report, sliders of another model, bad prompts and numbers, and a file that
     cannot be written, all before any picture is made."""
     path = Path(path).expanduser()
-    if report is not None and (report.space.labels != space.labels or report.space.mark() != space.mark()):
-        raise ValueError(f"the report is of other sliders: {report.space.labels}, not {space.labels}")
-    if path.is_dir(): raise ValueError(f"path must be a file, not the folder {str(path)!r}")
+    if report is not None and (
+        report.space.labels != space.labels or report.space.mark() != space.mark()
+    ):
+        raise ValueError(
+            f"the report is of other sliders: {report.space.labels}, not {space.labels}"
+        )
+    if path.is_dir():
+        raise ValueError(f"path must be a file, not the folder {str(path)!r}")
     own = [row["direction"] for row in space.rows if "direction" in row]
     if found is not None and max(own, default=0) >= len(found.vectors):
-        raise ValueError(f"these sliders are of other directions than {found}: of number {max(own)}")
+        raise ValueError(
+            f"these sliders are of other directions than {found}: of number {max(own)}"
+        )
     prompt, numbers = check_play(model, space, prompt, samples, steps, None, batch)
     writable_folder(path.parent)
     space = space if report is None else report.space
     options = dict(seed=seed, steps=steps, guidance=guidance, batch=batch, progress=progress)
     days, shown = _days(model, space, prompt, numbers, **options), []
     for i, (label, (low, high)) in enumerate(zip(space.labels, space.ranges.tolist())):
-        player = play(model, space, i, prompt, numbers, **options) if report is None else player_of(model, report, i)
-        shown.append(f"<figure><h3>{escape(label)} <small>{low:g} to {high:g}</small></h3>{player.html()}</figure>")
-    def known(key): return all(row.get(key) is not None for row in space.rows)
+        player = (
+            play(model, space, i, prompt, numbers, **options)
+            if report is None
+            else player_of(model, report, i)
+        )
+        shown.append(
+            f"<figure><h3>{escape(label)} <small>{low:g} to {high:g}</small></h3>{player.html()}</figure>"
+        )
+
+    def known(key):
+        return all(row.get(key) is not None for row in space.rows)
+
     columns = {name: (k, f) for name, (k, f) in MORE_COLUMNS.items() if known(k)}
     more = "" if found is None else _found_html(_found(model, found, own))
-    of = prompt if isinstance(prompt, str) else prompt[0] if len(set(prompt)) == 1 else f"{prompt[0]} and others"
+    of = (
+        prompt
+        if isinstance(prompt, str)
+        else prompt[0]
+        if len(set(prompt)) == 1
+        else f"{prompt[0]} and others"
+    )
     title = f"{len(space)} sliders of “{of}”" if title is None else title
     body = f"""<h1>{escape(title)}</h1><p>Low-rank sliders of <b>{escape(model.name)}</b>: each changes what the model
 makes of the same noise, by its strength; 0 is the unchanged model.</p>

@@ -24,96 +24,138 @@ from ..sampling.generate import decoded
 @dataclass(frozen=True, eq=False, repr=False)
 class Map:
     """Rows of features in two dimensions."""
-    points:Tensor          # `(n, 2)`
-    samples:Tensor         # number of each point's sample, `(n,)`
-    steps:Tensor           # and of its step, 0 is the noisiest, `(n,)`
-    kind:str               # "UMAP" or "PCA"
-    trustworthiness:float  # in [0, 1], of 15 neighbours among at most 2,000 of the points
+
+    points: Tensor  # `(n, 2)`
+    samples: Tensor  # number of each point's sample, `(n,)`
+    steps: Tensor  # and of its step, 0 is the noisiest, `(n,)`
+    kind: str  # "UMAP" or "PCA"
+    trustworthiness: float  # in [0, 1], of 15 neighbours among at most 2,000 of the points
 
     def __repr__(self):
-        return f"{self.kind} of {len(self.points)} points, trustworthiness {self.trustworthiness:.2f}"
+        return (
+            f"{self.kind} of {len(self.points)} points, trustworthiness {self.trustworthiness:.2f}"
+        )
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-05
 def make_map(
-    found:Directions,
-    kind:str="umap",       # or "pca"
-    steps:str="final",     # "final" images, or "all" steps' estimates
-    neighbours:int=15,     # of UMAP: few for detail, many for the whole
-    seed:int=0,
-)->Map:
+    found: Directions,
+    kind: str = "umap",  # or "pca"
+    steps: str = "final",  # "final" images, or "all" steps' estimates
+    neighbours: int = 15,  # of UMAP: few for detail, many for the whole
+    seed: int = 0,
+) -> Map:
     """A map of the samples' features. The same seed gives the same map.
 
     Raises `ValueError` for another kind, another word for `steps`, and fewer points than neighbours allow."""
     from sklearn.manifold import trustworthiness
-    if kind not in ("umap", "pca"): raise ValueError(f"kind must be 'umap' or 'pca', not {kind!r}")
-    if steps not in ("final", "all"): raise ValueError(f"steps must be 'final' or 'all', not {steps!r}")
+
+    if kind not in ("umap", "pca"):
+        raise ValueError(f"kind must be 'umap' or 'pca', not {kind!r}")
+    if steps not in ("final", "all"):
+        raise ValueError(f"steps must be 'final' or 'all', not {steps!r}")
     phi = found.samples.features
     n, total = phi.shape[:2]
     at = torch.arange(total) if steps == "all" else torch.tensor([total - 1])
     rows = phi[:, at].flatten(0, 1).numpy()
-    if not 2 <= neighbours < len(rows): raise ValueError(f"neighbours must be 2 to {len(rows) - 1}, not {neighbours}")
+    if not 2 <= neighbours < len(rows):
+        raise ValueError(f"neighbours must be 2 to {len(rows) - 1}, not {neighbours}")
     if kind == "pca":
         from sklearn.decomposition import PCA
+
         points = PCA(2, random_state=seed).fit_transform(rows)
     else:
         from umap import UMAP
+
         points = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(rows)
-    some = np.random.default_rng(seed).permutation(len(rows))[:2000] # the measure compares all pairs
+    some = np.random.default_rng(seed).permutation(len(rows))[
+        :2000
+    ]  # the measure compares all pairs
     trust = trustworthiness(rows[some], points[some], n_neighbors=min(15, (len(some) - 1) // 2))
-    return Map(torch.from_numpy(np.ascontiguousarray(points, np.float32)), torch.arange(n).repeat_interleave(len(at)),
-               at.repeat(n), kind.upper(), float(trust))
+    return Map(
+        torch.from_numpy(np.ascontiguousarray(points, np.float32)),
+        torch.arange(n).repeat_interleave(len(at)),
+        at.repeat(n),
+        kind.upper(),
+        float(trust),
+    )
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-07
 def _scatter(ax, points, colours, size):
     "Points in the colours of categories (texts), of numbers, or in one."
-    if colours is None: return ax.scatter(*points.T, s=size, c="#0072B2", linewidths=0)
+    if colours is None:
+        return ax.scatter(*points.T, s=size, c="#0072B2", linewidths=0)
     if isinstance(colours[0], str):
         from matplotlib import colormaps
+
         for i, name in enumerate(dict.fromkeys(sorted(colours))):
             mine = np.array([c == name for c in colours])
             shade = colormaps["tab10" if len(set(colours)) <= 10 else "tab20"](i % 20)
-            ax.scatter(*points[mine].T, s=size, color=shade, label=name.replace("$", r"\$"), linewidths=0)
-        return ax.legend(fontsize=7, markerscale=1.5, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+            ax.scatter(
+                *points[mine].T, s=size, color=shade, label=name.replace("$", r"\$"), linewidths=0
+            )
+        return ax.legend(
+            fontsize=7, markerscale=1.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     shown = ax.scatter(*points.T, s=size, c=np.asarray(colours), cmap="viridis", linewidths=0)
-    return ax.figure.colorbar(shown, ax=ax, shrink=.6)
+    return ax.figure.colorbar(shown, ax=ax, shrink=0.6)
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-08
 def plot_map(
-    *maps:Map,             # side by side
-    colours=None,          # a text or a number a point: prompt, style, step, score along a direction, ...
-    title:str="",
-    paths:int=0,           # of a map of all steps: samples whose way from noise to image is drawn
-):                         # a matplotlib `Figure`
+    *maps: Map,  # side by side
+    colours=None,  # a text or a number a point: prompt, style, step, score along a direction, ...
+    title: str = "",
+    paths: int = 0,  # of a map of all steps: samples whose way from noise to image is drawn
+):  # a matplotlib `Figure`
     """Maps of the same points, each with its trustworthiness above it, coloured alike."""
     fig = new_figure(5.5 * len(maps), 4.5)
     for ax, m in zip(fig.subplots(1, len(maps), squeeze=False)[0], maps):
-        _scatter(ax, m.points.numpy(), None if colours is None else list(colours), 40 if len(m.points) < 400 else 9)
+        _scatter(
+            ax,
+            m.points.numpy(),
+            None if colours is None else list(colours),
+            40 if len(m.points) < 400 else 9,
+        )
         for i in m.samples.unique()[:paths].tolist():
-            ax.plot(*m.points[m.samples == i].T.numpy(), color="black", linewidth=.8, marker=".", markersize=2)
+            ax.plot(
+                *m.points[m.samples == i].T.numpy(),
+                color="black",
+                linewidth=0.8,
+                marker=".",
+                markersize=2,
+            )
         ax.set(xticks=[], yticks=[], title=f"{m.kind}, trustworthiness {m.trustworthiness:.2f}")
-    if title: fig.suptitle(title.replace("$", r"\$"))
+    if title:
+        fig.suptitle(title.replace("$", r"\$"))
     return fig
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-09
 def plot_images(
-    model:Model,
-    found:Directions,
-    made:Map,
-    count:int=16,    # images across
-):                   # a matplotlib `Figure`
+    model: Model,
+    found: Directions,
+    made: Map,
+    count: int = 16,  # images across
+):  # a matplotlib `Figure`
     """The map with images in the place of points: in each cell of a grid the sample nearest to its middle, if any."""
     p = made.points - made.points.amin(0)
     p = p / p.amax(0).clamp(min=1e-9) * (count - 1e-3)
     cell = p.long()
-    away = (p - cell - .5).pow(2).sum(1)
+    away = (p - cell - 0.5).pow(2).sum(1)
     nearest = {}
-    for i in away.argsort().tolist(): nearest.setdefault(tuple(cell[i].tolist()), i)
+    for i in away.argsort().tolist():
+        nearest.setdefault(tuple(cell[i].tolist()), i)
     images = decoded(model, found.samples.latents[made.samples[list(nearest.values())]])
     fig = new_figure(8, 8)
     ax = fig.subplots()
-    for (x, y), image in zip(nearest, images): ax.imshow(image.permute(1, 2, 0), extent=(x, x + .96, y, y + .96))
-    ax.set(xlim=(0, count), ylim=(0, count), xticks=[], yticks=[], aspect="equal",
-           title=f"{made.kind}, trustworthiness {made.trustworthiness:.2f}")
+    for (x, y), image in zip(nearest, images):
+        ax.imshow(image.permute(1, 2, 0), extent=(x, x + 0.96, y, y + 0.96))
+    ax.set(
+        xlim=(0, count),
+        ylim=(0, count),
+        xticks=[],
+        yticks=[],
+        aspect="equal",
+        title=f"{made.kind}, trustworthiness {made.trustworthiness:.2f}",
+    )
     ax.set_frame_on(False)
     return fig
 
@@ -121,45 +163,63 @@ def plot_images(
 def _uris(model, found, samples, edge=128):
     "Images as texts that a page can show."
     from torchvision.transforms.functional import to_pil_image
+
     def uri(image):
         picture = to_pil_image(image)
-        if max(picture.size) > edge: picture.thumbnail((edge, edge))
+        if max(picture.size) > edge:
+            picture.thumbnail((edge, edge))
         return data_uri(png(picture))
+
     unique, back = samples.unique(return_inverse=True)
-    made = [uri(image) for part in unique.split(64) for image in decoded(model, found.samples.latents[part])]
+    made = [
+        uri(image)
+        for part in unique.split(64)
+        for image in decoded(model, found.samples.latents[part])
+    ]
     return [made[i] for i in back.tolist()]
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-14
 def save_map(
-    path:str|Path,   # of an HTML file
-    model:Model,
-    found:Directions,
-    made:Map,
-    colours=None,    # a text or a number a point
-    title:str="",
-)->Path:
+    path: str | Path,  # of an HTML file
+    model: Model,
+    found: Directions,
+    made: Map,
+    colours=None,  # a text or a number a point
+    title: str = "",
+) -> Path:
     """Write a map whose points show their samples' final images, as one file that needs no network.
 
     Raises `ImportError` without `pip install "sliderspace[lab]"`, `ValueError` when the file cannot be written."""
-    try: from bokeh.embed import file_html
-    except ImportError as e: raise ImportError('the page of a map needs: pip install "sliderspace[lab]"') from e
+    try:
+        from bokeh.embed import file_html
+    except ImportError as e:
+        raise ImportError('the page of a map needs: pip install "sliderspace[lab]"') from e
     from bokeh.models import ColumnDataSource, HoverTool
     from bokeh.palettes import Category10_10, Viridis256
     from bokeh.plotting import figure
     from bokeh.resources import INLINE
     from bokeh.transform import factor_cmap, linear_cmap
+
     x, y = made.points.T.tolist()
-    texts = [""] * len(x) if colours is None else [c if isinstance(c, str) else f"{c:.2f}" for c in colours]
-    data = dict(x=x, y=y, image=_uris(model, found, made.samples), sample=made.samples.tolist(), of=texts)
+    texts = (
+        [""] * len(x)
+        if colours is None
+        else [c if isinstance(c, str) else f"{c:.2f}" for c in colours]
+    )
+    data = dict(
+        x=x, y=y, image=_uris(model, found, made.samples), sample=made.samples.tolist(), of=texts
+    )
     fill = "#0072B2"
     if colours is not None and isinstance(colours[0], str):
         kinds = sorted(set(texts))
-        fill = factor_cmap("of", (Category10_10 * (len(kinds) // 10 + 1))[:len(kinds)], kinds)
+        fill = factor_cmap("of", (Category10_10 * (len(kinds) // 10 + 1))[: len(kinds)], kinds)
     elif colours is not None:
         data["value"] = [float(c) for c in colours]
         fill = linear_cmap("value", Viridis256, min(data["value"]), max(data["value"]))
-    fig = figure(title=title or repr(made), width=900, height=700, tools="pan,wheel_zoom,box_zoom,reset")
-    fig.scatter("x", "y", source=ColumnDataSource(data), size=8, color=fill, alpha=.8)
+    fig = figure(
+        title=title or repr(made), width=900, height=700, tools="pan,wheel_zoom,box_zoom,reset"
+    )
+    fig.scatter("x", "y", source=ColumnDataSource(data), size=8, color=fill, alpha=0.8)
     shown = '<img src="@image" width="128" alt="sample @sample"><div>sample @sample @of</div>'
     fig.add_tools(HoverTool(tooltips=shown))
     fig.xaxis.visible = fig.yaxis.visible = fig.grid.visible = False
@@ -169,30 +229,39 @@ def save_map(
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-15
 def explore(
-    model:Model,
-    found:Directions,
-    made:Map,
-    colours=None,    # a text or a number a point
-):                   # a `jscatter.Scatter`
+    model: Model,
+    found: Directions,
+    made: Map,
+    colours=None,  # a text or a number a point
+):  # a `jscatter.Scatter`
     """The map as a widget: hover to see final images, lasso to select; `selected(widget, map)` are the samples circled.
 
     Raises `ImportError` without `pip install "sliderspace[lab]"`."""
     try:
         import jscatter, pandas as pd
-    except ImportError as e: raise ImportError('the map widget needs: pip install "sliderspace[lab]"') from e
+    except ImportError as e:
+        raise ImportError('the map widget needs: pip install "sliderspace[lab]"') from e
     x, y = made.points.T.numpy()
-    data = pd.DataFrame(dict(x=x, y=y, sample=made.samples.numpy(), image=_uris(model, found, made.samples)))
+    data = pd.DataFrame(
+        dict(x=x, y=y, sample=made.samples.numpy(), image=_uris(model, found, made.samples))
+    )
     more = {}
     if colours is not None:
-        data["colour"] = pd.Series(list(colours), dtype="category" if isinstance(colours[0], str) else float)
+        data["colour"] = pd.Series(
+            list(colours), dtype="category" if isinstance(colours[0], str) else float
+        )
         more = dict(color_by="colour", legend=True)
     widget = jscatter.Scatter(data=data, x="x", y="y", height=500, axes=False, size=10, **more)
     return widget.tooltip(True, properties=["sample"], preview="image", preview_type="image")
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-16
 def selected(
-    widget,      # of `explore`
-    made:Map,
-)->list[int]:    # ascending
+    widget,  # of `explore`
+    made: Map,
+) -> list[int]:  # ascending
     """The numbers of the samples whose points are selected."""
-    return made.samples[torch.as_tensor(np.asarray(widget.selection(), dtype=np.int64))].unique().tolist()
+    return (
+        made.samples[torch.as_tensor(np.asarray(widget.selection(), dtype=np.int64))]
+        .unique()
+        .tolist()
+    )

@@ -32,7 +32,8 @@ from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-05
 @cache
-def asset(name): return (bundled("page")/name).read_text("utf-8").strip()
+def asset(name):
+    return (bundled("page") / name).read_text("utf-8").strip()
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-06
 def page(title, body, style=""):
@@ -50,12 +51,15 @@ def zoom_of(size):
     return max(1, round(192 / max(size)))
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-08
-def large(size): return max(size) > 128 # the pixels of a smaller picture `(h, w)` are shown as squares
+def large(size):
+    return max(size) > 128  # the pixels of a smaller picture `(h, w)` are shown as squares
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-09
 def scrub(size, across, count, rows, gap=0, **more):
     "The attribute of a box whose sheets hold `count` pictures for each of `rows` samples, `across` of them in a line."
-    data = dict(size=size, across=across, count=count, rows=rows, gap=gap, zoom=zoom_of(size)) | more
+    data = (
+        dict(size=size, across=across, count=count, rows=rows, gap=gap, zoom=zoom_of(size)) | more
+    )
     return f'data-scrub="{escape(json.dumps(data))}"'
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-10
@@ -64,25 +68,35 @@ def nearest_zero(strengths):
     return min(range(len(strengths)), key=lambda i: abs(strengths[i]))
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-11
-def sheet(images:Tensor, across:int, alt:str)->str:
+def sheet(images: Tensor, across: int, alt: str) -> str:
     "Pictures of one sample `(positions, 3, h, w)` as one `<img>`: PNG when small, else JPEG."
     count, _, h, w = images.shape
     lines = -(-count // across)
     whole = torch.cat([images, images.new_zeros(lines * across - count, 3, h, w)])
-    rows = whole.view(lines, across, 3, h, w).permute(0, 3, 1, 4, 2).reshape(lines * h, across * w, 3)
+    rows = (
+        whole.view(lines, across, 3, h, w).permute(0, 3, 1, 4, 2).reshape(lines * h, across * w, 3)
+    )
     picture, out = Image.fromarray(rows.numpy()), BytesIO()
     photo = large((h, w))
-    if photo: picture.save(out, "JPEG", quality=90, subsampling=0) # blocks of 8 pixels: sizes are multiples of it
-    else: picture.save(out, "PNG")
+    if photo:
+        picture.save(
+            out, "JPEG", quality=90, subsampling=0
+        )  # blocks of 8 pixels: sizes are multiples of it
+    else:
+        picture.save(out, "PNG")
     data = data_uri(out.getvalue(), "jpeg" if photo else "png")
     return f'<img class="sheet{" large" * photo}" alt="{escape(alt)}" src="{data}">'
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-13
-def to_bytes(images): return images.mul(255).byte() # as `grid` makes a picture
-def _shares(images): return (images + .5) / 255     # what `grid` makes the same picture of again
+def to_bytes(images):
+    return images.mul(255).byte()  # as `grid` makes a picture
+
+
+def _shares(images):
+    return (images + 0.5) / 255  # what `grid` makes the same picture of again
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-14
-WIDEST = 16_000 # pixels of a sheet, which every browser decodes
+WIDEST = 16_000  # pixels of a sheet, which every browser decodes
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-15
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,58 +104,88 @@ class Player:
     """Pictures at every position of one or two sliders: scrubbed in a notebook, saved as page, strip, loop or film.
 
     Raises `ValueError` when images, labels and strengths do not belong together."""
-    images:Tensor    # uint8, `(n, S2, S1, 3, h, w)`: a sample a row; of one slider S2 is 1
-    labels:tuple     # of the first slider, and of the second
-    strengths:tuple  # of each slider, S1 and S2 ascending numbers
+
+    images: Tensor  # uint8, `(n, S2, S1, 3, h, w)`: a sample a row; of one slider S2 is 1
+    labels: tuple  # of the first slider, and of the second
+    strengths: tuple  # of each slider, S1 and S2 ascending numbers
 
     def __post_init__(self):
         sizes, x = tuple(len(s) for s in reversed(self.strengths)), self.images
         if not 1 <= len(self.labels) == len(sizes) <= 2:
-            raise ValueError(f"a player has 1 or 2 labels and as many strengths, not {self.labels}, {self.strengths}")
+            raise ValueError(
+                f"a player has 1 or 2 labels and as many strengths, not {self.labels}, {self.strengths}"
+            )
         wanted = ((1, *sizes) if len(sizes) == 1 else sizes) + (3,)
         if x.dtype != torch.uint8 or x.ndim != 6 or tuple(x.shape[1:4]) != wanted or not x.numel():
-            raise ValueError(f"images must be uint8 of shape (n, {', '.join(map(str, wanted))}, h, w), "
-                             f"not {x.dtype} {tuple(x.shape)}")
+            raise ValueError(
+                f"images must be uint8 of shape (n, {', '.join(map(str, wanted))}, h, w), "
+                f"not {x.dtype} {tuple(x.shape)}"
+            )
 
     @property
-    def size(self)->tuple[int, int]:
+    def size(self) -> tuple[int, int]:
         """Height and width of a picture."""
         return tuple(self.images.shape[-2:])
 
     def __repr__(self):
-        of = " and ".join(f"{l} {s[0]:+g} to {s[-1]:+g}" for l, s in zip(self.labels, self.strengths))
+        of = " and ".join(
+            f"{l} {s[0]:+g} to {s[-1]:+g}" for l, s in zip(self.labels, self.strengths)
+        )
         return f"Player({of}; samples: {len(self.images)})"
 
-    def html(self)->str:
+    def html(self) -> str:
         """The scrubber as a part of a page, which must hold its style and script; all pictures are in it."""
         across = min(len(self.strengths[0]), max(1, WIDEST // self.size[1]))
         count = self.images.shape[1] * self.images.shape[2]
         strengths = [[round(float(s), 3) for s in of] for of in self.strengths]
-        data = scrub(self.size, across, count, 1, labels=self.labels, strengths=strengths,
-                     at=[nearest_zero(s) for s in strengths])
+        data = scrub(
+            self.size,
+            across,
+            count,
+            1,
+            labels=self.labels,
+            strengths=strengths,
+            at=[nearest_zero(s) for s in strengths],
+        )
         alt = " and ".join(self.labels)
-        return f'<div class="player" {data}>' + "".join(
-            sheet(x.flatten(0, 1), across, f"{alt}, sample {i}") for i, x in enumerate(self.images)) + "</div>"
+        return (
+            f'<div class="player" {data}>'
+            + "".join(
+                sheet(x.flatten(0, 1), across, f"{alt}, sample {i}")
+                for i, x in enumerate(self.images)
+            )
+            + "</div>"
+        )
 
     def _repr_html_(self):
         wide, high = (zoom_of(self.size) * edge + 8 for edge in reversed(self.size))
-        lines = -(-len(self.images) // max(1, 900 // wide)) # a guess: the page corrects it where it may
-        return (f'<iframe title="{escape(repr(self))}" srcdoc="{escape(self._page())}" '
-                f'style="width:100%;height:{lines * high + 40 * len(self.labels) + 24}px;border:0"></iframe>')
+        lines = -(
+            -len(self.images) // max(1, 900 // wide)
+        )  # a guess: the page corrects it where it may
+        return (
+            f'<iframe title="{escape(repr(self))}" srcdoc="{escape(self._page())}" '
+            f'style="width:100%;height:{lines * high + 40 * len(self.labels) + 24}px;border:0"></iframe>'
+        )
 
-    def _page(self): return page(" and ".join(self.labels), self.html(), "body{margin:8px}")
+    def _page(self):
+        return page(" and ".join(self.labels), self.html(), "body{margin:8px}")
 
     def _walk(self, zoom):
         "Pictures of a way through all positions and back, one step of one slider at a time; samples side by side."
         rows, columns = self.images.shape[1:3]
-        way = [(i, j) for i in range(rows) for j in (range(columns) if i % 2 == 0 else reversed(range(columns)))]
+        way = [
+            (i, j)
+            for i in range(rows)
+            for j in (range(columns) if i % 2 == 0 else reversed(range(columns)))
+        ]
         return [grid(_shares(self.images[None, :, i, j]), zoom) for i, j in way + way[-2:0:-1]]
 
-    def save(self,
-        path:str|Path, # ends in .html, .png, .gif or .mp4; folders on the way are made
-        zoom:int=1,    # whole-number enlargement of all but the page
-        fps:float=10,  # pictures a second in .gif (at most 50) and .mp4
-    )->Path:
+    def save(
+        self,
+        path: str | Path,  # ends in .html, .png, .gif or .mp4; folders on the way are made
+        zoom: int = 1,  # whole-number enlargement of all but the page
+        fps: float = 10,  # pictures a second in .gif (at most 50) and .mp4
+    ) -> Path:
         """Write a page that needs nothing beside it, a strip (of two sliders a grid: the second one's strengths from
         top to bottom; a sample below the other), or a loop there and back.
 
@@ -151,12 +195,17 @@ class Player:
         kind = path.suffix.lower()
         if kind not in (".html", ".png", ".gif", ".mp4"):
             raise ValueError(f"path must end in .html, .png, .gif or .mp4, not {str(path)!r}")
-        if not isinstance(zoom, Integral) or zoom < 1: raise ValueError(f"zoom must be 1, 2, 3, ..., not {zoom!r}")
-        if not isinstance(fps, Real) or not 0 < fps <= 50: raise ValueError(f"fps must be above 0, to 50, not {fps!r}")
+        if not isinstance(zoom, Integral) or zoom < 1:
+            raise ValueError(f"zoom must be 1, 2, 3, ..., not {zoom!r}")
+        if not isinstance(fps, Real) or not 0 < fps <= 50:
+            raise ValueError(f"fps must be above 0, to 50, not {fps!r}")
         writable_folder(path.parent)
-        if kind == ".html": data = self._page().encode()
-        elif kind == ".png": data = png(grid(_shares(self.images.flatten(0, 1)), zoom))
-        else: data = (_gif if kind == ".gif" else _mp4)(self._walk(zoom), fps)
+        if kind == ".html":
+            data = self._page().encode()
+        elif kind == ".png":
+            data = png(grid(_shares(self.images.flatten(0, 1)), zoom))
+        else:
+            data = (_gif if kind == ".gif" else _mp4)(self._walk(zoom), fps)
         write_bytes(path, data)
         return path
 
@@ -171,19 +220,24 @@ def _gif(frames, fps):
 def _mp4(frames, fps):
     "H.264, which every browser plays; its sizes are even, so a white edge may be added."
     try:
-        import imageio_ffmpeg # noqa: F401 -- what imageio writes them with
+        import imageio_ffmpeg  # noqa: F401 -- what imageio writes them with
         import imageio.v3 as imageio
-    except ImportError as e: raise ImportError('films need: pip install "sliderspace[video]"') from e
+    except ImportError as e:
+        raise ImportError('films need: pip install "sliderspace[video]"') from e
     x = np.stack([np.asarray(f) for f in frames])
     x = np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), constant_values=255)
-    return imageio.imwrite("<bytes>", x, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)
+    return imageio.imwrite(
+        "<bytes>", x, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2
+    )
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-19
 def _between(low, high, count):
     "Evenly spaced strengths of a usable range, 0 among them when it is inside; of half a strength when there is none."
-    if low >= high: low, high = -.5, .5
+    if low >= high:
+        low, high = -0.5, 0.5
     out = [round(s, 3) for s in torch.linspace(low, high, count, dtype=torch.float64).tolist()]
-    if low < 0 < high: out[1 + nearest_zero(out[1:-1])] = 0.
+    if low < 0 < high:
+        out[1 + nearest_zero(out[1:-1])] = 0.0
     return tuple(out)
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-20
@@ -192,13 +246,25 @@ SEVERAL = list, tuple, range
 # %% ../../nbs/08_viz/06_player.ipynb #cell-21
 def _strengths(given, ranges):
     "Strengths of each slider: those given to each, or to both, or those of their usable ranges."
-    if given is None: return [_between(*r, 9 if len(ranges) == 1 else 7) for r in ranges]
+    if given is None:
+        return [_between(*r, 9 if len(ranges) == 1 else 7) for r in ranges]
     given = list(given) if isinstance(given, SEVERAL) else [given]
-    each = [list(s) for s in given] if all(isinstance(s, SEVERAL) for s in given) else [given] * len(ranges)
+    each = (
+        [list(s) for s in given]
+        if all(isinstance(s, SEVERAL) for s in given)
+        else [given] * len(ranges)
+    )
     for of in each:
-        if not (len(of) > 1 and all(isinstance(s, Real) and isfinite(s) for s in of) and of == sorted(set(of))):
-            raise ValueError(f"strengths must be 2 or more finite numbers, ascending, for each slider, not {of}")
-    if len(each) != len(ranges): raise ValueError(f"strengths must be those of {len(ranges)} sliders, not {len(each)}")
+        if not (
+            len(of) > 1
+            and all(isinstance(s, Real) and isfinite(s) for s in of)
+            and of == sorted(set(of))
+        ):
+            raise ValueError(
+                f"strengths must be 2 or more finite numbers, ascending, for each slider, not {of}"
+            )
+    if len(each) != len(ranges):
+        raise ValueError(f"strengths must be those of {len(ranges)} sliders, not {len(each)}")
     return [tuple(float(s) for s in of) for of in each]
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-22
@@ -210,8 +276,10 @@ def check_play(model, space, prompt, samples, steps, start, batch):
     if not numbers or not all(isinstance(i, Integral) and i >= 0 for i in numbers):
         raise ValueError(f"samples must be numbers of samples, such as [0, 1], not {samples!r}")
     check_steps(model, steps)
-    if start is not None and not 0 <= start < 1: raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
-    if batch < 1: raise ValueError(f"batch must be 1 or more, not {batch}")
+    if start is not None and not 0 <= start < 1:
+        raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
+    if batch < 1:
+        raise ValueError(f"batch must be 1 or more, not {batch}")
     space.check(model)
     return prompt, numbers
 
@@ -221,49 +289,71 @@ def drawn(model, space, mixes, prompt, samples, seed, steps, guidance, start, ba
     "Images of mixes `(P, K)` from the same noise, uint8 `(n, P, 3, h, w)`; full batches, those of mixes of 0 apart."
     made, whole = {}, mixes.repeat(len(samples), 1)
     numbers = [i for i in samples for _ in mixes]
-    for rows, latents in draw_mixes(model, space, whole, prompt, numbers, seed, steps, guidance, start, batch,
-                                    progress=progress):
+    for rows, latents in draw_mixes(
+        model, space, whole, prompt, numbers, seed, steps, guidance, start, batch, progress=progress
+    ):
         made |= zip(rows, to_bytes(decoded(model, latents, batch)))
-    return torch.stack([made[i] for i in range(len(whole))]).unflatten(0, (len(samples), len(mixes)))
+    return torch.stack([made[i] for i in range(len(whole))]).unflatten(
+        0, (len(samples), len(mixes))
+    )
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-24
 def play(
-    model:Model,
-    space:SliderSpace,
-    sliders,                  # one, or a pair: numbers or labels
-    prompt:str|list[str]|None=None, # several take turns; default: that of the space
-    samples=(0,),             # sample indices (their noise): a picture each
-    seed:int=0,
-    strengths=None,           # of the slider; of both, or one list each. Default: 9 (7 each) over the usable range
-    steps:int|None=None,      # default: the model's
-    guidance:float|None=None, # default: the model's
-    start:float|None=None,    # part of the noise schedule after which sliders act; default: as they were trained
-    batch:int=64,             # images in a denoiser call
+    model: Model,
+    space: SliderSpace,
+    sliders,  # one, or a pair: numbers or labels
+    prompt: str | list[str] | None = None,  # several take turns; default: that of the space
+    samples=(0,),  # sample indices (their noise): a picture each
+    seed: int = 0,
+    strengths=None,  # of the slider; of both, or one list each. Default: 9 (7 each) over the usable range
+    steps: int | None = None,  # default: the model's
+    guidance: float | None = None,  # default: the model's
+    start: float
+    | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
+    batch: int = 64,  # images in a denoiser call
     progress=tqdm,
-)->Player:
+) -> Player:
     """Draw the same samples at every position of a slider, or of a pair; strength 0 is the unchanged model's picture.
 
     Raises `KeyError` for an unknown slider and `ValueError` for all else that is wrong, before any picture is made."""
     asked = list(sliders) if isinstance(sliders, SEVERAL) else [sliders]
     at = [space.index(s) for s in asked]
-    if not 1 <= len(set(at)) == len(at) <= 2: raise ValueError(f"sliders must be 1 or 2 different ones, not {asked}")
+    if not 1 <= len(set(at)) == len(at) <= 2:
+        raise ValueError(f"sliders must be 1 or 2 different ones, not {asked}")
     each = _strengths(strengths, space.ranges[at].tolist())
     prompt, numbers = check_play(model, space, prompt, samples, steps, start, batch)
-    first, second = torch.tensor(each[0]), torch.tensor(each[1] if len(at) > 1 else [0.])
+    first, second = torch.tensor(each[0]), torch.tensor(each[1] if len(at) > 1 else [0.0])
     mixes = torch.zeros(len(second), len(first), len(space))
-    if len(at) > 1: mixes[..., at[1]] = second[:, None]
+    if len(at) > 1:
+        mixes[..., at[1]] = second[:, None]
     mixes[..., at[0]] = first
-    images = drawn(model, space, mixes.flatten(0, 1), prompt, numbers, seed, steps, guidance, start, batch, progress)
-    return Player(images.unflatten(1, mixes.shape[:2]), tuple(space.labels[k] for k in at), tuple(each))
+    images = drawn(
+        model,
+        space,
+        mixes.flatten(0, 1),
+        prompt,
+        numbers,
+        seed,
+        steps,
+        guidance,
+        start,
+        batch,
+        progress,
+    )
+    return Player(
+        images.unflatten(1, mixes.shape[:2]), tuple(space.labels[k] for k in at), tuple(each)
+    )
 
 # %% ../../nbs/08_viz/06_player.ipynb #cell-25
 def player_of(
-    model:Model,
-    report:Report,  # of `measure` or `measure_asked`
-    slider,         # number or label
-)->Player:
+    model: Model,
+    report: Report,  # of `measure` or `measure_asked`
+    slider,  # number or label
+) -> Player:
     """The sweep that was measured, without making any of it again. Raises `KeyError` for an unknown slider."""
     at = report.space.index(slider)
-    latents = report.latents[at].transpose(0, 1) # (n, S, c, h, w)
-    images = to_bytes(decoded(model, latents.flatten(0, 1))).unflatten(0, (latents.shape[0], 1, latents.shape[1]))
+    latents = report.latents[at].transpose(0, 1)  # (n, S, c, h, w)
+    images = to_bytes(decoded(model, latents.flatten(0, 1))).unflatten(
+        0, (latents.shape[0], 1, latents.shape[1])
+    )
     return Player(images, (report.space.labels[at],), (tuple(map(float, report.strengths)),))

@@ -22,103 +22,130 @@ from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-08
 def plot_spectrum(
-    found:Directions,
-    count:int|None=None, # directions shown; default: all that were kept
-):                       # a matplotlib `Figure`
+    found: Directions,
+    count: int | None = None,  # directions shown; default: all that were kept
+):  # a matplotlib `Figure`
     """Explained share of each direction, its running sum, and, pale, what only says how far the denoising has come."""
     from matplotlib.ticker import PercentFormatter
+
     count = min(count or len(found.vectors), len(found.vectors))
     share, timing = found.explained[:count], found.timing[:count].clamp(0, 1)
     fig = new_figure(8, 3)
     ax = fig.subplots()
     ax.bar(range(count), share * (1 - timing), color="#0072B2", label="what is in the image")
-    ax.bar(range(count), share * timing, bottom=share * (1 - timing), color="#bcd7ea", label="the step alone")
-    ax.set(xlabel="direction", ylabel="share of variance",
-           title=f"Spectrum of “{found.samples.run.prompt}”".replace("$", r"\$"))
-    ax.yaxis.set_major_formatter(PercentFormatter(1., decimals=0))
+    ax.bar(
+        range(count),
+        share * timing,
+        bottom=share * (1 - timing),
+        color="#bcd7ea",
+        label="the step alone",
+    )
+    ax.set(
+        xlabel="direction",
+        ylabel="share of variance",
+        title=f"Spectrum of “{found.samples.run.prompt}”".replace("$", r"\$"),
+    )
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     total = ax.twinx()
     total.plot(range(count), share.cumsum(0), color="#D55E00", marker=".", label="running sum")
     total.set(ylim=(0, 1), ylabel="running sum")
-    total.yaxis.set_major_formatter(PercentFormatter(1., decimals=0))
+    total.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     return fig
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-10
 def plot_rank(
-    found:Directions,
-    real:Rank,         # from `rank.how_many`
-    count:int=60,      # directions shown
-):                     # a matplotlib `Figure`
+    found: Directions,
+    real: Rank,  # from `rank.how_many`
+    count: int = 60,  # directions shown
+):  # a matplotlib `Figure`
     """What is real, in three panels: variances against shuffled data (log), their running share, and what halves of the
     samples agree on (median, and the middle 90 % of splits)."""
     from matplotlib.ticker import PercentFormatter
+
     count = min(count, len(real.variances))
     fig, x = new_figure(12, 3.4), range(1, count + 1)
     left, middle, right = fig.subplots(1, 3)
     left.semilogy(range(count), real.variances[:count], ".-", color="#0072B2", label="samples")
-    chance = real.null.quantile(torch.tensor([.05, .95]), 0)[:, :count]
-    left.fill_between(range(count), *chance, color="#E69F00", alpha=.6, label="shuffled, 90 %")
-    left.axvline(real.above_chance - .5, color="#666", linestyle=":")
+    chance = real.null.quantile(torch.tensor([0.05, 0.95]), 0)[:, :count]
+    left.fill_between(range(count), *chance, color="#E69F00", alpha=0.6, label="shuffled, 90 %")
+    left.axvline(real.above_chance - 0.5, color="#666", linestyle=":")
     left.set(xlabel="direction", ylabel="variance", title=f"{real.above_chance} above chance")
     share = real.variances.cumsum(0) / real.variances.sum()
     middle.plot(x, share[:count], ".-", color="#D55E00")
-    middle.set(xlabel="directions", ylabel="share of variance", ylim=(0, 1),
-               title=f"90 % in {int((share < .9).sum()) + 1} directions")
-    middle.yaxis.set_major_formatter(PercentFormatter(1., decimals=0))
-    low, half, high = real.overlaps.quantile(torch.tensor([.05, .5, .95]), 0)[:, :count]
+    middle.set(
+        xlabel="directions",
+        ylabel="share of variance",
+        ylim=(0, 1),
+        title=f"90 % in {int((share < 0.9).sum()) + 1} directions",
+    )
+    middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    low, half, high = real.overlaps.quantile(torch.tensor([0.05, 0.5, 0.95]), 0)[:, :count]
     right.plot(x, half, color="#009E73", label="halves")
-    right.fill_between(x, low, high, color="#009E73", alpha=.3)
-    right.plot(x, torch.tensor(x) / len(real.variances), color="#666", linestyle="--", label="chance")
+    right.fill_between(x, low, high, color="#009E73", alpha=0.3)
+    right.plot(
+        x, torch.tensor(x) / len(real.variances), color="#666", linestyle="--", label="chance"
+    )
     right.axhline(real.least, color="#666", linestyle=":")
-    right.set(xlabel="directions", ylabel="overlap of subspaces", ylim=(0, 1.02),
-              title=f"{real.found_again} found again")
-    for ax in (left, right): ax.legend(frameon=False, fontsize=8)
+    right.set(
+        xlabel="directions",
+        ylabel="overlap of subspaces",
+        ylim=(0, 1.02),
+        title=f"{real.found_again} found again",
+    )
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8)
     fig.suptitle(f"{real.suggested} directions of “{found.samples.run.prompt}”".replace("$", r"\$"))
     return fig
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-12
 def plot_steps(
-    found:Directions,
-    count:int=12,     # directions shown
-):                    # a matplotlib `Figure`
+    found: Directions,
+    count: int = 12,  # directions shown
+):  # a matplotlib `Figure`
     """Where each direction lives: its variance at every step, over its largest; early is layout, late is detail."""
     by_step = found.by_step[:, :count].T
     fig = new_figure(5, 3.4)
     ax = fig.subplots()
-    shown = ax.imshow(by_step / by_step.amax(1, keepdim=True), cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
+    shown = ax.imshow(
+        by_step / by_step.amax(1, keepdim=True), cmap="viridis", vmin=0, vmax=1, aspect="auto"
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="step, 0 is the noisiest", ylabel="direction", title="variance over its largest")
     fig.colorbar(shown)
     return fig
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-14
 def plot_ramps(
-    model:Model,
-    found:Directions,
-    directions=range(8), # which
-    count:int=12,        # samples from end to end
-):                       # a matplotlib `Figure`
+    model: Model,
+    found: Directions,
+    directions=range(8),  # which
+    count: int = 12,  # samples from end to end
+):  # a matplotlib `Figure`
     """Directions from one end to the other before any training: a row each, samples in the order of their scores, as
     evenly spaced as there are any."""
     rows = torch.tensor([found.ramp(d, count) for d in directions])
     images = decoded(model, found.samples.latents[rows.flatten()])
     picture = grid(images.view(*rows.shape, *images.shape[1:]))
-    fig = new_figure(10, 10 * picture.height / picture.width + .3)
+    fig = new_figure(10, 10 * picture.height / picture.width + 0.3)
     ax, edge = fig.subplots(), picture.height / len(rows)
     ax.imshow(picture)
     ax.set_frame_on(False)
     ax.set(xticks=[], xlabel="lowest scores, in order, to the highest")
-    ax.set_yticks([edge * (i + .5) for i in range(len(rows))], [f"direction {d}" for d in directions])
+    ax.set_yticks(
+        [edge * (i + 0.5) for i in range(len(rows))], [f"direction {d}" for d in directions]
+    )
     ax.tick_params(length=0)
     return fig
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-15
 def plot_ends(
-    model:Model,
-    found:Directions,
-    directions=range(8), # which
-    count:int=5,         # samples at each end
-)->Image.Image:
+    model: Model,
+    found: Directions,
+    directions=range(8),  # which
+    count: int = 5,  # samples at each end
+) -> Image.Image:
     """Both ends of directions before any training: a row each, lowest scores on the left, highest on the right."""
     rows = [[*low, *high] for low, high in (found.ends(d, count) for d in directions)]
     images = decoded(model, found.samples.latents[torch.tensor(rows)].flatten(0, 1))
@@ -126,34 +153,36 @@ def plot_ends(
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-18
 def frames(
-    model:Model,
-    report:Report,
-    slider,         # number or label
-)->Tensor:          # in [0, 1], `(n, S, 3, h, w)`
+    model: Model,
+    report: Report,
+    slider,  # number or label
+) -> Tensor:  # in [0, 1], `(n, S, 3, h, w)`
     """A slider's sweep as images, faded where the strength is beyond the usable range."""
     at = report.space.index(slider)
-    latents = report.latents[at].transpose(0, 1) # (n, S, c, h, w)
+    latents = report.latents[at].transpose(0, 1)  # (n, S, c, h, w)
     images = decoded(model, latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
     low, high = report.space.ranges[at].tolist()
-    beyond = torch.tensor([not low - 1e-6 <= s <= high + 1e-6 for s in report.strengths]).view(1, -1, 1, 1, 1)
-    return torch.where(beyond, .4 * images + .6, images)
+    beyond = torch.tensor([not low - 1e-6 <= s <= high + 1e-6 for s in report.strengths]).view(
+        1, -1, 1, 1, 1
+    )
+    return torch.where(beyond, 0.4 * images + 0.6, images)
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-19
 def strip(
-    model:Model,
-    report:Report,
-    slider,         # number or label
-    zoom:int=1,
-)->Image.Image:
+    model: Model,
+    report: Report,
+    slider,  # number or label
+    zoom: int = 1,
+) -> Image.Image:
     """One slider's sweep: a row a sample, strengths from left to right, faded beyond the usable range."""
     return grid(frames(model, report, slider), zoom)
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-20
 def plot_sliders(
-    model:Model,
-    report:Report,
-    samples:int=2,     # of the report's, side by side
-)->Image.Image:
+    model: Model,
+    report: Report,
+    samples: int = 2,  # of the report's, side by side
+) -> Image.Image:
     """All sliders at a glance: a row each, every sample's sweep beside the next one's."""
     rows = [frames(model, report, i)[:samples].flatten(0, 1) for i in range(len(report.space))]
     return grid(torch.stack(rows))
@@ -163,15 +192,16 @@ def _leakage(fig, ax, space):
     "A space's leakage matrix in one panel."
     if "cosines" not in space.card:
         raise ValueError("this space has no leakage matrix on its card: it was not made by `train`")
-    shown = ax.imshow(torch.tensor(space.card["cosines"]), cmap="RdBu_r", vmin=-.6, vmax=.6)
-    for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
+    shown = ax.imshow(torch.tensor(space.card["cosines"]), cmap="RdBu_r", vmin=-0.6, vmax=0.6)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="direction of slider", ylabel="slider", title="mean cosine, held-out samples")
     fig.colorbar(shown)
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-22
 def plot_leakage(
-    space:SliderSpace, # with the cosines that training measured on its card
-):                     # a matplotlib `Figure`
+    space: SliderSpace,  # with the cosines that training measured on its card
+):  # a matplotlib `Figure`
     """The leakage matrix: how much each slider (row) moves along each slider's direction (column), held out.
 
     Raises `ValueError` for a space that was not measured."""
@@ -185,13 +215,13 @@ def _curves(ax, report, values, title):
     x = torch.tensor(report.strengths)
     for k, (y, (low, high)) in enumerate(zip(values, report.space.ranges.tolist())):
         usable = (x >= low - 1e-6) & (x <= high + 1e-6)
-        ax.plot(x, y, color=f"C{k % 10}", alpha=.2)
+        ax.plot(x, y, color=f"C{k % 10}", alpha=0.2)
         ax.plot(x[usable], y[usable], color=f"C{k % 10}", lw=1.2)
     ax.plot(x, values.mean(0), "k", lw=2)
     ax.set(xlabel="strength", title=title)
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-24
-def plot_report(report:Report): # a matplotlib `Figure`
+def plot_report(report: Report):  # a matplotlib `Figure`
     """What was measured of all sliders, in six panels: alignment with its spread over samples, leakage, and the other
     encoder's agreement; alignment by timestep; the leakage matrix; and over the strengths the effect on final images,
     their distance from the unchanged ones and their novelty, where 1 is the limit of what is usual.
@@ -201,8 +231,15 @@ def plot_report(report:Report): # a matplotlib `Figure`
     (bars, times, matrix), below = fig.subplots(2, 3)
     _leakage(fig, matrix, report.space)
     rows, at = report.space.card["sliders"], range(len(report.space))
-    bars.bar(at, [r["alignment"] for r in rows], yerr=[r["alignment_spread"] for r in rows], color="C0", alpha=.6,
-             error_kw=dict(lw=.8), label="alignment ± spread")
+    bars.bar(
+        at,
+        [r["alignment"] for r in rows],
+        yerr=[r["alignment_spread"] for r in rows],
+        color="C0",
+        alpha=0.6,
+        error_kw=dict(lw=0.8),
+        label="alignment ± spread",
+    )
     for name, mark in (("agreement", "k."), ("leakage", "rx")):
         bars.plot(at, [r[name] for r in rows], mark, label=name)
     bars.set(xlabel="slider", title="cosines, held-out samples")
@@ -211,13 +248,15 @@ def plot_report(report:Report): # a matplotlib `Figure`
     bars.set_ylim(top=1.15 * bars.get_ylim()[1])
     when = [f"{t:.4g}" for t in report.space.card["timesteps_measured"]]
     by = torch.tensor([r["alignment_by_timestep"] for r in rows])
-    times.plot(when, by.T, color="C0", alpha=.3)
+    times.plot(when, by.T, color="C0", alpha=0.3)
     times.plot(when, by.nanmean(0), "k.-")
-    times.set(xlabel="timestep, from noise to image", title="alignment by timestep, a line a slider")
+    times.set(
+        xlabel="timestep, from noise to image", title="alignment by timestep, a line a slider"
+    )
     _curves(below[0], report, report.scores.mean(2), "change of the own score, in sd")
     ends = [report.strengths[0], report.strengths[-1]]
-    below[0].plot(ends, ends, "k:", lw=1) # what calibration aims at
+    below[0].plot(ends, ends, "k:", lw=1)  # what calibration aims at
     _curves(below[1], report, report.distance.mean(2), "distance (1: two images of the model)")
     _curves(below[2], report, report.novelty.mean(2), "novelty (1: as far as its own go)")
-    below[2].axhline(1., color="k", ls=":", lw=1)
+    below[2].axhline(1.0, color="k", ls=":", lw=1)
     return fig

@@ -28,66 +28,108 @@ class Watch(ipywidgets.VBox):
         self.model, self.prompt, self.every, self.sliders = model, prompt, every, sliders
         self.bar, self.says = ipywidgets.IntProgress(), ipywidgets.Label()
         fit = {"max_width": "100%", "object_fit": "contain"}
-        self.plot, self.pictures, self.reached = ipywidgets.Image(layout=fit), ipywidgets.Image(layout=fit), []
-        super().__init__([ipywidgets.HBox([self.bar, self.says]), ipywidgets.HBox([self.plot, self.pictures])])
+        self.plot, self.pictures, self.reached = (
+            ipywidgets.Image(layout=fit),
+            ipywidgets.Image(layout=fit),
+            [],
+        )
+        super().__init__(
+            [ipywidgets.HBox([self.bar, self.says]), ipywidgets.HBox([self.plot, self.pictures])]
+        )
         display(self)
 
     def __call__(self, items, desc="", total=None, initial=0, **options):
         """Go through some work, as tqdm does."""
         self.bar.max = total = len(items) if total is None else total
-        self.reached, seen, looks = [], monotonic(), isinstance(items, Updates) or hasattr(items, "made")
+        self.reached, seen, looks = (
+            [],
+            monotonic(),
+            isinstance(items, Updates) or hasattr(items, "made"),
+        )
         for done, item in enumerate(items, initial + 1):
             yield item
             self.bar.value, self.says.value = done, f"{desc}: {done} of {total}"
-            if isinstance(items, Updates): self.reached.append(item.nanmean().item())
+            if isinstance(items, Updates):
+                self.reached.append(item.nanmean().item())
             if looks and (monotonic() - seen > self.every or done == total):
-                try: self._look(items)
-                except Exception as e: self.says.value = f"nothing to see: {type(e).__name__}: {e}" # the work goes on
+                try:
+                    self._look(items)
+                except Exception as e:
+                    self.says.value = f"nothing to see: {type(e).__name__}: {e}"  # the work goes on
                 seen = monotonic()
 
     @torch.no_grad()
     def _look(self, items):
         trained = isinstance(items, Updates)
         self.plot.value = png(self._curve(items) if trained else self._spectrum(items.made))
-        self.pictures.value = png(grid(self._strips(items) if trained else self._newest(items.made)))
+        self.pictures.value = png(
+            grid(self._strips(items) if trained else self._newest(items.made))
+        )
 
     def _spectrum(self, made):
         rows = torch.cat([features for _, features, *_ in made]).flatten(0, 1)
-        variance = torch.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0))).flip(0).clamp(min=0)
+        variance = (
+            torch.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0)))
+            .flip(0)
+            .clamp(min=0)
+        )
         shares = (100 * variance / variance.sum().clamp(min=1e-12))[:24].tolist()
         figure = new_figure(5, 3)
         ax = figure.subplots()
         ax.bar(range(1, len(shares) + 1), shares, color="#0072B2")
-        ax.set(xlabel="direction", ylabel="% of the variance", title=f"{sum(len(m[1]) for m in made)} samples so far")
+        ax.set(
+            xlabel="direction",
+            ylabel="% of the variance",
+            title=f"{sum(len(m[1]) for m in made)} samples so far",
+        )
         return figure
 
-    def _newest(self, made): return decoded(self.model, made[-1][0][:12])[None]
+    def _newest(self, made):
+        return decoded(self.model, made[-1][0][:12])[None]
 
     def _curve(self, updates):
         figure = new_figure(5, 3)
         ax = figure.subplots()
-        ax.plot(range(updates.done - len(self.reached) + 1, updates.done + 1), self.reached, color="#0072B2", lw=1)
-        ax.set(xlabel="update", ylabel=updates.reached, title="mean over the sliders, on training noise")
+        ax.plot(
+            range(updates.done - len(self.reached) + 1, updates.done + 1),
+            self.reached,
+            color="#0072B2",
+            lw=1,
+        )
+        ax.set(
+            xlabel="update",
+            ylabel=updates.reached,
+            title="mean over the sliders, on training noise",
+        )
         return figure
 
     def _strips(self, updates):
         "The first sliders at -1, 0 and 1, on the same noise."
-        adapter, start = updates.adapter, getattr(updates.settings, "acts_from", 0.)
-        K, S = min(self.sliders, adapter.sliders), (-1., 0., 1.)
-        mixes = F.one_hot(torch.arange(K), adapter.sliders).repeat_interleave(len(S), 0) * torch.tensor(S * K)[:, None]
+        adapter, start = updates.adapter, getattr(updates.settings, "acts_from", 0.0)
+        K, S = min(self.sliders, adapter.sliders), (-1.0, 0.0, 1.0)
+        mixes = (
+            F.one_hot(torch.arange(K), adapter.sliders).repeat_interleave(len(S), 0)
+            * torch.tensor(S * K)[:, None]
+        )
+
         def drawn(part):
-            adapter.set(mixes[part], (start, 1.))
+            adapter.set(mixes[part], (start, 1.0))
             return sample(self.model, self.prompt, start_noise(self.model, 0, [0] * len(part)))
-        try: latents = torch.cat(list(in_parts(self.model, "pictures", drawn, torch.arange(len(mixes)), len(mixes))))
-        finally: adapter.set(None)
+
+        try:
+            latents = torch.cat(
+                list(in_parts(self.model, "pictures", drawn, torch.arange(len(mixes)), len(mixes)))
+            )
+        finally:
+            adapter.set(None)
         return decoded(self.model, latents).unflatten(0, (K, len(S)))
 
 # %% ../../nbs/08_viz/08_progress.ipynb #cell-05
 def watch(
-    model:Model,
-    prompt:str,      # of the pictures that are shown
-    every:float=10., # seconds between two looks
-    sliders:int=6,   # shown while they are trained
-)->Watch:            # a `progress` for `discover`, `train`, `train_concepts`, `train_pairs` and others, shown at once
+    model: Model,
+    prompt: str,  # of the pictures that are shown
+    every: float = 10.0,  # seconds between two looks
+    sliders: int = 6,  # shown while they are trained
+) -> Watch:  # a `progress` for `discover`, `train`, `train_concepts`, `train_pairs` and others, shown at once
     """Shows spectrum, curve and pictures of what there is so far, in a notebook."""
     return Watch(model, prompt, every, sliders)

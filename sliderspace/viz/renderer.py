@@ -24,32 +24,34 @@ from ..sampling.generate import decoded, sample, start_noise
 from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/02_renderer.ipynb #cell-05
-REST = .5 # seconds without a request: a hand that rests
+REST = 0.5  # seconds without a request: a hand that rests
 
 # %% ../../nbs/08_viz/02_renderer.ipynb #cell-06
 class Newest:
     """Does the newest of the requests that it is given, on a thread that lives while there is something to do."""
 
-    def __init__(self,
-        work,        # called with one request after the other; may look at `superseded` and give up
-        idle=None,   # called while nothing is asked for, until it answers that nothing is left: a little work at a time
-        settle=0.,   # seconds without a newer request before one that follows another closely is worked on
-        longest=1.,  # seconds after which one is, all the same
+    def __init__(
+        self,
+        work,  # called with one request after the other; may look at `superseded` and give up
+        idle=None,  # called while nothing is asked for, until it answers that nothing is left: a little work at a time
+        settle=0.0,  # seconds without a newer request before one that follows another closely is worked on
+        longest=1.0,  # seconds after which one is, all the same
     ):
         self.work, self.idle, self.settle, self.longest = work, idle, settle, longest
         self.waiting, self.busy, self.closed, self.thread = None, False, False, None
-        self.asked = self.before = -REST # when the newest request came, and the one before it
+        self.asked = self.before = -REST  # when the newest request came, and the one before it
         self.changed = Condition()
 
     @property
-    def superseded(self)->bool:
+    def superseded(self) -> bool:
         """Whether nobody wants the request being worked on any more: there is a newer one, or an end."""
         return self.closed or self.waiting is not None
 
     def ask(self, request):
         """Do this next, whatever else was waiting."""
         with self.changed:
-            if self.closed: return
+            if self.closed:
+                return
             self.waiting, self.before, self.asked = request, self.asked, monotonic()
             self.start()
 
@@ -67,7 +69,8 @@ class Newest:
             first = monotonic()
             while self.waiting is not None and not self.closed and self.asked - self.before < REST:
                 left = min(self.asked + self.settle, first + self.longest) - monotonic()
-                if left <= 0: break
+                if left <= 0:
+                    break
                 self.changed.wait(left)
             request, self.waiting = self.waiting, None
             self.busy = request is not None
@@ -78,19 +81,28 @@ class Newest:
         while more:
             request, more = self._take(), False
             try:
-                if self.closed: pass
-                elif request is not None: self.work(request)
-                more = not self.closed and (request is not None or (self.idle is not None and self.idle()))
-            except Exception: print_exc() # and on with the next request
+                if self.closed:
+                    pass
+                elif request is not None:
+                    self.work(request)
+                more = not self.closed and (
+                    request is not None or (self.idle is not None and self.idle())
+                )
+            except Exception:
+                print_exc()  # and on with the next request
             finally:
                 with self.changed:
                     self.busy, more = False, not self.closed and (more or self.waiting is not None)
-                    if not more: self.thread = None
+                    if not more:
+                        self.thread = None
                     self.changed.notify_all()
 
-    def wait(self, timeout:float|None=None):
+    def wait(self, timeout: float | None = None):
         """Return when nothing is asked for any more. Raises `TimeoutError` after `timeout` seconds."""
-        def rests(): return self.thread is None if self.closed else self.waiting is None and not self.busy
+
+        def rests():
+            return self.thread is None if self.closed else self.waiting is None and not self.busy
+
         with self.changed:
             if not self.changed.wait_for(rests, timeout):
                 raise TimeoutError(f"still busy after timeout={timeout} seconds")
@@ -105,107 +117,151 @@ class Newest:
 @dataclass(frozen=True)
 class Position:
     """Everything that a picture depends on, beside model and sliders."""
-    prompt:str
-    seed:int
-    images:int         # side by side: the first of `pictures(model, prompt, seed=seed)`
-    steps:int
-    guidance:float
-    window:tuple[float, float]=(0., 1.)      # part of the noise schedule in which sliders act
-    mix:tuple[tuple[int, float], ...]=()     # number of a slider and its strength, in order, none 0
+
+    prompt: str
+    seed: int
+    images: int  # side by side: the first of `pictures(model, prompt, seed=seed)`
+    steps: int
+    guidance: float
+    window: tuple[float, float] = (0.0, 1.0)  # part of the noise schedule in which sliders act
+    mix: tuple[tuple[int, float], ...] = ()  # number of a slider and its strength, in order, none 0
 
     @property
-    def base(self)->"Position":
+    def base(self) -> "Position":
         """The same without any slider."""
-        return replace(self, window=(0., 1.), mix=())
+        return replace(self, window=(0.0, 1.0), mix=())
 
 # %% ../../nbs/08_viz/02_renderer.ipynb #cell-11
 class _GivenUp(Exception):
     "Raised between two steps of a sampler whose picture nobody waits for."
 
-PATIENCE = .5 # seconds: a picture that takes no longer than this from now is finished, wanted or not
-KEPT = 256 * 2**20 # bytes of pictures that were made
+
+PATIENCE = (
+    0.5  # seconds: a picture that takes no longer than this from now is finished, wanted or not
+)
+KEPT = 256 * 2**20  # bytes of pictures that were made
 
 # %% ../../nbs/08_viz/02_renderer.ipynb #cell-12
 class Painter:
     """Makes pictures of positions and keeps them."""
 
-    def __init__(self, model:Model, space:SliderSpace):
-        self.model, self.space, self.made, self.bytes, self.state = model, space, OrderedDict(), 0, None
+    def __init__(self, model: Model, space: SliderSpace):
+        self.model, self.space, self.made, self.bytes, self.state = (
+            model,
+            space,
+            OrderedDict(),
+            0,
+            None,
+        )
 
     def _fresh(self):
         "Forget pictures of a pipeline that has another scheduler, other options or other LoRAs by now."
         pipe, peft = self.model.pipe, getattr(self.model.denoiser, "peft_config", {})
         loras, steps = sorted(set(peft) - {"sliderspace"}), pipe.scheduler
         state = repr((self.model.options, type(steps), steps.config, loras))
-        if state != self.state: self.made, self.bytes, self.state = OrderedDict(), 0, state
+        if state != self.state:
+            self.made, self.bytes, self.state = OrderedDict(), 0, state
 
-    def kept(self,
-        position:Position,
-    )->bytes|None:         # PNG
+    def kept(
+        self,
+        position: Position,
+    ) -> bytes | None:  # PNG
         """The picture of a position if it was made before."""
         self._fresh()
-        key = position if position.mix else position.base # with no slider on, it makes no difference when
+        key = (
+            position if position.mix else position.base
+        )  # with no slider on, it makes no difference when
         picture = self.made.pop(key, None)
-        if picture is not None: self.made[key] = picture # the newest
+        if picture is not None:
+            self.made[key] = picture  # the newest
         return picture
 
-    def paint(self,
-        position:Position,
-        superseded=lambda: False, # whether nobody waits for it any more
-        early=None,               # called with an estimate, PNG, of a picture that takes its time
-    )->bytes|None:                # PNG; None when it was given up
+    def paint(
+        self,
+        position: Position,
+        superseded=lambda: False,  # whether nobody waits for it any more
+        early=None,  # called with an estimate, PNG, of a picture that takes its time
+    ) -> bytes | None:  # PNG; None when it was given up
         """The picture of a position, kept from before or made now."""
-        if (picture := self.kept(position)) is not None: return picture
+        if (picture := self.kept(position)) is not None:
+            return picture
         latents = self._sampled(position, superseded, early)
-        if latents is None: return None
+        if latents is None:
+            return None
         self.made[position if position.mix else position.base] = picture = self._png(latents)
         self.bytes += len(picture)
-        while self.bytes > KEPT and len(self.made) > 1: self.bytes -= len(self.made.popitem(last=False)[1])
+        while self.bytes > KEPT and len(self.made) > 1:
+            self.bytes -= len(self.made.popitem(last=False)[1])
         return picture
 
     def _sampled(self, position, superseded, early):
         model, images = self.model, position.images
         with self.space.on(model, dict(position.mix), *position.window):
-            if superseded(): return None
+            if superseded():
+                return None
             begun, shown = perf_counter(), []
+
             def between(step):
                 done = step.index + 1
                 left = (perf_counter() - begun) / done * (position.steps - done)
-                if superseded() and left > PATIENCE: raise _GivenUp
+                if superseded() and left > PATIENCE:
+                    raise _GivenUp
                 if early and not shown and left > 2 * PATIENCE and done >= position.steps / 4:
                     shown.append(early(self._png(step.x0)))
-            noise = start_noise(model, position.seed, range(images))
-            try: return sample(model, position.prompt, noise, position.steps, position.guidance, on_step=between)
-            except _GivenUp: return None
 
-    def ends(self,
-        position:Position, # whose first image is shown
-        sliders:list[int],
-        edge:int=40,       # of the pictures, in pixels, at most
+            noise = start_noise(model, position.seed, range(images))
+            try:
+                return sample(
+                    model,
+                    position.prompt,
+                    noise,
+                    position.steps,
+                    position.guidance,
+                    on_step=between,
+                )
+            except _GivenUp:
+                return None
+
+    def ends(
+        self,
+        position: Position,  # whose first image is shown
+        sliders: list[int],
+        edge: int = 40,  # of the pictures, in pixels, at most
         superseded=lambda: False,
-    )->list[tuple[bytes, bytes]]|None: # PNG of each slider alone at both ends of its range; None when given up
+    ) -> (
+        list[tuple[bytes, bytes]] | None
+    ):  # PNG of each slider alone at both ends of its range; None when given up
         """Small pictures of what sliders do."""
+
         def between(step):
-            if superseded(): raise _GivenUp
+            if superseded():
+                raise _GivenUp
+
         mixes = F.one_hot(torch.tensor(sliders), len(self.space)).repeat_interleave(2, 0).float()
         mixes = mixes * self.space.ranges[sliders].flatten()[:, None]
-        noise = start_noise(self.model, position.seed, [0]).repeat(len(mixes), *[1] * len(self.model.latent_shape))
+        noise = start_noise(self.model, position.seed, [0]).repeat(
+            len(mixes), *[1] * len(self.model.latent_shape)
+        )
         with self.space.on(self.model, mixes, *position.window):
             pace = position.steps, position.guidance
-            try: latents = sample(self.model, position.prompt, noise, *pace, on_step=between)
-            except _GivenUp: return None
+            try:
+                latents = sample(self.model, position.prompt, noise, *pace, on_step=between)
+            except _GivenUp:
+                return None
         pictures = [small(image, edge) for image in decoded(self.model, latents)]
         return list(zip(pictures[::2], pictures[1::2]))
 
     def _png(self, latents):
         images = decoded(self.model, latents)
-        return png(grid(images[None], zoom=max(1, 256 // images.shape[-1]), gap=0)) # a browser would blur it
+        return png(
+            grid(images[None], zoom=max(1, 256 // images.shape[-1]), gap=0)
+        )  # a browser would blur it
 
 # %% ../../nbs/08_viz/02_renderer.ipynb #cell-13
 def small(
-    image,      # in [0, 1], `(3, h, w)`
-    edge:int,
-)->bytes:       # PNG
+    image,  # in [0, 1], `(3, h, w)`
+    edge: int,
+) -> bytes:  # PNG
     """An image of at most so many pixels a side."""
     picture = to_pil_image(image)
     picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)

@@ -22,7 +22,7 @@ from ..sampling.prompts import fitted
 from .board_widget import Board
 
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-04
-MOST = 16 # samples shown of those that are circled
+MOST = 16  # samples shown of those that are circled
 
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-05
 class Explorer(ipywidgets.VBox):
@@ -30,43 +30,72 @@ class Explorer(ipywidgets.VBox):
     `samples` are the numbers of the samples that are shown, `at` where the first lies, or one's own image."""
 
     def __init__(self, model, found, made, board, colours):
-        self.model, self.found, self.made, self.board, self.samples, self.at = model, found, made, board, [], None
+        self.model, self.found, self.made, self.board, self.samples, self.at = (
+            model,
+            found,
+            made,
+            board,
+            [],
+            None,
+        )
         self.scatter = self._map(colours)
         last = len(found.samples.features) - 1
-        self.sample = ipywidgets.BoundedIntText(0, 0, last, description="sample", layout={"width": "180px"})
+        self.sample = ipywidgets.BoundedIntText(
+            0, 0, last, description="sample", layout={"width": "180px"}
+        )
         self.picture = ipywidgets.Image(layout={"max_width": "100%", "align_self": "flex-start"})
-        self.reproduce = ipywidgets.Button(description="reproduce this", icon="sliders", disabled=board is None,
-                                           tooltip="set the board's sliders to where this image lies")
-        self.upload = ipywidgets.FileUpload(accept="image/*", description="your own image",
-                                           layout={"width": "auto"})
+        self.reproduce = ipywidgets.Button(
+            description="reproduce this",
+            icon="sliders",
+            disabled=board is None,
+            tooltip="set the board's sliders to where this image lies",
+        )
+        self.upload = ipywidgets.FileUpload(
+            accept="image/*", description="your own image", layout={"width": "auto"}
+        )
         self.says = ipywidgets.Label(layout={"width": "100%"})
         self.sample.observe(lambda change: self._show([change["new"]]), "value")
         self.reproduce.on_click(lambda _: self._try(lambda: board.reproduce(self.at)))
-        def read(change): change["new"] and self._try(self._read, change["new"][-1]["content"])
+
+        def read(change):
+            change["new"] and self._try(self._read, change["new"][-1]["content"])
+
         self.upload.observe(read, "value")
-        keys = ipywidgets.HBox([self.sample, self.reproduce, self.upload], layout={"flex_flow": "row wrap"})
+        keys = ipywidgets.HBox(
+            [self.sample, self.reproduce, self.upload], layout={"flex_flow": "row wrap"}
+        )
         super().__init__([self.scatter, keys, self.picture, self.says])
         self._show([0])
 
     def _map(self, colours):
         "The map as a widget, or as a picture with a sentence on what is missing."
-        try: scatter = explore(self.model, self.found, self.made, colours)
+        try:
+            scatter = explore(self.model, self.found, self.made, colours)
         except ImportError as e:
-            still = ipywidgets.Image(value=png(plot_map(self.made, colours=colours)), layout={"max_width": "100%"})
-            return ipywidgets.VBox([still, ipywidgets.Label(f"{e}. Until then, choose samples by their number.")])
+            still = ipywidgets.Image(
+                value=png(plot_map(self.made, colours=colours)), layout={"max_width": "100%"}
+            )
+            return ipywidgets.VBox(
+                [still, ipywidgets.Label(f"{e}. Until then, choose samples by their number.")]
+            )
         scatter.widget.observe(lambda change: self._circled(change["new"]), "selection")
         return scatter.show()
 
     def _circled(self, points):
         chosen = self.made.samples[torch.as_tensor(points, dtype=torch.long)].unique().tolist()
-        if chosen: self._show(chosen)
+        if chosen:
+            self._show(chosen)
 
     def _show(self, samples):
         "Some samples, and where the first of them lies."
         self.samples, shown = samples, samples[:MOST]
         self.at = self.found.place(self.found.samples.features[shown[:1], -1])[0]
         self._draw(decoded(self.model, self.found.samples.latents[shown]))
-        number = f"sample {samples[0]}" if len(samples) == 1 else f"{len(samples)} samples; the first, {samples[0]},"
+        number = (
+            f"sample {samples[0]}"
+            if len(samples) == 1
+            else f"{len(samples)} samples; the first, {samples[0]},"
+        )
         self.says.value = f"{number} lies at {self._largest()}"
 
     def _read(self, content):
@@ -77,12 +106,17 @@ class Explorer(ipywidgets.VBox):
         self.says.value = f"your image lies at {self._largest()}"
 
     def _draw(self, images):
-        self.picture.value = png(grid(images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0))
+        self.picture.value = png(
+            grid(images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0)
+        )
 
     def _largest(self):
         "The five largest coordinates, in words."
         order = self.at.abs().argsort(descending=True)[:5].tolist()
-        return ", ".join(f"{self.at[d]:+.1f} along direction {d}" for d in order) + " (standard deviations)"
+        return (
+            ", ".join(f"{self.at[d]:+.1f} along direction {d}" for d in order)
+            + " (standard deviations)"
+        )
 
     def close(self):
         """Take everything off the page, and let go of the model."""
@@ -91,16 +125,18 @@ class Explorer(ipywidgets.VBox):
         super().close()
 
     def _try(self, do, *args):
-        try: do(*args)
-        except Exception as e: self.says.value = f"{type(e).__name__}: {e}" # whatever it is: the explorer lives on
+        try:
+            do(*args)
+        except Exception as e:
+            self.says.value = f"{type(e).__name__}: {e}"  # whatever it is: the explorer lives on
 
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-06
 def explorer(
-    model:Model,
-    found:Directions,
-    made:Map,              # of `make_map`
-    board:Board|None=None, # that "reproduce this" sets
-    colours=None,          # a text or a number a point
-)->Explorer:               # an ipywidget
+    model: Model,
+    found: Directions,
+    made: Map,  # of `make_map`
+    board: Board | None = None,  # that "reproduce this" sets
+    colours=None,  # a text or a number a point
+) -> Explorer:  # an ipywidget
     """The map, samples that are clicked, circled or numbered, and an image of one's own, each with its coordinates."""
     return Explorer(model, found, made, board, colours)
