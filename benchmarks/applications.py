@@ -19,24 +19,35 @@ from training import spread
 from truth import as_strong
 
 from sliderspace import Directions, SliderSpace, discover, load, measure, train
-from sliderspace.experiments.applications import decompose, mixing_ways, returned, rivals, transfer
-from sliderspace.evaluation.search import measure_asked
+from sliderspace.experiments.applications import (
+    decompose,
+    mixing_strategies,
+    recovered_fraction,
+    baselines,
+    transfer,
+)
+from sliderspace.evaluation.search import measure_concepts
 from sliderspace.training.from_text import Concept, train_concepts
-from sliderspace.features.encoders import encoder
-from sliderspace.directions.hspace import h_directions, sweep_h
-from sliderspace.evaluation.labels import Ends, ends_of, label_by_words, null_ends
+from sliderspace.features.encoders import get_encoder
+from sliderspace.directions.hspace import discover_hspace, sweep_hspace
+from sliderspace.evaluation.labels import (
+    EditPairs,
+    edit_pairs_from_report,
+    label_with_clip,
+    null_pairs,
+)
 from sliderspace.evaluation.report import sweep
-from sliderspace.sliders.mixing import sparse_mixes
-from sliderspace.portraits.dataset import FACTORS, PROMPT, caption, draw_factors
-from sliderspace.sampling.generate import final_latents
-from sliderspace.portraits.ground_truth import random_sliders, score_edits
+from sliderspace.sliders.mixing import sparse_mixtures
+from sliderspace.portraits.dataset import FACTORS, PROMPT, caption, sample_factors
+from sliderspace.sampling.generate import sample_latents
+from sliderspace.portraits.ground_truth import random_sliders, score_images
 from sliderspace.evaluation.comparison import (
     Comparison,
-    compare_ways,
-    figures,
+    compare_generators,
+    compute_metrics,
     reference_features,
-    reworded,
-    with_mixes,
+    rephrased_prompts,
+    slider_mixtures,
 )
 
 CLIP, LITE = "portraits-clip", "EfficientNet-Lite0"
@@ -65,7 +76,7 @@ def quiet(parts, **_):
 def captions(count=600, seed=5):
     "Random captions at all levels, no two alike: the prompts of a generic space."
     rng = random.Random(seed)
-    return list(dict.fromkeys(caption(draw_factors(rng), rng) for _ in range(count)))
+    return list(dict.fromkeys(caption(sample_factors(rng), rng) for _ in range(count)))
 
 
 CONCEPTS = {  # name -> prompt, whether the samples are the teacher's, sliders
@@ -84,8 +95,8 @@ class Bench:
     def __init__(self, args):
         self.args, self.student, self.teacher = args, load("portraits-fast"), load("portraits")
         self.encoders = [
-            encoder(None, self.student),
-            replace(encoder("efficientnet-lite0"), name=LITE),
+            get_encoder(None, self.student),
+            replace(get_encoder("efficientnet-lite0"), name=LITE),
         ]
         self.features = args.folder / "features"
 
@@ -121,7 +132,7 @@ class Bench:
         return space, found
 
     def compare(self, ways, prompts, seed, reference=None):
-        return compare_ways(
+        return compare_generators(
             ways,
             prompts,
             self.args.images,
@@ -202,7 +213,7 @@ def labels(bench, seed):
             if name == "asked" and null:
                 continue
             these = as_strong(bench.student, bench.encoders[0], space)[0] if null else space
-            report = measure_asked(
+            report = measure_concepts(
                 bench.student,
                 these,
                 PROMPT if name == "asked" else None,
@@ -210,20 +221,20 @@ def labels(bench, seed):
                 strengths=(-1.0, 0.0, 1.0),
                 progress=quiet,
             )
-            named = label_by_words(bench.student, ends_of(report), FACTORS)
-            truth = score_edits(bench.student, these.labels, report.strengths, report.latents)
+            named = label_with_clip(bench.student, edit_pairs_from_report(report), FACTORS)
+            truth = score_images(bench.student, these.labels, report.strengths, report.latents)
             if null:
                 sure.setdefault("random sliders as strong", []).extend(
                     row.confident for row in named.rows
                 )
-                small = measure_asked(
+                small = measure_concepts(
                     bench.student,
                     random_sliders(space),
                     samples=16,
                     strengths=(-1.0, 0.0, 1.0),
                     progress=quiet,
                 )
-                got = label_by_words(bench.student, ends_of(small), FACTORS)
+                got = label_with_clip(bench.student, edit_pairs_from_report(small), FACTORS)
                 sure.setdefault("random sliders of the same norms", []).extend(
                     row.confident for row in got.rows
                 )
@@ -245,8 +256,8 @@ def labels(bench, seed):
                         confident=row.confident,
                     )
                 )
-    base = final_latents(bench.student, PROMPT, range(7000, 7128), seed)
-    nothing = label_by_words(bench.student, null_ends(base, PROMPT, 100, 16, seed), FACTORS)
+    base = sample_latents(bench.student, PROMPT, range(7000, 7128), seed)
+    nothing = label_with_clip(bench.student, null_pairs(base, PROMPT, 100, 16, seed), FACTORS)
     sure["pairs of unchanged images"] = [row.confident for row in nothing.rows]
     return dict(rows=rows, sure={k: sum(v) / len(v) for k, v in sure.items()})
 
@@ -265,7 +276,7 @@ def name_sliders(bench, names, seed):
 
 
 def slider_ways(bench, space, found, strengths=(1.5,), led=(1.0,)):
-    """The mixes of `mixing_ways`, the best of them at other strengths, and on from the teacher's first step.
+    """The mixes of `mixing_strategies`, the best of them at other strengths, and on from the teacher's first step.
 
     Which is the best, and that more strength helps the bare prompt, was seen with seed 0; the other seeds are the test."""
 
@@ -276,11 +287,15 @@ def slider_ways(bench, space, found, strengths=(1.5,), led=(1.0,)):
     after = [
         w
         for s in led
-        for w in best(mixing_ways(first, space, found, strength=s, start=0.2, transfer=True))
+        for w in best(mixing_strategies(first, space, found, strength=s, start=0.2, transfer=True))
     ]
     return [
-        *mixing_ways(bench.student, space, found),
-        *(w for s in strengths for w in best(mixing_ways(bench.student, space, found, strength=s))),
+        *mixing_strategies(bench.student, space, found),
+        *(
+            w
+            for s in strengths
+            for w in best(mixing_strategies(bench.student, space, found, strength=s))
+        ),
         *(replace(w, name=f"its first step, then {w.name}") for w in after),
     ]
 
@@ -291,12 +306,14 @@ def styles(bench, seed):
     named, known = ({PROMPT: [f"{PROMPT}, {n}" for n in names]} for names in (NAMED, STYLES))
     asked, told = name_sliders(bench, NAMED, seed), name_sliders(bench, STYLES, seed)
     ways = [
-        *rivals(bench.student, bench.teacher),
+        *baselines(bench.student, bench.teacher),
         *slider_ways(bench, space, found),
-        reworded(bench.student, named, "names of a language model"),
-        reworded(bench.student, known, "names of all nine"),
+        rephrased_prompts(bench.student, named, "names of a language model"),
+        rephrased_prompts(bench.student, known, "names of all nine"),
         *(
-            with_mixes(bench.student, s, f"Concept Sliders of {of}", partial(sparse_mixes, len(s)))
+            slider_mixtures(
+                bench.student, s, f"Concept Sliders of {of}", partial(sparse_mixtures, len(s))
+            )
             for s, of in ((asked, "a language model's names"), (told, "all nine"))
         ),
     ]
@@ -311,9 +328,9 @@ def diversity(bench, seed):
     rng = random.Random(seed)
     expanded = {p: [f"{p}, {rng.choice(words)}" for _ in range(8)] for p in prompts}
     ways = [
-        *rivals(bench.student, bench.teacher, (1.5, 2.0)),
+        *baselines(bench.student, bench.teacher, (1.5, 2.0)),
         *slider_ways(bench, space, found, (0.25, 0.5), (0.25, 0.5)),
-        reworded(bench.student, expanded, "expanded prompts"),
+        rephrased_prompts(bench.student, expanded, "expanded prompts"),
     ]
     return plainly(bench.compare(ways, prompts, seed, bench.renders()))
 
@@ -332,12 +349,12 @@ def moved(bench, seed):
 def bottleneck(bench, seed):
     "Directions of h-space beside sliders and random ones, on the same noise."
     space, _ = bench.space("person", seed)
-    found = h_directions(
+    found = discover_hspace(
         bench.student, PROMPT, samples=600, count=len(space), seed=seed, progress=quiet
     )
     fresh, out = list(range(5000, 5016)), {}
     sets = {
-        f"h-space, strength {s:g}": sweep_h(
+        f"h-space, strength {s:g}": sweep_hspace(
             bench.student, found, fresh, seed, (-s, 0.0, s), progress=quiet
         )
         for s in (1.0, 3.0)
@@ -350,9 +367,9 @@ def bottleneck(bench, seed):
             bench.student, these, PROMPT, fresh, seed, (-1.0, 0.0, 1.0), progress=quiet
         )
     for name, latents in sets.items():
-        truth = score_edits(bench.student, space.labels, (-1.0, 0.0, 1.0), latents)
-        named = label_by_words(
-            bench.student, Ends(space.labels, latents[:, [0, 2]], PROMPT), FACTORS
+        truth = score_images(bench.student, space.labels, (-1.0, 0.0, 1.0), latents)
+        named = label_with_clip(
+            bench.student, EditPairs(space.labels, latents[:, [0, 2]], PROMPT), FACTORS
         )
         out[name] = dict(
             change=truth.by_factor.mean().item(),
@@ -378,7 +395,7 @@ def measuring(bench, seed):
         seconds[f"features ({e.name})"] = time.perf_counter() - began
         began = time.perf_counter()
         text = None if e.text is None else e.text(prompts)
-        figures(e, x, torch.arange(len(x)) % len(prompts), text, x.flip(0))
+        compute_metrics(e, x, torch.arange(len(x)) % len(prompts), text, x.flip(0))
         seconds[f"figures ({e.name})"] = time.perf_counter() - began
     return seconds
 
@@ -426,7 +443,7 @@ def nearness_table(runs):
     """Figures of each way, and how much of what lies between the unchanged model and the other one came back."""
 
     def back(r, way, m):
-        return returned(Comparison(r, {}, 0, []), m)[way]
+        return recovered_fraction(Comparison(r, {}, 0, []), m)[way]
 
     rows = []
     for way in runs[0]:

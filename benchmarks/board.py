@@ -15,7 +15,7 @@ from portraits import table, write_figures
 from sliderspace.viz import renderer as painting
 from sliderspace import load
 from sliderspace.portraits.dataset import PROMPT
-from sliderspace.sampling.generate import pictures
+from sliderspace.sampling.generate import generate_images
 from sliderspace.viz.board_widget import board
 
 
@@ -31,8 +31,8 @@ def median(values, times=9):
 
 def main():
     model, runs = load("portraits-fast"), []
-    pictures(model, PROMPT, 1)
-    call = median(lambda: seconds(lambda: pictures(model, PROMPT, 1)))
+    generate_images(model, PROMPT, 1)
+    call = median(lambda: seconds(lambda: generate_images(model, PROMPT, 1)))
     space = random_space(model, 40)
     space = replace(space, ranges=2 * space.ranges)
     opened, positions = [], iter(range(1, 1000))

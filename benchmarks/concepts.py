@@ -16,12 +16,12 @@ from portraits import measured, table, write_figures
 from training import spread
 
 from sliderspace import load
-from sliderspace.evaluation.search import measure_asked
+from sliderspace.evaluation.search import measure_concepts
 from sliderspace.training.from_text import Concept, train_concepts
 from sliderspace.sampling.inversion import prompt_to_prompt
 from sliderspace.portraits.dataset import FACTORS, PROMPT
-from sliderspace.sampling.generate import sample, start_noise
-from sliderspace.portraits.ground_truth import score_edits, score_sliders
+from sliderspace.sampling.generate import sample, initial_noise
+from sliderspace.portraits.ground_truth import score_images, score_sliders
 
 ASKED = {
     "glasses": ("glasses", "no glasses"),
@@ -86,7 +86,7 @@ def trained(model, way, seed, updates, samples, folder):
     seconds = time.perf_counter() - began
     hook.remove()
     truth = score_sliders(model, space, samples, STRENGTHS, used_from, progress=lambda x, **k: x)
-    rows = measure_asked(model, space, start=used_from, progress=lambda x, **k: x).space.card[
+    rows = measure_concepts(model, space, start=used_from, progress=lambda x, **k: x).space.card[
         "sliders"
     ]
     more = {
@@ -99,7 +99,7 @@ def trained(model, way, seed, updates, samples, folder):
 
 
 def prompted(model, way, seed, samples):
-    noise = start_noise(model, seed, list(range(1000, 1000 + samples)))
+    noise = initial_noise(model, seed, list(range(1000, 1000 + samples)))
     base = sample(model, PROMPT, noise)
 
     def edited(words):
@@ -114,7 +114,7 @@ def prompted(model, way, seed, samples):
         [torch.stack([edited(less), base, edited(more)]) for more, less in ASKED.values()]
     )
     return dict(
-        attributes=figures_of(score_edits(model, list(ASKED), (-1.0, 0.0, 1.0), latents), (1.0,))
+        attributes=figures_of(score_images(model, list(ASKED), (-1.0, 0.0, 1.0), latents), (1.0,))
     )
 
 

@@ -37,11 +37,11 @@ def run(samples):
     import torch
 
     from sliderspace import discover, load
-    from sliderspace.features.encoders import Encoder, encoder
+    from sliderspace.features.encoders import Encoder, get_encoder
 
     torch.set_num_threads(2)
     model, spent = load("portraits", steps=4), {}
-    clip = encoder(None, model)
+    clip = get_encoder(None, model)
     discover(model, PROMPT, samples=32, count=8, encoder=clip, progress=lambda x, **k: x)  # warm
 
     def encode(images):

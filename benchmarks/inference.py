@@ -16,16 +16,16 @@ from portraits import table, write_figures
 from sliderspace.sliders.adapter import target_layers
 from sliderspace.models.loading import load
 from sliderspace.portraits.dataset import PROMPT
-from sliderspace.sampling.generate import start_noise
+from sliderspace.sampling.generate import initial_noise
 from sliderspace.sliders.space import SliderSpace, detach
-from sliderspace.training.initialization import usual_start
+from sliderspace.training.initialization import standard_init
 
 SLIDERS, BATCH, ON = 64, 8, {3: 1.0, 20: -0.5, 50: 0.7}
 
 
 def random_space(model, sliders):
     layers = target_layers(model, "attention")
-    down, up = usual_start(model, "random", layers, sliders)
+    down, up = standard_init(model, "random", layers, sliders)
     gen = torch.Generator().manual_seed(0)
     up = {n: 0.05 * torch.randn(b.shape, generator=gen) for n, b in up.items()}
     card = dict(
@@ -84,7 +84,7 @@ def measured(laps):
     ways["64 adapters of peft"] = Peft(models["64 adapters of peft"], space, tempfile.mkdtemp())
     ways["folded"] = Peft(models["folded"], space, tempfile.mkdtemp(), ON)
     noise, calls, switches = (
-        start_noise(models["unchanged"], 0, list(range(BATCH))),
+        initial_noise(models["unchanged"], 0, list(range(BATCH))),
         {w: [] for w in models},
         {},
     )

@@ -17,21 +17,21 @@ from pathlib import Path
 import open_clip
 import torch
 
-from sliderspace.features.encoders import encoder, open_clip_encoder
-from sliderspace.portraits.model_metrics import FrechetTo, accuracies, psnr, sheet
+from sliderspace.features.encoders import get_encoder, open_clip_encoder
+from sliderspace.portraits.model_metrics import FrechetTo, accuracies, psnr, image_sheet
 from sliderspace.models.loading import load
-from sliderspace.models.pipeline import bundled
+from sliderspace.models.pipeline import asset_path
 from sliderspace.portraits.dataset import (
     NUMBERS,
     PROMPT,
     caption,
     dataset,
     dataset_numbers,
-    draw_factors,
+    sample_factors,
     score_factors,
     score_numbers,
 )
-from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.sampling.generate import generate_images, sample, initial_noise
 from sliderspace.portraits.world import PORTRAITS_64, world_of
 
 GUIDANCE, STEPS = 3.0, 10
@@ -68,7 +68,7 @@ def drawn(count, seed, world=PORTRAITS_64):
 
 def held_out(count, world=PORTRAITS_64):
     "People drawn anew, to ask for by their captions."
-    return [draw_factors(random.Random(f"held out {i}"), world) for i in range(count)]
+    return [sample_factors(random.Random(f"held out {i}"), world) for i in range(count)]
 
 
 def timed(call, repeats=5):
@@ -95,7 +95,7 @@ def through_autoencoder(model, images):
 
 def followed(images, people, folder=None):
     "Share of images in which the classifier finds each factor's value, over those that have the factor."
-    return accuracies(score_factors(images, folder), people, world_of(folder or bundled()))
+    return accuracies(score_factors(images, folder), people, world_of(folder or asset_path()))
 
 
 def explained(images, seed, folder):
@@ -108,15 +108,15 @@ def explained(images, seed, folder):
 def networks(folder=None):
     "What Frechet distances are measured in: the model's own encoder, and one that had no part in training."
     return {
-        "portraits-clip": encoder(str((folder or bundled()) / "clip")),
-        "EfficientNet-Lite0": encoder("efficientnet-lite0"),
+        "portraits-clip": get_encoder(str((folder or asset_path()) / "clip")),
+        "EfficientNet-Lite0": get_encoder("efficientnet-lite0"),
     }
 
 
 @torch.no_grad()
 def captioned(model, people, steps=STEPS, guidance=GUIDANCE, seed=11):
     "An image for each person's full caption."
-    noise = start_noise(model, seed, range(len(people)))
+    noise = initial_noise(model, seed, range(len(people)))
     finals = [
         sample(model, caption(p), noise[i : i + 1], steps, guidance) for i, p in enumerate(people)
     ]
@@ -140,15 +140,19 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--images", type=int, default=400, help="renders, and captions to sample from")
     p.add_argument("--card", action="store_true", help="write the figures into the model card")
-    p.add_argument("--model", type=Path, default=bundled(), help="folder of a model of portraits")
+    p.add_argument(
+        "--model", type=Path, default=asset_path(), help="folder of a model of portraits"
+    )
     args = p.parse_args()
     folder, world = args.model, world_of(args.model)
-    model = load("portraits") if folder == bundled() else load(str(folder), steps=8, guidance=1.0)
+    model = (
+        load("portraits") if folder == asset_path() else load(str(folder), steps=8, guidance=1.0)
+    )
     renders, people = drawn(args.images, 987_654, world)
     asked = held_out(args.images, world)
     made = captioned(model, asked)
     own, asked_for = followed(renders, people, folder), followed(made, asked, folder)
-    bare = pictures(model, PROMPT, args.images, seed=12)
+    bare = generate_images(model, PROMPT, args.images, seed=12)
     seen = score_factors(bare, folder)["style"].argmax(1).tolist()
     styles = Counter(world.factors["style"][i] for i in seen)
     others = drawn(args.images, 123_456, world)[0]
@@ -156,7 +160,7 @@ def main():
     compared = {
         "captions": made,
         "bare prompt": bare,
-        "bare prompt, 30 steps": pictures(model, PROMPT, args.images, seed=12, steps=30),
+        "bare prompt, 30 steps": generate_images(model, PROMPT, args.images, seed=12, steps=30),
         "autoencoder alone": rebuilt,
         "renders": others,
     }
@@ -168,7 +172,7 @@ def main():
         f"{s.removesuffix(' style')} {styles[s] / args.images:.0%}" for s in world.styles
     )
 
-    noise = start_noise(model, 0, range(32))
+    noise = initial_noise(model, 0, range(32))
     with torch.no_grad():
         one = timed(lambda: model.predict(noise[:1], 500, PROMPT, 1.0))
         many = timed(lambda: model.predict(noise, 500, PROMPT, 1.0)) / 32
@@ -224,7 +228,7 @@ def main():
     print(figures)
     if args.card:
         write_figures(folder / "README.md", figures)
-        sheet(torch.cat([renders[:24], bare[:24], made[:24]])).save(folder / "samples.png")
+        image_sheet(torch.cat([renders[:24], bare[:24], made[:24]])).save(folder / "samples.png")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from portraits import captioned, drawn, followed, held_out, networks, table, tim
 
 from sliderspace.portraits.model_metrics import FrechetTo, entropy
 from sliderspace.models.loading import load
-from sliderspace.models.pipeline import bundled
+from sliderspace.models.pipeline import asset_path
 from sliderspace.portraits.dataset import FACTORS, PROMPT, score_factors
-from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.sampling.generate import generate_images, sample, initial_noise
 
 
 def diversity(clip, images):
@@ -52,7 +52,9 @@ def main():
             bare = named = drawn(args.images, 123_456)[0]
         else:
             model, steps, guidance = way
-            bare = pictures(model, PROMPT, args.images, seed=12, steps=steps, guidance=guidance)
+            bare = generate_images(
+                model, PROMPT, args.images, seed=12, steps=steps, guidance=guidance
+            )
             named = captioned(model, asked, steps, guidance)
             follows[name] = followed(named, asked)
         bits = entropies(bare)
@@ -75,7 +77,7 @@ def main():
         ["images", *FACTORS],
         [[name, *(f"{a[f]:.1%}" for f in FACTORS)] for name, a in follows.items()],
     )
-    noise = start_noise(student, 0, range(32))
+    noise = initial_noise(student, 0, range(32))
     with torch.no_grad():
 
         def draw(x):
@@ -93,7 +95,7 @@ def main():
     )
     print(figures)
     if args.card:
-        write_figures(bundled("portraits-fast") / "README.md", figures)
+        write_figures(asset_path("portraits-fast") / "README.md", figures)
 
 
 if __name__ == "__main__":

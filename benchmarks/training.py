@@ -16,24 +16,24 @@ from pathlib import Path
 
 from portraits import table, write_figures
 
-from sliderspace.training.alignment import OURS, PUBLISHED
+from sliderspace.training.alignment import DEFAULT, SLIDERSPACE_RELEASE
 
 WAYS = {
-    "recipe": PUBLISHED,
-    "ours": OURS,
-    "first-order": replace(OURS, updates=300),  # starts, with everything else ours
-    "random": replace(OURS, updates=300, start="random"),
-    "orthonormal": replace(OURS, updates=300, start="orthonormal"),
-    "24 rows": replace(OURS, updates=300, start_rows=24),
-    "192 rows": replace(OURS, updates=300, start_rows=192),
-    "keys-values": replace(OURS, updates=300, targets="keys-values"),
-    "cross-attention": replace(OURS, updates=300, targets="cross-attention"),
-    "full": replace(OURS, updates=300, targets="full"),
-    "one sign": replace(OURS, updates=300, two_sided=False),
-    "no views": replace(OURS, updates=300, views=False),
-    "no leash": replace(OURS, updates=300, leash=0.0),
-    "leakage": replace(OURS, updates=300, leakage=1.0),
-    "rank 4": replace(OURS, updates=300, rank=4),
+    "recipe": SLIDERSPACE_RELEASE,
+    "ours": DEFAULT,
+    "first-order": replace(DEFAULT, updates=300),  # starts, with everything else ours
+    "random": replace(DEFAULT, updates=300, start="random"),
+    "orthonormal": replace(DEFAULT, updates=300, start="orthonormal"),
+    "24 rows": replace(DEFAULT, updates=300, start_rows=24),
+    "192 rows": replace(DEFAULT, updates=300, start_rows=192),
+    "keys-values": replace(DEFAULT, updates=300, targets="keys-values"),
+    "cross-attention": replace(DEFAULT, updates=300, targets="cross-attention"),
+    "full": replace(DEFAULT, updates=300, targets="full"),
+    "one sign": replace(DEFAULT, updates=300, two_sided=False),
+    "no views": replace(DEFAULT, updates=300, views=False),
+    "no leash": replace(DEFAULT, updates=300, leash=0.0),
+    "leakage": replace(DEFAULT, updates=300, leakage=1.0),
+    "rank 4": replace(DEFAULT, updates=300, rank=4),
 }
 AT = (0, 10, 30, 100, 300, 450, 1000)
 
@@ -77,7 +77,7 @@ class Watch:
         import torch
 
         from sliderspace.training.alignment import held_out_cosines
-        from sliderspace.training.from_directions import calibrate, final_effects
+        from sliderspace.training.from_directions import calibrate, measure_effects
 
         adapter, run, own = (
             steps.adapter,
@@ -88,7 +88,7 @@ class Watch:
         calibrate(
             *own, self.found, self.chosen, list(range(run.samples, run.samples + 4)), most=16.0
         )
-        effect = final_effects(
+        effect = measure_effects(
             *own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 18))
         )
         mean = held_out_cosines(*own, self.test, steps.vectors).nanmean(1)
@@ -112,11 +112,13 @@ class Watch:
         import torch
 
         from sliderspace.portraits.dataset import PROMPT
-        from sliderspace.sampling.generate import sample, start_noise
-        from sliderspace.portraits.ground_truth import score_edits
+        from sliderspace.sampling.generate import sample, initial_noise
+        from sliderspace.portraits.ground_truth import score_images
 
         run, strengths = self.found.samples.run, (-1.0, 0.0, 1.0)
-        noise = start_noise(steps.model, run.seed, list(range(run.samples + 30, run.samples + 38)))
+        noise = initial_noise(
+            steps.model, run.seed, list(range(run.samples + 30, run.samples + 38))
+        )
 
         def images(k, strength):
             steps.adapter.set(
@@ -131,7 +133,7 @@ class Watch:
         )
         steps.adapter.set(None)
         return dict(
-            selectivity=score_edits(steps.model, labels, strengths, latents)
+            selectivity=score_images(steps.model, labels, strengths, latents)
             .selectivity.mean()
             .item()
         )
@@ -143,7 +145,7 @@ def run(way, seed, samples, sliders, folder):
 
     from sliderspace import discover, load
     from sliderspace.portraits.dataset import PROMPT
-    from sliderspace.training.initialization import make_pool
+    from sliderspace.training.initialization import make_noised_latents
     from sliderspace.training.from_directions import choose_directions, train
 
     torch.set_num_threads(2)
@@ -158,7 +160,7 @@ def run(way, seed, samples, sliders, folder):
         progress=lambda x, **k: x,
     )
     last = samples - max(2, samples // 8)
-    test = make_pool(model, found, list(range(last, samples)), 32, seed + 1)
+    test = make_noised_latents(model, found, list(range(last, samples)), 32, seed + 1)
     watch = Watch(model, found, choose_directions(found, sliders), test)
     train(
         model, found, sliders, WAYS[way], seed=seed, progress=watch, held_rows=10, calibrated=False

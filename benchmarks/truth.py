@@ -14,11 +14,11 @@ import torch
 from portraits import table
 
 from sliderspace import SliderSpace, load
-from sliderspace.features.encoders import encoder as encoder_of
-from sliderspace.features.encoders import features
-from sliderspace.files import writable_folder, write_bytes
+from sliderspace.features.encoders import get_encoder as encoder_of
+from sliderspace.features.encoders import normalized_features
+from sliderspace.files import ensure_writable_dir, write_bytes
 from sliderspace.evaluation.report import sweep
-from sliderspace.figures import png
+from sliderspace.figures import to_png
 from sliderspace.portraits.ground_truth import plot_truth, random_sliders, score_sliders
 
 
@@ -38,7 +38,7 @@ def reach(model, encoder, space, samples=4):
         progress=lambda x, **k: x,
     )
     phi = torch.cat(
-        [features(model, encoder, x) for x in latents.flatten(0, 2).split(64)]
+        [normalized_features(model, encoder, x) for x in latents.flatten(0, 2).split(64)]
     ).unflatten(0, latents.shape[:3])
     return (phi[:, [0, 2]] - phi[:, [1]]).norm(dim=-1).mean().item()
 
@@ -71,7 +71,7 @@ def main():
         "--output", type=Path, default=Path("truth"), help="folder of table and pictures"
     )
     args = p.parse_args()
-    output, model = writable_folder(args.output), load("portraits")
+    output, model = ensure_writable_dir(args.output), load("portraits")
     space, encoder = SliderSpace.load(args.space, model), encoder_of("portraits-clip")
     null, wanted, got = as_strong(model, encoder, space)
     spaces = {
@@ -97,7 +97,7 @@ def main():
     write_bytes(output / "table.md", (text + "\n").encode())
     for name, truth in truths.items():
         write_bytes(
-            output / f"{name.replace(', ', '-').replace(' ', '-')}.png", png(plot_truth(truth))
+            output / f"{name.replace(', ', '-').replace(' ', '-')}.png", to_png(plot_truth(truth))
         )
 
 

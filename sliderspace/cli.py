@@ -10,17 +10,17 @@ import argparse, sys, time
 from pathlib import Path
 
 # %% ../nbs/11_cli.ipynb #cell-03
-from .training.alignment import OURS, PUBLISHED
+from .training.alignment import DEFAULT, SLIDERSPACE_RELEASE
 from .directions.discovery import discover
-from .files import writable_folder
+from .files import ensure_writable_dir
 from .evaluation.report import measure
 from .models.loading import load
-from .viz.gallery import write_folder
+from .viz.gallery import write_report
 from .portraits.dataset import PROMPT
 from .training.from_directions import train
 
 # %% ../nbs/11_cli.ipynb #cell-04
-METHODS = {"ours": OURS, "published": PUBLISHED}
+METHODS = {"ours": DEFAULT, "published": SLIDERSPACE_RELEASE}
 
 # %% ../nbs/11_cli.ipynb #cell-05
 def _parser():
@@ -47,7 +47,7 @@ def _parser():
     )
     d.add_argument(
         "--encoder",
-        help="see sliderspace.features.encoders.encoder; needed for other models than the bundled one",
+        help="see sliderspace.features.encoders.get_encoder; needed for other models than the bundled one",
     )
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
@@ -79,7 +79,7 @@ def demo(
     """Discover, train, measure, write: the whole way, as `sliderspace demo` does it.
 
     Raises `ValueError` for bad input, before any work."""
-    output = writable_folder(output)
+    output = ensure_writable_dir(output)
     if not 1 <= sliders <= 100:
         raise ValueError(f"sliders must be 1 to 100, not {sliders}")
     if samples < 16:
@@ -98,7 +98,7 @@ def demo(
     space = train(
         loaded, found, sliders, METHODS[method], encoder, seed, output / "training", **options
     )
-    return write_folder(output, loaded, found, measure(loaded, space, found))
+    return write_report(output, loaded, found, measure(loaded, space, found))
 
 # %% ../nbs/11_cli.ipynb #cell-07
 def _live(folder, model, size=None, **loading):

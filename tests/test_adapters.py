@@ -8,7 +8,7 @@ from tiny import PROMPT, random_space, random_weights
 from torch.testing import assert_close
 
 from sliderspace.sliders.adapter import TARGETS, GatedAdapter, target_layers
-from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.sampling.generate import sample, initial_noise
 
 CLOSE = dict(rtol=2e-6, atol=2e-6)
 MIX = torch.tensor([1.0, 0, -1.5])
@@ -45,19 +45,19 @@ def user_lora():
 @torch.no_grad()
 def predict(model, images=2, timestep=500, guidance=1.0):
     """The denoiser's answer to some noise."""
-    return model.predict(start_noise(model, 0, range(images)), timestep, PROMPT, guidance)[0]
+    return model.predict(initial_noise(model, 0, range(images)), timestep, PROMPT, guidance)[0]
 
 
 @torch.no_grad()
 def denoise(model, times):
     """The denoiser's answer to some noise, an image at each of the timesteps."""
     words = model.pipe.encode_prompt(PROMPT, "cpu", len(times), False)[0]
-    return model.denoiser(start_noise(model, 0, range(len(times))), times, words)[0]
+    return model.denoiser(initial_noise(model, 0, range(len(times))), times, words)[0]
 
 
 def from_pipe(model, images=2, guidance=3.0):
     """Final latents of a plain call of the pipeline."""
-    noise = start_noise(model, 0, range(images))
+    noise = initial_noise(model, 0, range(images))
     return model.pipe(
         PROMPT,
         num_images_per_prompt=images,
@@ -316,7 +316,7 @@ def test_strengths_are_gone_with_the_next_set(tiny, make):
 
 def test_the_samplers_own_loop_agrees_with_the_pipeline(tiny, make):
     make().set(MIX)
-    ours = sample(tiny, PROMPT, start_noise(tiny, 0, [0, 1]), 2, 3.0)
+    ours = sample(tiny, PROMPT, initial_noise(tiny, 0, [0, 1]), 2, 3.0)
     assert_close(ours, from_pipe(tiny, guidance=3.0), rtol=1e-4, atol=1e-4)
 
 
@@ -508,7 +508,7 @@ def trainable(make):
 
 def gradients(model, adapter, images=2, only=slice(None)):
     """For each slider, the largest gradient of its down- and its up-projections."""
-    output = model.predict(start_noise(model, 0, range(images)), 500, PROMPT, 3.0)[0]
+    output = model.predict(initial_noise(model, 0, range(images)), 500, PROMPT, 3.0)[0]
     output[only].pow(2).sum().backward()
     down, up = zip(*adapter.parameters().values())
     sizes = [

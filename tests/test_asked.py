@@ -9,13 +9,20 @@ from tiny import PROMPT, never, quiet, random_directions, random_space
 from torch.testing import assert_close
 
 from sliderspace.evaluation import search as asked
-from sliderspace.evaluation.search import compare, measure_asked, pairs_of, search
-from sliderspace.features.encoders import latents, pixels, unit_rows
+from sliderspace.evaluation.search import (
+    alignment_matrix,
+    measure_concepts,
+    image_pairs_from_report,
+    search_sliders,
+)
+from sliderspace.features.encoders import latent_encoder, pixel_encoder, encode_normalized
 from sliderspace.evaluation.report import Report
-from sliderspace.sampling.generate import final_latents, sample, start_noise
+from sliderspace.sampling.generate import sample_latents, sample, initial_noise
 from sliderspace.sliders.space import SliderSpace
 
-SWEEP = dict(samples=4, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=pixels(8), progress=quiet)
+SWEEP = dict(
+    samples=4, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=pixel_encoder(8), progress=quiet
+)
 
 
 def turned(space):
@@ -25,11 +32,13 @@ def turned(space):
 
 def test_scores_are_along_the_other_halfs_change(tiny):
     space = random_space(tiny, ["one", "two"])
-    report = measure_asked(tiny, space, **SWEEP)
+    report = measure_concepts(tiny, space, **SWEEP)
     phi = torch.stack(
-        [unit_rows(pixels(8), tiny.decode(x)) for x in report.latents[1]]
+        [encode_normalized(pixel_encoder(8), tiny.decode(x)) for x in report.latents[1]]
     )  # (S, n, d)
-    base = unit_rows(pixels(8), tiny.decode(final_latents(tiny, PROMPT, range(2500, 2508))))
+    base = encode_normalized(
+        pixel_encoder(8), tiny.decode(sample_latents(tiny, PROMPT, range(2500, 2508)))
+    )
     for n in range(4):
         others = [i for i in range(4) if i // 2 != n // 2]  # the other half
         axis = F.normalize((phi[2] - phi[0])[others].mean(0), dim=0)
@@ -41,7 +50,7 @@ def test_scores_are_along_the_other_halfs_change(tiny):
 
 def test_signs_exchanged_tell_the_same(tiny):
     space = random_space(tiny, ["one", "two"])
-    one, other = (measure_asked(tiny, s, **SWEEP) for s in (space, turned(space)))
+    one, other = (measure_concepts(tiny, s, **SWEEP) for s in (space, turned(space)))
     assert_close(other.scores, -one.scores.flip(1), rtol=1e-3, atol=1e-3)
     for mine, theirs in zip(one.space.card["sliders"], other.space.card["sliders"], strict=True):
         for key in ("effect", "consistency", "monotonicity", "CR", "novelty", "distance"):
@@ -66,7 +75,7 @@ def test_prompts_that_take_turns_are_in_both_halves():
 def test_sliders_that_do_nothing_have_figures_and_a_file(tiny, tmp_path):
     space = random_space(tiny, ["one"])
     still = replace(space, up={n: 0 * w for n, w in space.up.items()})
-    report = measure_asked(tiny, still, **SWEEP)
+    report = measure_concepts(tiny, still, **SWEEP)
     assert report.space.card["sliders"][0]["effect"] == 0
     assert "less than a tenth of a standard deviation" in report.advice[0]
     report.space.save(tmp_path / "a.safetensors")
@@ -84,7 +93,7 @@ def test_unchanged_images_have_noise_of_their_own(tiny, monkeypatch, samples):
         lambda model, prompt, numbers, *args, **rest: seen.append({*numbers}) or never(),
     )
     with pytest.raises(AssertionError, match="work began"):
-        measure_asked(
+        measure_concepts(
             tiny, random_space(tiny), PROMPT, samples, 8, "pixels", (-1.0, 0.0, 1.0), progress=quiet
         )
     assert [*map(len, seen)] == [samples, 8] and not seen[0] & seen[1]
@@ -93,7 +102,7 @@ def test_unchanged_images_have_noise_of_their_own(tiny, monkeypatch, samples):
 def test_words_are_scored_by_the_text_tower_too(model):
     words = {"positive": f"{PROMPT}, glasses", "negative": f"{PROMPT}, no glasses"}
     space = random_space(model, ["glasses", "from pictures"], card={"sliders": [words, {}]})
-    report = measure_asked(
+    report = measure_concepts(
         model, space, samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), progress=quiet
     )
     one, two = report.space.card["sliders"]
@@ -102,7 +111,7 @@ def test_words_are_scored_by_the_text_tower_too(model):
 
 
 def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
-    measure_asked(tiny, random_space(tiny, ["one"]), start=0.5, **SWEEP).space.save(
+    measure_concepts(tiny, random_space(tiny, ["one"]), start=0.5, **SWEEP).space.save(
         tmp_path / "a.safetensors"
     )
     again = SliderSpace.load(tmp_path / "a.safetensors", tiny)
@@ -125,37 +134,39 @@ def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, messag
     monkeypatch.setattr(asked, "final_latents", never)
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match=message):
-        measure_asked(tiny, random_space(tiny, ["one"]), **SWEEP | options)
+        measure_concepts(tiny, random_space(tiny, ["one"]), **SWEEP | options)
 
 
 def test_a_slider_gives_pairs(tiny):
-    report = measure_asked(tiny, random_space(tiny, ["one", "two"]), **SWEEP)
-    shown = pairs_of(tiny, report, "two")
+    report = measure_concepts(tiny, random_space(tiny, ["one", "two"]), **SWEEP)
+    shown = image_pairs_from_report(tiny, report, "two")
     assert list(shown) == [-1.0, 1.0]
     assert_close(shown[1.0], tiny.decode(report.latents[1, 2]), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="has strengths .* not 3"):
-        pairs_of(tiny, report, "two", (-1.0, 3.0))
+        image_pairs_from_report(tiny, report, "two", (-1.0, 3.0))
     with pytest.raises(KeyError, match="no slider 'three'"):
-        pairs_of(tiny, report, "three")
+        image_pairs_from_report(tiny, report, "three")
 
 
 def test_found_and_asked_for_are_compared(tiny):
-    found = random_directions(tiny, latents(), steps=2)
+    found = random_directions(tiny, latent_encoder(), steps=2)
     space = random_space(tiny, ["one", "two"], rank=2)
-    cosines = compare(tiny, space, found, rows=4)
+    cosines = alignment_matrix(tiny, space, found, rows=4)
     assert cosines.shape == (2, len(found.vectors)) and cosines.abs().max() <= 1
-    assert_close(compare(tiny, space.take([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4)
+    assert_close(
+        alignment_matrix(tiny, space.take([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4
+    )
     other = replace(
         found, samples=replace(found.samples, run=replace(found.samples.run, identity="another"))
     )
     with pytest.raises(ValueError, match="another"):
-        compare(tiny, space, other)
+        alignment_matrix(tiny, space, other)
 
 
 def test_a_slider_is_found_by_what_its_images_show(model):
     """Latents of real words in place of a sweep: nothing trained is needed."""
     words = ["beard", "blond hair", "dark skin"]
-    noise = start_noise(model, 0, range(6))
+    noise = initial_noise(model, 0, range(6))
     ends = [
         torch.stack([sample(model, PROMPT, noise), sample(model, f"{PROMPT}, {w}", noise)])
         for w in words
@@ -163,11 +174,11 @@ def test_a_slider_is_found_by_what_its_images_show(model):
     space = random_space(model, ["first", "second", "third"])
     report = Report(space, (-1.0, 1.0), torch.stack(ends), *[torch.zeros(3, 2, 6)] * 3)
     for word, label in zip(words, space.labels):
-        (best, cosine), *_ = search(model, report, word)
+        (best, cosine), *_ = search_sliders(model, report, word)
         assert best == label and cosine > 0.2
     turned = replace(report, latents=report.latents.flip(1))
-    assert search(model, turned, "beard")[0][1] < -0.2
+    assert search_sliders(model, turned, "beard")[0][1] < -0.2
     with pytest.raises(ValueError, match="has no text tower"):
-        search(model, report, "glasses", encoder="pixels")
+        search_sliders(model, report, "glasses", encoder="pixels")
     with pytest.raises(ValueError, match="non-empty text"):
-        search(model, report, " ")
+        search_sliders(model, report, " ")

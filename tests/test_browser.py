@@ -20,8 +20,8 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from tiny import random_directions
 
-from sliderspace.features.encoders import pixels
-from sliderspace.viz.maps import make_map, save_map
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.viz.maps import embed_2d, save_map
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"
@@ -311,8 +311,8 @@ def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab):
 
 
 def test_the_page_of_a_map_shows_images_without_a_network(tiny, tmp_path):
-    found = random_directions(tiny, pixels(4))
-    path = save_map(tmp_path / "map.html", tiny, found, make_map(found, "pca", neighbours=5))
+    found = random_directions(tiny, pixel_encoder(4))
+    path = save_map(tmp_path / "map.html", tiny, found, embed_2d(found, "pca", neighbours=5))
     with chromium() as page:
         page.context.set_offline(True)
         page.goto(path.as_uri())

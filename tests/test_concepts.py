@@ -17,13 +17,18 @@ from torch.testing import assert_close
 
 from sliderspace.training import prediction_matching as regression
 from sliderspace.sliders.adapter import target_layers
-from sliderspace.training.from_text import Concept, Words, read_concepts, train_concepts
+from sliderspace.training.from_text import Concept, TextTargets, load_concepts, train_concepts
 from sliderspace.sampling.inversion import invert, prompt_to_prompt, replay
-from sliderspace.training.from_images import Shown, read_pairs, train_images, train_pairs
-from sliderspace.training.prediction_matching import Regression
-from sliderspace.sampling.generate import sample, start_noise
-from sliderspace.models.schedulers import prediction_of, x0_estimate
-from sliderspace.training.initialization import new_adapter
+from sliderspace.training.from_images import (
+    ImageTargets,
+    load_image_pairs,
+    train_customization,
+    train_image_pairs,
+)
+from sliderspace.training.prediction_matching import ConceptConfig
+from sliderspace.sampling.generate import sample, initial_noise
+from sliderspace.models.schedulers import prediction_from_x0, x0_estimate
+from sliderspace.training.initialization import temporary_adapter
 
 BEARD = Concept(PROMPT, f"{PROMPT}, beard", f"{PROMPT}, no beard", ("smiling", "frowning"), 2.0)
 GLASSES = Concept(PROMPT, f"{PROMPT}, glasses", f"{PROMPT}, no glasses", label="glasses")
@@ -41,11 +46,11 @@ def test_attributes_are_read_from_yaml_and_json(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(asked))
     text = "- {target: a, positive: b, negative: c}\n- target: ü\n  positive: b\n  negative: c\n  preserve: [x, y]\n"
     (tmp_path / "a.yaml").write_text(text + "  eta: 2\n  label: l\n", encoding="utf-8")
-    read = read_concepts(tmp_path / "a.json")
-    assert read == read_concepts(str(tmp_path / "a.yaml"))
+    read = load_concepts(tmp_path / "a.json")
+    assert read == load_concepts(str(tmp_path / "a.yaml"))
     assert [c.label for c in read] == ["b", "l"] and read[1].preserve == ("x", "y")
     (tmp_path / "one.yaml").write_text("target: a\npositive: b\nnegative: c")
-    assert read_concepts(tmp_path / "one.yaml") == read[:1]
+    assert load_concepts(tmp_path / "one.yaml") == read[:1]
 
 
 GOOD = {"target": "a", "positive": "b", "negative": "c"}
@@ -81,16 +86,16 @@ GOOD = {"target": "a", "positive": "b", "negative": "c"}
 def test_bad_attributes_are_named(tmp_path, entries, message):
     (tmp_path / "a.yaml").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=message):
-        read_concepts(tmp_path / "a.yaml")
+        load_concepts(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("text", ["target: [", "\tx", "!!python/object/apply:os.system ['true']"])
 def test_what_is_not_yaml_is_refused(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match="is not YAML or JSON"):
-        read_concepts(tmp_path / "a.yaml")
+        load_concepts(tmp_path / "a.yaml")
     with pytest.raises(FileNotFoundError):
-        read_concepts(tmp_path / "b.yaml")
+        load_concepts(tmp_path / "b.yaml")
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ def adapter_of():
 
     def make(model, sliders, std=0.3):
         layers = target_layers(model, "keys-values")
-        context = new_adapter(model, layers, sliders, 2)
+        context = temporary_adapter(model, layers, sliders, 2)
         left.append(context)
         adapter = context.__enter__()
         space = random_space(model, [str(i) for i in range(sliders)], rank=2, targets="keys-values")
@@ -115,8 +120,8 @@ def adapter_of():
 @pytest.mark.parametrize("one, rescaled", [(False, False), (True, False), (False, True)])
 def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled):
     adapter = adapter_of(tiny, 2)
-    settings = Regression(rank=2, one_preserved=one, rescaled=rescaled, rows=1)
-    source = Words(tiny, [BEARD, GLASSES], settings, 3, 5)
+    settings = ConceptConfig(rank=2, one_preserved=one, rescaled=rescaled, rows=1)
+    source = TextTargets(tiny, [BEARD, GLASSES], settings, 3, 5)
     listed = source.more(adapter, torch.Generator().manual_seed(0))
     assert len(listed) == 3 and len({r.timestep.item() for r in listed}) == 3
 
@@ -152,7 +157,7 @@ def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled)
 def test_states_are_those_of_sampling_with_the_slider_on(tiny, adapter_of):
     adapter, gen = adapter_of(tiny, 2), torch.Generator().manual_seed(0)
     rows = sorted(
-        Words(tiny, [BEARD, GLASSES], Regression(), 3, 64).more(adapter, gen),
+        TextTargets(tiny, [BEARD, GLASSES], ConceptConfig(), 3, 64).more(adapter, gen),
         key=lambda r: -r.timestep,
     )
     noise = torch.randn(4, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -178,7 +183,7 @@ def test_the_wanted_prediction_leads_to_the_image(kind):
         else (torch.tensor([0.7, 0.2]), torch.tensor([0.3, 0.8]))
     )
     x = s.view(-1, 1, 1, 1) * x0[:2] + n.view(-1, 1, 1, 1) * noise[:2]
-    wanted = prediction_of(x0[:2], x, s, n, kind)
+    wanted = prediction_from_x0(x0[:2], x, s, n, kind)
     assert_close(x0_estimate(wanted, x, s, n, kind), x0[:2], rtol=1e-4, atol=1e-4)
 
 
@@ -189,22 +194,25 @@ def test_the_wanted_prediction_is_diffusers_own_target():
     a = ddim.alphas_cumprod[t]
     x = ddim.add_noise(x0, noise, t)
     assert_close(
-        prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "v_prediction"),
+        prediction_from_x0(x0, x, a.sqrt(), (1 - a).sqrt(), "v_prediction"),
         ddim.get_velocity(x0, noise, t),
         rtol=1e-4,
         atol=1e-4,
     )
     assert_close(
-        prediction_of(x0, x, a.sqrt(), (1 - a).sqrt(), "epsilon"), noise, rtol=1e-4, atol=1e-4
+        prediction_from_x0(x0, x, a.sqrt(), (1 - a).sqrt(), "epsilon"), noise, rtol=1e-4, atol=1e-4
     )
     flow = FlowMatchEulerDiscreteScheduler()
     sigma = flow.sigmas[[100]]
     x = flow.scale_noise(x0, flow.timesteps[[100]], noise)
     assert_close(
-        prediction_of(x0, x, 1 - sigma, sigma, "flow_prediction"), noise - x0, rtol=1e-4, atol=1e-4
+        prediction_from_x0(x0, x, 1 - sigma, sigma, "flow_prediction"),
+        noise - x0,
+        rtol=1e-4,
+        atol=1e-4,
     )
     with pytest.raises(ValueError, match="prediction_type must be"):
-        prediction_of(x0, x, 1.0, 1.0, "score")
+        prediction_from_x0(x0, x, 1.0, 1.0, "score")
 
 
 def images_of(model, count=3, seed=0):
@@ -223,7 +231,7 @@ def test_a_pair_shares_noise_and_timestep(tiny_of, adapter_of, kind):
             2.0: torch.randn(2, *model.latent_shape),
         },
     ]
-    listed = Shown(model, shown, PROMPT, Regression(rows=2), 3, 64).more(
+    listed = ImageTargets(model, shown, PROMPT, ConceptConfig(rows=2), 3, 64).more(
         adapter, torch.Generator().manual_seed(0)
     )
     assert len({r.timestep.item() for r in listed}) == 3
@@ -264,7 +272,7 @@ def folders(tmp_path):
 
 
 def test_pairs_are_matched_by_name(folders):
-    read = read_pairs(
+    read = load_image_pairs(
         folders({"b.png": (8, 8), "a.png": (8, 8)}, {"a.bmp": (8, 8), "b.webp": (8, 8)})
     )
     assert list(read) == [-1, 1]
@@ -281,7 +289,7 @@ def test_all_faults_of_pairs_are_in_one_error(folders):
         {"a.png": (8, 9), "c.png": (8, 8), "d.png": (8, 8), "e.png": (8, 8)},
     )
     with pytest.raises(ValueError) as error:
-        read_pairs(asked)
+        load_image_pairs(asked)
     text = str(error.value)
     for part in (
         "5 faults",
@@ -299,9 +307,9 @@ def test_all_faults_of_pairs_are_in_one_error(folders):
 @pytest.mark.parametrize("strengths", [[1], [0, 1], ["a", 1], [float("nan"), 1], []])
 def test_pairs_need_two_strengths(tmp_path, strengths):
     with pytest.raises(ValueError, match="two or more strengths"):
-        read_pairs({s: tmp_path for s in strengths})
+        load_image_pairs({s: tmp_path for s in strengths})
     with pytest.raises(ValueError, match="there are no pictures in"):
-        read_pairs({-1: tmp_path, 1: tmp_path})
+        load_image_pairs({-1: tmp_path, 1: tmp_path})
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -309,7 +317,7 @@ def test_pairs_need_two_strengths(tmp_path, strengths):
 
 def trained_on(model, **options):
     shown = {"one": {-1: images_of(model), 1: images_of(model, seed=1)}}
-    return train_pairs(model, shown, PROMPT, **QUICK | options)
+    return train_image_pairs(model, shown, PROMPT, **QUICK | options)
 
 
 def same(a, b):
@@ -334,7 +342,7 @@ def test_sliders_learn_what_words_want(tiny_of, kind):
 def test_sliders_learn_what_pairs_show(tiny):
     space = trained_on(tiny, updates=60, lr=0.05, targets="attention")
     assert space.labels == ["one"] and space.card["sliders"][0]["reached"] > 0.01
-    gone = start_noise(tiny, 5, range(2))
+    gone = initial_noise(tiny, 5, range(2))
     x = {s: None for s in (-1.0, 0.0, 1.0)}
     for s in x:
         with space.on(tiny, {0: s}):
@@ -398,7 +406,7 @@ train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLAS
 
 
 def test_rows_that_are_not_finite_are_left_out_and_counted(tiny, monkeypatch):
-    more = Words.more
+    more = TextTargets.more
 
     def spoilt(self, *args):
         listed = more(self, *args)
@@ -406,7 +414,7 @@ def test_rows_that_are_not_finite_are_left_out_and_counted(tiny, monkeypatch):
             rows.wanted[1] = float("nan")
         return listed
 
-    monkeypatch.setattr(Words, "more", spoilt)
+    monkeypatch.setattr(TextTargets, "more", spoilt)
     space = train_concepts(tiny, [BEARD, GLASSES], **QUICK)
     assert space.card["lost"] == [4.0, 0.0]
     assert all(p.isfinite().all() for p in (*space.down.values(), *space.up.values()))
@@ -448,7 +456,7 @@ def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, messag
 def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message):
     monkeypatch.setattr(regression, "new_adapter", never)
     with pytest.raises(ValueError, match=message):
-        train_pairs(tiny, shown, PROMPT, **QUICK)
+        train_image_pairs(tiny, shown, PROMPT, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -462,13 +470,13 @@ def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message
 def test_bad_sets_of_images_are_refused_before_any_work(tiny, monkeypatch, images, message):
     monkeypatch.setattr(regression, "new_adapter", never)
     with pytest.raises(ValueError, match=message):
-        train_images(tiny, images, PROMPT, **QUICK)
+        train_customization(tiny, images, PROMPT, **QUICK)
 
 
 def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
     model = tiny_of("sample")  # what is wanted is the image itself
     shown = {"one": images_of(model, 1), "two": images_of(model, 1, seed=1)}
-    space = train_images(
+    space = train_customization(
         model, shown, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention")
     )
     assert space.labels == ["one", "two"] and [row["strengths"] for row in space.rows] == [
@@ -476,7 +484,7 @@ def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
         [1.0],
     ]
     assert min(row["reached"] for row in space.rows) > 0.02
-    alone = train_images(
+    alone = train_customization(
         model,
         {"two": shown["two"]},
         PROMPT,
@@ -486,7 +494,7 @@ def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
 
 
 def test_training_leaves_the_model_as_it_was(tiny):
-    x, layers = start_noise(tiny, 0, range(2)), [n for n, _ in tiny.denoiser.named_modules()]
+    x, layers = initial_noise(tiny, 0, range(2)), [n for n, _ in tiny.denoiser.named_modules()]
     with torch.no_grad():
         before = tiny.predict(x, 500, PROMPT, 1.0)[0]
     train_concepts(tiny, BEARD, **QUICK)
@@ -506,7 +514,7 @@ def test_spaces_of_several_ranks_add_up(tiny):
     for both in (found + asked, asked + found):
         assert both.rank == 3 and len(both) == 3
         for space, mix in ((found, {"one": 0.7, "two": -1}), (asked, {"three": 0.5})):
-            x = start_noise(tiny, 0, range(2))
+            x = initial_noise(tiny, 0, range(2))
             with torch.no_grad():
                 with space.on(tiny, mix):
                     alone = tiny.predict(x, 500, PROMPT, 1.0)[0]
@@ -519,9 +527,9 @@ def test_spaces_of_several_ranks_add_up(tiny):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind):
-    model, settings = tiny_of(kind), Regression(rank=2, acts_from=0.5, rescaled=False)
-    source, gen = Words(model, [BEARD], settings, 4, 8), torch.Generator().manual_seed(0)
-    with new_adapter(model, target_layers(model, "attention"), 1, 2) as adapter:
+    model, settings = tiny_of(kind), ConceptConfig(rank=2, acts_from=0.5, rescaled=False)
+    source, gen = TextTargets(model, [BEARD], settings, 4, 8), torch.Generator().manual_seed(0)
+    with temporary_adapter(model, target_layers(model, "attention"), 1, 2) as adapter:
         for pair in adapter.parameters().values():
             for p in pair:
                 torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(1))
@@ -541,14 +549,14 @@ def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind
 def test_late_sliders_act_late_wherever_they_are_used(tiny):
     space = train_concepts(tiny, BEARD, acts_from=0.5, **QUICK | dict(steps=4))
     assert space.acts_from == space.card["acts_from"] == 0.5
-    noise = start_noise(tiny, 0, [0])
+    noise = initial_noise(tiny, 0, [0])
 
     def final(**window):
         with space.on(tiny, {0: 8.0}, **window):
             return sample(tiny, PROMPT, noise, 4)
 
     assert torch.equal(final(), final(start=0.5)) and not torch.equal(final(), final(start=0.0))
-    shown = train_pairs(
+    shown = train_image_pairs(
         tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=0.5, **QUICK
     )
     assert shown.acts_from == 0.5 and (space + shown).acts_from == 0.5
@@ -564,12 +572,12 @@ def test_training_and_use_agree_on_the_steps(tiny, steps, late):
         sample(
             tiny,
             PROMPT,
-            start_noise(tiny, 0, [0]),
+            initial_noise(tiny, 0, [0]),
             steps,
             0.0,
             on_step=lambda step: now.gate.any() and open_in.append(step.index),
         )
-    assert regression.acting_steps(tiny, steps, Regression(acts_from=late)) == open_in != []
+    assert regression.active_steps(tiny, steps, ConceptConfig(acts_from=late)) == open_in != []
 
 
 @pytest.mark.parametrize("value", [1, -0.1, 0.9999, float("nan")])
@@ -578,7 +586,7 @@ def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
     with pytest.raises(ValueError, match="acts_from"):
         train_concepts(tiny, BEARD, acts_from=value, **QUICK)
     with pytest.raises(ValueError, match="acts_from"):
-        train_pairs(
+        train_image_pairs(
             tiny,
             {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}},
             PROMPT,
@@ -653,7 +661,7 @@ def test_bad_inversions_are_refused(tiny, options, message):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
-    noise, more = start_noise(tiny, 0, range(2)), f"{PROMPT}, glasses"
+    noise, more = initial_noise(tiny, 0, range(2)), f"{PROMPT}, glasses"
     before = [type(p) for p in tiny.denoiser.attn_processors.values()]
     plain = [sample(tiny, p, noise, 4, guidance) for p in (PROMPT, more)]
     for ours, theirs in zip(
@@ -676,7 +684,7 @@ def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
 def test_bad_prompt_to_prompt_is_refused(tiny, options, message):
     with pytest.raises(ValueError, match=message):
         prompt_to_prompt(
-            tiny, **dict(prompt=PROMPT, edited="a", noise=start_noise(tiny, 0, [0])) | options
+            tiny, **dict(prompt=PROMPT, edited="a", noise=initial_noise(tiny, 0, [0])) | options
         )
 
 

@@ -14,17 +14,17 @@ from torch.testing import assert_close
 
 from sliderspace.directions.discovery import (
     Directions,
-    Moments,
+    RunningCovariance,
     discover,
-    find_directions,
-    principal_directions,
+    fit_directions,
+    pca_from_moments,
 )
-from sliderspace.features.encoders import pixels
-from sliderspace.features.collect import Run, Samples
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.features.collect import SamplingConfig, SampleFeatures
 
 
 def moments_of(rows):
-    return Moments(rows.shape[1]).add(rows)
+    return RunningCovariance(rows.shape[1]).add(rows)
 
 
 def random_rows(count=60, width=8, seed=0):
@@ -38,15 +38,15 @@ def samples_of(features):
     """Samples with these features, whatever they were made from."""
     run = random_samples().run
     run = replace(run, samples=len(features), steps=features.shape[1])
-    return Samples(run, features, torch.zeros(len(features), 1))
+    return SampleFeatures(run, features, torch.zeros(len(features), 1))
 
 
 def random_samples(samples=12, steps=3, width=8, seed=0):
     """Samples of unit rows whose later steps are further from the origin of the first."""
     rows = random_rows(samples * steps, width, seed).float().reshape(samples, steps, width)
     rows = F.normalize(rows + torch.arange(steps)[:, None], dim=-1)
-    run = Run("tiny", "0" * 16, "pixels-4", [PROMPT], samples, seed, steps, 2.0)
-    return Samples(run, rows, torch.zeros(samples, 4, 8, 8))
+    run = SamplingConfig("tiny", "0" * 16, "pixels-4", [PROMPT], samples, seed, steps, 2.0)
+    return SampleFeatures(run, rows, torch.zeros(samples, 4, 8, 8))
 
 
 def assert_same_axes(vectors, components, tolerance):
@@ -76,7 +76,7 @@ def planted(variances, rows=200, width=12, seed=0):
 def test_a_planted_subspace_is_found_again(variances):
     rows, directions, singular = planted(variances)
     distinct = len(set(variances))
-    vectors, values = principal_directions(moments_of(rows), len(variances))
+    vectors, values = pca_from_moments(moments_of(rows), len(variances))
     assert_close(values[: len(variances)], singular, rtol=1e-6, atol=0)
     assert_close(
         (vectors @ directions.T).abs()[: distinct - 1],
@@ -93,7 +93,7 @@ def test_directions_are_sklearns(count, width):
     rows = random_rows(count, width)
     keep = min(count - 1, width)
     theirs = PCA(keep, svd_solver="full").fit(rows.numpy())
-    vectors, values = principal_directions(moments_of(rows), keep)
+    vectors, values = pca_from_moments(moments_of(rows), keep)
     assert len(values) == keep
     assert_close(values, torch.from_numpy(theirs.singular_values_), rtol=1e-9, atol=0)
     assert_same_axes(vectors, theirs.components_, 1e-9)
@@ -101,7 +101,7 @@ def test_directions_are_sklearns(count, width):
 
 def test_directions_are_orthonormal_with_the_largest_coordinate_positive():
     for seed in range(5):
-        vectors, values = principal_directions(moments_of(random_rows(seed=seed)), 8)
+        vectors, values = pca_from_moments(moments_of(random_rows(seed=seed)), 8)
         assert_close(vectors @ vectors.T, torch.eye(8).double(), rtol=0, atol=1e-12)
         assert (vectors.gather(1, vectors.abs().argmax(1, keepdim=True)) > 0).all()
         assert (values.diff() <= 0).all()
@@ -109,9 +109,7 @@ def test_directions_are_orthonormal_with_the_largest_coordinate_positive():
 
 def test_negated_rows_have_the_same_directions():
     rows = random_rows()
-    assert_close(
-        principal_directions(moments_of(-rows), 4), principal_directions(moments_of(rows), 4)
-    )
+    assert_close(pca_from_moments(moments_of(-rows), 4), pca_from_moments(moments_of(rows), 4))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_negated_rows_have_the_same_directions():
 def test_counts_that_the_rows_cannot_hold_are_refused(rows, width, count, limit):
     message = f"count must be 1 to {limit} for {rows} rows of {width} features, not {count}"
     with pytest.raises(ValueError, match=message):
-        principal_directions(moments_of(random_rows(rows, width)), count)
+        pca_from_moments(moments_of(random_rows(rows, width)), count)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -129,7 +127,7 @@ def test_features_that_are_not_finite_are_refused(bad):
     samples = random_samples()
     samples.features[3, 1, 2] = bad
     with pytest.raises(ValueError, match="features hold NaN or infinity: look at the encoder"):
-        find_directions(samples, 2)
+        fit_directions(samples, 2)
 
 
 # --- moments ---------------------------------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ def assert_moments_of(moments, rows, tolerance=1e-9):
 
 @pytest.mark.parametrize("cuts", [(), (1,), (30,), (1, 2, 3), (10, 10, 59), (0, 7, 60)], ids=str)
 def test_batches_of_any_sizes_add_up(cuts):
-    rows, moments = random_rows(), Moments(8)
+    rows, moments = random_rows(), RunningCovariance(8)
     for part in rows.tensor_split(cuts):  # some are empty
         moments.add(part)
     assert_moments_of(moments, rows)
@@ -166,14 +164,14 @@ def test_any_order_of_splits_and_merges_equals_one_pass(seed):
         )
         sets.append(one.merge(other.n, other.mean, other.scatter))
     assert_moments_of(sets[0], rows)
-    vectors, values = principal_directions(moments_of(rows), 8)
-    merged, merged_values = principal_directions(sets[0], 8)
+    vectors, values = pca_from_moments(moments_of(rows), 8)
+    merged, merged_values = pca_from_moments(sets[0], 8)
     assert_close(merged_values, values, rtol=1e-9, atol=0)
     assert_close(merged, vectors, rtol=0, atol=1e-9)
 
 
 def test_empty_sets_merge():
-    empty, rows = Moments(8), random_rows()
+    empty, rows = RunningCovariance(8), random_rows()
     empty.merge(0, torch.zeros(8).double(), torch.zeros(8, 8).double())
     assert empty.n == 0 and (empty.mean == 0).all()
     assert_moments_of(empty.add(rows), rows)
@@ -183,7 +181,7 @@ def test_empty_sets_merge():
 def test_a_large_mean_costs_no_accuracy(dtype):
     # in float32 the sum of squares would lose all of the variance
     rows = (random_rows(500) * 1e-2 + 1e4).to(dtype)
-    moments = Moments(8)
+    moments = RunningCovariance(8)
     for part in rows.split(37):
         moments.add(part)
     assert moments.mean.dtype == torch.float64
@@ -202,7 +200,7 @@ def test_adding_keeps_no_graph_and_leaves_rows_alone():
 @pytest.mark.parametrize("timesteps, rows", [("all", 36), ("final", 12)])
 def test_rows_are_every_estimate_or_the_final_images(timesteps, rows):
     samples = random_samples()
-    found = find_directions(samples, 4, timesteps)
+    found = fit_directions(samples, 4, timesteps)
     features = samples.features if timesteps == "all" else samples.features[:, -1]
     features = features.reshape(-1, 8).double()
     theirs = PCA(svd_solver="full").fit(features.numpy())
@@ -219,12 +217,12 @@ def test_rows_are_every_estimate_or_the_final_images(timesteps, rows):
 
 def test_other_words_for_timesteps_are_refused():
     with pytest.raises(ValueError, match="timesteps must be 'all' or 'final', not 'last'"):
-        find_directions(random_samples(), 2, "last")
+        fit_directions(random_samples(), 2, "last")
 
 
 def test_explained_shares_are_of_the_whole_variance():
     samples = random_samples()
-    shares = [find_directions(samples, count).explained for count in (1, 4, 8)]
+    shares = [fit_directions(samples, count).explained for count in (1, 4, 8)]
     for few, more in combinations(shares, 2):
         assert torch.equal(few, more[: len(few)])
     assert (shares[1] > 0).all() and shares[1].sum() < 1
@@ -239,7 +237,7 @@ def composed():
     features[:, :, 0] = 10 * torch.arange(4.0)
     features[:, :, 1] = of_sample[:, None]
     features[:, :, 2] = 0.01 * of_sample.sin()[:, None] * torch.tensor([1.0, -1, 1, -1])
-    return find_directions(samples_of(features), 2), of_sample
+    return fit_directions(samples_of(features), 2), of_sample
 
 
 def test_timing_is_the_share_that_the_step_explains(composed):
@@ -250,11 +248,9 @@ def test_timing_is_the_share_that_the_step_explains(composed):
 
 def test_timing_is_in_between_where_step_and_sample_both_matter():
     samples = random_samples()
-    scores = (
-        find_directions(samples, 4).scores.double().numpy()
-    )  # analysis of variance, written out
+    scores = fit_directions(samples, 4).scores.double().numpy()  # analysis of variance, written out
     between = ((scores.mean(0) - scores.mean((0, 1))) ** 2).mean(0)
-    timing = find_directions(samples, 4).timing
+    timing = fit_directions(samples, 4).timing
     assert_close(
         timing.numpy(), (between / ((scores - scores.mean((0, 1))) ** 2).mean((0, 1))).astype("f4")
     )
@@ -276,8 +272,10 @@ def test_ends_are_the_lowest_and_the_highest_samples(composed, count):
 
 def test_the_table_escapes_the_prompt():
     found = random_samples()
-    found = find_directions(
-        Samples(replace(found.run, prompts=["<script>x</script>"]), found.features, found.latents),
+    found = fit_directions(
+        SampleFeatures(
+            replace(found.run, prompts=["<script>x</script>"]), found.features, found.latents
+        ),
         3,
     )
     html = found._repr_html_()
@@ -289,7 +287,7 @@ def test_the_table_escapes_the_prompt():
 
 
 def test_a_file_holds_all_of_it(tmp_path):
-    found = find_directions(random_samples(), 4)
+    found = fit_directions(random_samples(), 4)
     found.save(tmp_path / "one.safetensors")
     again = Directions.load(tmp_path / "one.safetensors")
     for name in ("vectors", "singular_values", "mean"):
@@ -306,7 +304,7 @@ def test_a_file_holds_all_of_it(tmp_path):
 
 def test_one_content_always_makes_the_same_bytes(tmp_path):
     # many times: an order that is drawn by chance agrees often enough
-    found, path, files = find_directions(random_samples(), 4), tmp_path / "found.safetensors", set()
+    found, path, files = fit_directions(random_samples(), 4), tmp_path / "found.safetensors", set()
     for _ in range(10):
         found.save(path)
         files.add(path.read_bytes())
@@ -326,7 +324,7 @@ def test_one_content_always_makes_the_same_bytes(tmp_path):
 )
 def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
     path = tmp_path / "found.safetensors"
-    find_directions(random_samples(), 4).save(path)
+    fit_directions(random_samples(), 4).save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="found.safetensors' is damaged or not a safetensors file"):
         Directions.load(path)
@@ -350,7 +348,7 @@ def test_a_space_file_is_refused(tiny, tmp_path):
 
 # --- discovery -------------------------------------------------------------------------------------------------------
 
-OPTIONS = dict(samples=5, count=3, encoder=pixels(4), steps=2, guidance=2.0, progress=quiet)
+OPTIONS = dict(samples=5, count=3, encoder=pixel_encoder(4), steps=2, guidance=2.0, progress=quiet)
 
 BAD = {
     "prompt must be a non-empty text, not ''": dict(prompt=""),
@@ -377,7 +375,7 @@ def test_more_directions_than_features_are_refused(tiny):
     with pytest.raises(
         ValueError, match="count must be 1 to 3, the width of 'pixels-1''s features, not 5"
     ):
-        discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixels(1), count=5))
+        discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixel_encoder(1), count=5))
 
 
 def test_discovery_is_the_pca_of_what_was_collected(tiny):

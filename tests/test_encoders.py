@@ -11,15 +11,15 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace.features.encoders import (
-    encoder,
-    features,
-    latents,
+    get_encoder,
+    normalized_features,
+    latent_encoder,
     open_clip_encoder,
-    pixels,
-    random_view,
+    pixel_encoder,
+    random_augmentation,
 )
 from sliderspace.models.loading import load
-from sliderspace.models.pipeline import bundled
+from sliderspace.models.pipeline import asset_path
 
 # An ordinary open_clip model, only small: image size, mean and std are its own.
 CONFIG = {
@@ -87,20 +87,20 @@ def assert_sees_what_open_clip_sees(ours, source, pretrained, size):
 
 
 def test_the_bundled_clip_sees_what_open_clip_sees(model):
-    ours = encoder(None, model)
+    ours = get_encoder(None, model)
     assert ours.name == "portraits-clip"
-    assert_sees_what_open_clip_sees(ours, f"local-dir:{bundled() / 'clip'}", None, 64)
+    assert_sees_what_open_clip_sees(ours, f"local-dir:{asset_path() / 'clip'}", None, 64)
 
 
 def test_a_folder_sees_what_open_clip_sees(clip_folder):
-    ours = encoder(str(clip_folder))
+    ours = get_encoder(str(clip_folder))
     assert ours.name == str(clip_folder)  # found again by its name
     assert_sees_what_open_clip_sees(ours, f"local-dir:{clip_folder}", None, 48)
 
 
 def test_a_name_with_a_weights_file_sees_what_open_clip_sees(known_name, clip_folder):
     weights = str(clip_folder / "open_clip_model.safetensors")
-    assert_sees_what_open_clip_sees(encoder(f"{known_name}:{weights}"), known_name, weights, 48)
+    assert_sees_what_open_clip_sees(get_encoder(f"{known_name}:{weights}"), known_name, weights, 48)
 
 
 @torch.no_grad()
@@ -119,11 +119,13 @@ def test_weights_get_the_activation_that_they_were_trained_with(
     )
     image = picture(48)
     theirs = net.eval().encode_image(preprocess(image)[None])
-    assert_close(encoder(f"{known_name}:openai")(unit_range(image)), theirs, rtol=1e-4, atol=1e-4)
+    assert_close(
+        get_encoder(f"{known_name}:openai")(unit_range(image)), theirs, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_other_sizes_are_resized_as_by_pillow(clip_folder):
-    ours, image = encoder(str(clip_folder)), picture(96)
+    ours, image = get_encoder(str(clip_folder)), picture(96)
     small = image.resize((48, 48), Image.Resampling.BICUBIC)
     with torch.no_grad():
         assert_close(
@@ -132,7 +134,7 @@ def test_other_sizes_are_resized_as_by_pillow(clip_folder):
 
 
 def test_weights_do_not_want_gradients_and_images_get_them(clip_folder):
-    ours, image = encoder(str(clip_folder)), unit_range(picture(32)).requires_grad_()
+    ours, image = get_encoder(str(clip_folder)), unit_range(picture(32)).requires_grad_()
     ours(image)[:, 0].sum().backward()
     assert image.grad.isfinite().all() and (image.grad != 0).float().mean() > 0.9
 
@@ -142,27 +144,27 @@ def test_weights_do_not_want_gradients_and_images_get_them(clip_folder):
 
 def test_pixels_latents_and_callables(tiny):
     images = torch.rand(2, 3, 32, 32)
-    assert encoder("pixels").name == "pixels-16" and encoder("pixels")(images).shape == (
+    assert get_encoder("pixels").name == "pixels-16" and get_encoder("pixels")(images).shape == (
         2,
         3 * 16**2,
     )
-    assert_close(pixels(32)(images), images.flatten(1))
-    assert (encoder("latents").space, encoder("latents").name) == ("latents", "latents")
-    assert encoder(pixels(4)).name == "pixels-4"
+    assert_close(pixel_encoder(32)(images), images.flatten(1))
+    assert (get_encoder("latents").space, get_encoder("latents").name) == ("latents", "latents")
+    assert get_encoder(pixel_encoder(4)).name == "pixels-4"
 
     def brightness(images):
         return images.double().mean((2, 3))
 
-    ours = encoder(brightness)
+    ours = get_encoder(brightness)
     assert ours.name == "brightness" and ours.space == "images"
     assert ours(images).dtype == torch.float32
 
 
-@pytest.mark.parametrize("spec", ["pixels", "latents", pixels(5), "folder"])
+@pytest.mark.parametrize("spec", ["pixels", "latents", pixel_encoder(5), "folder"])
 def test_an_encoder_is_found_again_by_its_name(spec, clip_folder):
     # directions keep the name alone, and training and measuring ask for the encoder by it
-    first = encoder(str(clip_folder) if spec == "folder" else spec)
-    assert encoder(first.name).name == first.name
+    first = get_encoder(str(clip_folder) if spec == "folder" else spec)
+    assert get_encoder(first.name).name == first.name
 
 
 UNKNOWN = {
@@ -176,15 +178,15 @@ UNKNOWN = {
 @pytest.mark.parametrize("message", UNKNOWN)
 def test_what_is_unknown_is_refused(message):
     with pytest.raises(ValueError, match=message):
-        encoder(UNKNOWN[message])
+        get_encoder(UNKNOWN[message])
 
 
 def test_the_default_is_for_the_bundled_model_alone(tiny, tiny_folder, tmp_path):
     with pytest.raises(ValueError, match="encoder=None is only for the bundled model"):
-        encoder(None, tiny)
+        get_encoder(None, tiny)
     (tmp_path / "portraits").symlink_to(tiny_folder("epsilon"))
     with pytest.raises(ValueError, match="encoder=None is only for the bundled model"):
-        encoder(None, load(tmp_path / "portraits", device="cpu"))
+        get_encoder(None, load(tmp_path / "portraits", device="cpu"))
 
 
 def test_a_folder_with_broken_weights_is_refused(clip_folder, tmp_path):
@@ -199,12 +201,12 @@ def test_a_folder_with_broken_weights_is_refused(clip_folder, tmp_path):
 # --- features --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eye", [latents(), pixels(8)], ids=lambda eye: eye.name)
+@pytest.mark.parametrize("eye", [latent_encoder(), pixel_encoder(8)], ids=lambda eye: eye.name)
 @pytest.mark.parametrize("kind", PREDICTION_TYPES[:1])
 def test_features_are_unit_rows_with_gradients(tiny_of, kind, eye):
     torch.manual_seed(0)
     x0 = torch.randn(3, *tiny_of(kind).latent_shape, requires_grad=True)
-    rows = features(tiny_of(kind), eye, x0)
+    rows = normalized_features(tiny_of(kind), eye, x0)
     assert rows.dtype == torch.float32
     assert_close(rows.norm(dim=1), torch.ones(3))
     rows[:, 0].sum().backward()
@@ -213,7 +215,7 @@ def test_features_are_unit_rows_with_gradients(tiny_of, kind, eye):
 
 def test_features_of_half_precision_are_unit_rows_in_float32(tiny_folder):
     model = load(tiny_folder("epsilon"), device="cpu", dtype=torch.bfloat16)
-    rows = features(model, pixels(8), torch.randn(2, *model.latent_shape))
+    rows = normalized_features(model, pixel_encoder(8), torch.randn(2, *model.latent_shape))
     assert rows.dtype == torch.float32
     assert_close(rows.norm(dim=1), torch.ones(2))
 
@@ -224,7 +226,7 @@ def test_features_of_half_precision_are_unit_rows_in_float32(tiny_folder):
 def test_a_view_is_the_same_for_all_images():
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for seed in range(4):
-        view = random_view(torch.Generator().manual_seed(seed))
+        view = random_augmentation(torch.Generator().manual_seed(seed))
         seen = view(images)
         assert torch.equal(view(torch.cat([images, images])), torch.cat([seen, seen]))
         assert_close(torch.cat([view(images[:1]), view(images[1:])]), seen)
@@ -236,7 +238,7 @@ def test_views_come_from_the_generator_alone():
 
     def views(seed):
         gen = torch.Generator().manual_seed(seed)
-        return torch.stack([random_view(gen)(images) for _ in range(3)])
+        return torch.stack([random_augmentation(gen)(images) for _ in range(3)])
 
     torch.manual_seed(1)
     first = views(0)
@@ -249,7 +251,7 @@ def test_views_stay_near_and_pass_gradients():
     images = picture(32)
     x = unit_range(images).requires_grad_()
     for seed in range(4):
-        y = random_view(torch.Generator().manual_seed(seed))(x)
+        y = random_augmentation(torch.Generator().manual_seed(seed))(x)
         distance = min((y - x).abs().mean(), (y - x.flip(3)).abs().mean())
         assert distance < 0.15  # flipped or not, the picture can be made out
     y.sum().backward()

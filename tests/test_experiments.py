@@ -20,11 +20,11 @@ from tiny import never, quiet
 
 from sliderspace.experiments import runner as experiments
 from sliderspace.experiments import trial as trials
-from sliderspace.features.encoders import encoder
-from sliderspace.experiments.runner import Experiment, over, run, shrunk
+from sliderspace.features.encoders import get_encoder
+from sliderspace.experiments.runner import Experiment, vary_one, run_experiment, smoke_test
 from sliderspace.experiments.metrics import MEASURES
 from sliderspace.experiments.results import Results, plot_results, rank_correlation
-from sliderspace.experiments.trial import Setup
+from sliderspace.experiments.trial import TrialConfig
 
 SMALL = dict(
     samples=16,
@@ -42,13 +42,13 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def experiment(tiny_folder):
-    setup = Setup(str(tiny_folder())).vary(SMALL)
-    return Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained", "edits"))
+    setup = TrialConfig(str(tiny_folder())).vary(SMALL)
+    return Experiment("rank", vary_one("rank", [1, 2]), setup, (0, 1), ("trained", "edits"))
 
 
 @pytest.fixture(scope="module")
 def results(experiment, tmp_path_factory):
-    return run(experiment, tmp_path_factory.mktemp("experiment"), progress=quiet)
+    return run_experiment(experiment, tmp_path_factory.mktemp("experiment"), progress=quiet)
 
 
 STUDIES = Path(__file__).parent.parent / "nbs" / "ablations"
@@ -77,7 +77,7 @@ BAD = {
     "measures must be of .*, not 'speed'": dict(measures=("speed",)),
     "name must be letters": dict(name="../table"),
     "way 'a': factors are known of the bundled models alone": dict(
-        setup=Setup("sdxl"), measures=("factors",)
+        setup=TrialConfig("sdxl"), measures=("factors",)
     ),
 }
 
@@ -86,7 +86,9 @@ BAD = {
 def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "load", never)
     with pytest.raises(ValueError, match=message):
-        run(Experiment(**dict(name="x", ways={"a": {}}) | BAD[message]), tmp_path / "none")
+        run_experiment(
+            Experiment(**dict(name="x", ways={"a": {}}) | BAD[message]), tmp_path / "none"
+        )
     assert not (tmp_path / "none").exists()
 
 
@@ -104,7 +106,7 @@ def test_what_does_not_suit_the_model_is_refused_before_the_first_way(
 ):
     monkeypatch.setattr(experiments, "make_trial", never)
     with pytest.raises(ValueError, match=message):
-        run(replace(experiment, ways={"a": {}, "b": changes}), tmp_path)
+        run_experiment(replace(experiment, ways={"a": {}, "b": changes}), tmp_path)
 
 
 def test_a_measure_of_ones_own_needs_one_process(experiment, monkeypatch, tmp_path):
@@ -114,13 +116,13 @@ def test_a_measure_of_ones_own_needs_one_process(experiment, monkeypatch, tmp_pa
         ValueError,
         match="measure 'mine' is not known to other processes: processes must be 1, not 2",
     ):
-        run(own, tmp_path, 2)
-    assert run(own, tmp_path, progress=quiet).of("a", "x") == [1.0]
+        run_experiment(own, tmp_path, 2)
+    assert run_experiment(own, tmp_path, progress=quiet).of("a", "x") == [1.0]
 
 
 def test_a_bad_number_of_processes_is_refused(experiment):
     with pytest.raises(ValueError, match="processes must be 1 or more, not 0"):
-        run(experiment, None, 0)
+        run_experiment(experiment, None, 0)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -275,17 +277,17 @@ def test_a_line_for_what_is_so_without_sliders(judge):
 
 
 def test_what_is_kept_is_not_made_again(experiment, tmp_path, monkeypatch):
-    first = run(experiment, tmp_path, progress=quiet)
+    first = run_experiment(experiment, tmp_path, progress=quiet)
     assert Results.load(tmp_path / "rank.json").rows == first.rows
     monkeypatch.setattr(experiments, "make_trial", never)
-    assert run(experiment, tmp_path, progress=quiet).rows == first.rows
+    assert run_experiment(experiment, tmp_path, progress=quiet).rows == first.rows
     more = Experiment("rank", experiment.ways, experiment.setup, (0, 2), experiment.measures)
     with pytest.raises(AssertionError, match="work began"):
-        run(more, tmp_path, progress=quiet)
+        run_experiment(more, tmp_path, progress=quiet)
     assert Results.load(tmp_path / "rank.json").rows == first.rows
     fewer = Experiment("rank", experiment.ways, experiment.setup, (0,), experiment.measures)
     assert (
-        len(run(fewer, tmp_path, progress=quiet).rows)
+        len(run_experiment(fewer, tmp_path, progress=quiet).rows)
         == len(Results.load(tmp_path / "rank.json").rows)
         == 2
     )
@@ -302,19 +304,19 @@ def test_an_error_loses_nothing_that_was_measured(experiment, tmp_path, monkeypa
 
     monkeypatch.setitem(MEASURES, "edits", sometimes)
     with pytest.raises(RuntimeError, match="no memory"):
-        run(experiment, tmp_path, progress=quiet)
+        run_experiment(experiment, tmp_path, progress=quiet)
     assert len(Results.load(tmp_path / "rank.json").rows) == 2
-    assert len(run(experiment, tmp_path, progress=quiet).rows) == 4
+    assert len(run_experiment(experiment, tmp_path, progress=quiet).rows) == 4
     assert len(calls) == 5  # the one that failed once more, and the last
 
 
 def test_other_code_measures_again(experiment, tmp_path, monkeypatch):
     one = Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",))
-    run(one, tmp_path, progress=quiet)
+    run_experiment(one, tmp_path, progress=quiet)
     monkeypatch.setitem(MEASURES, "edits", lambda judged: {"similarity": 7.0})
-    assert "overlap" in run(one, tmp_path, progress=quiet).names
+    assert "overlap" in run_experiment(one, tmp_path, progress=quiet).names
     monkeypatch.setattr("sliderspace.experiments.trial._code", lambda: "other")
-    assert run(one, tmp_path, progress=quiet).rows[0]["figures"] == {"similarity": 7.0}
+    assert run_experiment(one, tmp_path, progress=quiet).rows[0]["figures"] == {"similarity": 7.0}
 
 
 def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
@@ -322,7 +324,7 @@ def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
         return {"x": [1.0, float("nan"), float("inf")], "y": float("nan")}
 
     monkeypatch.setitem(MEASURES, "edits", broken)
-    one = run(
+    one = run_experiment(
         Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",)), tmp_path, progress=quiet
     )
     assert one.rows[0]["figures"] == {"x": [1.0, None, None], "y": None}
@@ -362,11 +364,11 @@ def test_a_run_that_was_killed_goes_on(experiment, results, tmp_path):
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert timeless(Results.load(tmp_path / "rank.json")) == timeless(results)[:3]
-    assert timeless(run(experiment, tmp_path, progress=quiet)) == timeless(results)
+    assert timeless(run_experiment(experiment, tmp_path, progress=quiet)) == timeless(results)
 
 
 def test_several_processes_find_the_same(experiment, results, tmp_path):
-    assert timeless(run(experiment, tmp_path, 2, quiet)) == timeless(results)
+    assert timeless(run_experiment(experiment, tmp_path, 2, quiet)) == timeless(results)
 
 
 PARENT = """
@@ -400,7 +402,7 @@ def test_processes_end_with_the_one_that_began_them(experiment, results, tmp_pat
             break
         time.sleep(0.1)
     assert not left
-    assert timeless(run(experiment, folder, progress=quiet)) == timeless(results)
+    assert timeless(run_experiment(experiment, folder, progress=quiet)) == timeless(results)
 
 
 def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
@@ -409,7 +411,7 @@ def test_a_process_that_fails_says_why(experiment, tmp_path, monkeypatch):
         "bad", {"a": {"encoder": "no-such-thing"}}, experiment.setup, (0,), ("trained",)
     )
     with pytest.raises(ValueError, match="no-such-thing"):
-        run(bad, tmp_path, 2, quiet)
+        run_experiment(bad, tmp_path, 2, quiet)
 
 
 # --- at a size for tests, and ranks ----------------------------------------------------------------------------------
@@ -424,10 +426,10 @@ def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
             "no PCA": {"parts": "random"},
             "prompts": {"prompt": list("abcdefgh")},
         },
-        Setup().vary({"updates": 80, "sliders": 40, "used": 30}),
+        TrialConfig().vary({"updates": 80, "sliders": 40, "used": 30}),
         (3, 4),
     )
-    small = shrunk(large)
+    small = smoke_test(large)
     small.check()
     assert (
         list(small.ways) == list(large.ways) and small.seeds == (3,) and large.setup.samples == 300
@@ -490,7 +492,7 @@ def test_ranks_need_the_same_sliders(x, y):
 
 def test_the_same_experiment_runs_on_sdxl(tmp_path):
     sdxl().save_pretrained(tmp_path / "sdxl")
-    setup = Setup(str(tmp_path / "sdxl")).vary(
+    setup = TrialConfig(str(tmp_path / "sdxl")).vary(
         {n: v for n, v in SMALL.items() if n != "start_rows"}
     )
     ways = {
@@ -498,7 +500,7 @@ def test_the_same_experiment_runs_on_sdxl(tmp_path):
         "random": {"directions": "random"},
         "no directions": {"parts": "clusters"},
     }
-    found = run(
+    found = run_experiment(
         Experiment("sdxl", ways, setup, (0,), ("trained", "edits", "mixes")),
         tmp_path,
         progress=quiet,
@@ -527,7 +529,7 @@ def test_a_study_runs_on_sdxl_by_its_name_alone(study, tmp_path, monkeypatch):
     monkeypatch.setenv("SLIDERSPACE_SMALL", "1")
     clip = {"ViT-L-14:openai": "portraits-clip"}  # whose weights are a download
     monkeypatch.setattr(
-        trials, "find_encoder", lambda spec, model: encoder(clip.get(spec, spec), model)
+        trials, "get_encoder", lambda spec, model: get_encoder(clip.get(spec, spec), model)
     )
     cells = json.loads((STUDIES / f"{study}.ipynb").read_text("utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")

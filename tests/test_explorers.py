@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sliderspace import discover
-from sliderspace.features.encoders import pixels
+from sliderspace.features.encoders import pixel_encoder
 from sliderspace.viz.sample_explorer import explorer
-from sliderspace.viz.maps import make_map
+from sliderspace.viz.maps import embed_2d
 from sliderspace.viz.board_widget import board
 
 
@@ -32,7 +32,7 @@ def live(model):
 
 
 def test_a_sample_by_number_and_the_board_at_its_place(model, found, live):
-    shown = explorer(model, found, make_map(found, "pca", neighbours=5), live)
+    shown = explorer(model, found, embed_2d(found, "pca", neighbours=5), live)
     shown.sample.value = 5
     at = found.place(found.samples.features[5:6, -1])[0]
     assert_close(shown.at, at)
@@ -49,7 +49,7 @@ def test_a_sample_by_number_and_the_board_at_its_place(model, found, live):
 
 
 def test_circled_points_come_back_as_samples(model, found):
-    made = make_map(found, "pca", steps="all", neighbours=5)
+    made = embed_2d(found, "pca", steps="all", neighbours=5)
     shown = explorer(model, found, made)
     shown._circled([0, 1, made.samples.tolist().index(7), made.samples.tolist().index(3)])
     assert (
@@ -61,7 +61,7 @@ def test_circled_points_come_back_as_samples(model, found):
 
 
 def test_ones_own_image_is_placed_and_a_file_that_is_none_is_said(model, found, live):
-    shown = explorer(model, found, make_map(found, "pca", neighbours=5), live)
+    shown = explorer(model, found, embed_2d(found, "pca", neighbours=5), live)
     image, data = to_pil_image(model.decode(found.samples.latents[3:4])[0]), BytesIO()
     image.save(data, "png")
     shown._try(shown._read, memoryview(data.getvalue()))
@@ -82,7 +82,7 @@ def test_without_the_map_widget_samples_are_chosen_by_number(model, found, monke
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    shown = explorer(model, found, make_map(found, "pca", neighbours=5))
+    shown = explorer(model, found, embed_2d(found, "pca", neighbours=5))
     still, says = shown.scatter.children
     assert (
         bytes(still.value).startswith(b"\x89PNG") and "choose samples by their number" in says.value
@@ -92,9 +92,9 @@ def test_without_the_map_widget_samples_are_chosen_by_number(model, found, monke
 
 
 def test_sliders_without_directions_have_no_place(tiny):
-    found = random_directions(tiny, pixels(4))
+    found = random_directions(tiny, pixel_encoder(4))
     live = board(tiny, random_space(tiny, ["one"]), PROMPT, steps=1, thumbnails=False)
-    shown = explorer(tiny, found, make_map(found, "pca", neighbours=5), live)
+    shown = explorer(tiny, found, embed_2d(found, "pca", neighbours=5), live)
     shown.reproduce.click()
     assert (
         "none of these sliders was found along a direction" in shown.says.value and live.mix == {}

@@ -18,11 +18,16 @@ from test_labels import PLAIN_MODEL, encoded
 from tiny import PROMPT, quiet, random_space
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from sliderspace.evaluation.vlm_labels import claude, label_by_eyes, local_eyes, openai_eyes
-from sliderspace.evaluation.labels import Ends
-from sliderspace.portraits.dataset import edit_pairs
+from sliderspace.evaluation.vlm_labels import (
+    anthropic_vlm,
+    label_with_vlm,
+    transformers_vlm,
+    openai_vlm,
+)
+from sliderspace.evaluation.labels import EditPairs
+from sliderspace.portraits.dataset import counterfactual_pairs
 
-label_by_eyes = partial(label_by_eyes, asks=3)  # few questions are enough here
+label_with_vlm = partial(label_with_vlm, asks=3)  # few questions are enough here
 
 SIDE = 8  # pixels of the images below
 
@@ -32,13 +37,13 @@ def shades(count=1, pairs=6):
     images = torch.full((count, 2, pairs, 3, SIDE, SIDE), 0.2)
     images[:, 1] = 0.8
     images[..., 0, 0] = torch.arange(pairs)[:, None] / 51
-    return Ends([f"slider {i}" for i in range(count)], images, PROMPT)
+    return EditPairs([f"slider {i}" for i in range(count)], images, PROMPT)
 
 
 def label(ask, ends=None, **options):
     """What eyes say of shades; small pictures, nothing shown."""
     options = dict(size=SIDE, progress=quiet) | options
-    return label_by_eyes(PLAIN_MODEL, shades() if ends is None else ends, ask, **options)
+    return label_with_vlm(PLAIN_MODEL, shades() if ends is None else ends, ask, **options)
 
 
 def sides(picture):
@@ -165,7 +170,7 @@ def samples_of(images):
 @pytest.mark.parametrize("height, width", [(8, 8), (6, 12), (12, 6)])
 def test_pictures_are_both_images_side_by_side_and_enlarged(height, width):
     images = torch.rand(1, 2, 1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    ((pictures, _), *_) = shown(Ends(["a"], images, PROMPT), size=48)
+    ((pictures, _), *_) = shown(EditPairs(["a"], images, PROMPT), size=48)
     (picture,), zoom = pictures, 48 // max(height, width)
     assert (
         isinstance(picture, Image.Image)
@@ -191,7 +196,7 @@ def test_pictures_are_both_images_side_by_side_and_enlarged(height, width):
 
 def test_large_images_are_made_smaller():
     """A service is paid, and a small model limited, by the pixel."""
-    ((pictures, _), *_) = shown(Ends(["a"], torch.rand(1, 2, 1, 3, 128, 128), PROMPT), size=32)
+    ((pictures, _), *_) = shown(EditPairs(["a"], torch.rand(1, 2, 1, 3, 128, 128), PROMPT), size=32)
     assert pictures[0].height == 32 and 64 < pictures[0].width <= 64 + 8
 
 
@@ -210,7 +215,7 @@ def test_fewer_pairs_than_asked_for_are_all_shown():
 
 def test_the_question_quotes_the_prompt_and_counts_the_pictures():
     prompt = 'a "{cat}" {0} {prompt}\n\\'
-    ((pictures, text), *_) = shown(Ends(["a"], shades().latents, prompt), pairs=5)
+    ((pictures, text), *_) = shown(EditPairs(["a"], shades().latents, prompt), pairs=5)
     assert json.dumps(prompt) in text and "all 5 pictures" in text and len(pictures) == 5
     assert "list" not in text
 
@@ -227,8 +232,10 @@ def test_a_seed_asks_the_same_questions():
 
 def test_images_are_those_of_the_model(model):
     """Portraits whose background was made blue, and eyes that look at corners."""
-    before, after, _ = edit_pairs(6, "background", "blue background")
-    ends = Ends(["it"], torch.stack([encoded(model, before), encoded(model, after)])[None], PROMPT)
+    before, after, _ = counterfactual_pairs(6, "background", "blue background")
+    ends = EditPairs(
+        ["it"], torch.stack([encoded(model, before), encoded(model, after)])[None], PROMPT
+    )
 
     def colour(half):
         corner = half[:2, :2].reshape(-1, 3).mean(0)
@@ -240,7 +247,7 @@ def test_images_are_those_of_the_model(model):
         ((a, b),) = {(colour(left), colour(right)) for left, right in map(sides, images)}
         return answer(a, b)
 
-    (row,) = label_by_eyes(model, ends, ask, progress=quiet).rows
+    (row,) = label_with_vlm(model, ends, ask, progress=quiet).rows
     assert (row.high, row.low, row.confidence, row.error) == (
         "blue background",
         "another one",
@@ -554,7 +561,7 @@ def claude_there(service):
     import anthropic
 
     def made(**options):
-        return claude(
+        return anthropic_vlm(
             "claude-x",
             anthropic.Anthropic(base_url=service.url, api_key="x", max_retries=0),
             **options,
@@ -569,7 +576,7 @@ def openai_there(service):
 
     def made(**options):
         client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0)
-        return openai_eyes("gpt-x", client=client, **options)
+        return openai_vlm("gpt-x", client=client, **options)
 
     return made
 
@@ -696,7 +703,7 @@ def test_errors_and_refusals_of_openais_interface_are_errors_on_one_slider(
 def test_a_service_of_ones_own_needs_no_key(service):
     """Such as vLLM or Ollama; what they know is `max_tokens`."""
     service.reply = lambda body: (200, of_openai(answer("a", "b")))
-    assert label(openai_eyes("mine", base_url=f"{service.url}/v1")).rows[0].error is None
+    assert label(openai_vlm("mine", base_url=f"{service.url}/v1")).rows[0].error is None
     assert all(body["max_tokens"] == 200 for _, body in service.requests)
 
 
@@ -712,7 +719,7 @@ def test_openais_own_models_get_the_limit_that_they_know(service, monkeypatch):
         return 200, of_openai(answer("a", "b"))
 
     service.reply = reply
-    assert label(openai_eyes("gpt-x", tokens=300)).rows[0].error is None
+    assert label(openai_vlm("gpt-x", tokens=300)).rows[0].error is None
     assert all(body["max_completion_tokens"] == 300 for _, body in service.requests)
 
 
@@ -735,13 +742,13 @@ def test_a_clients_limit_is_the_one_that_its_service_knows(url, limit):
     client = SimpleNamespace(
         base_url=url, chat=SimpleNamespace(completions=SimpleNamespace(create=create))
     )
-    assert label(openai_eyes("gpt-x", client=client, tokens=300)).rows[0].error is None
+    assert label(openai_vlm("gpt-x", client=client, tokens=300)).rows[0].error is None
     assert [{name: n for name, n in given.items() if "tokens" in name} for given in asked] == [
         {limit: 300}
     ] * 3
 
 
-@pytest.mark.parametrize("eyes, package", [(claude, "anthropic"), (openai_eyes, "openai")])
+@pytest.mark.parametrize("eyes, package", [(anthropic_vlm, "anthropic"), (openai_vlm, "openai")])
 def test_packages_that_are_missing_are_named(monkeypatch, eyes, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r'these eyes need: pip install "sliderspace\[eyes\]"'):
@@ -847,18 +854,18 @@ def plain(colour):
 
 
 def test_a_local_model_answers_the_same_every_time(tiny_llava):
-    ask = local_eyes(tiny_llava, tokens=5)
+    ask = transformers_vlm(tiny_llava, tokens=5)
     said = ask([plain("red"), plain("blue")], "what is it")
     assert isinstance(said, str) and set(said.split()) <= set(WORDS) and len(said.split()) <= 5
     assert (
         said
         == ask([plain("red"), plain("blue")], "what is it")
-        == local_eyes(str(tiny_llava), tokens=5)([plain("red"), plain("blue")], "what is it")
+        == transformers_vlm(str(tiny_llava), tokens=5)([plain("red"), plain("blue")], "what is it")
     )
 
 
 def test_a_local_model_sees_all_pictures_and_the_question(tiny_llava, generated):
-    ask = local_eyes(tiny_llava, tokens=5)
+    ask = transformers_vlm(tiny_llava, tokens=5)
     assert ask([plain("red"), plain("blue"), plain("white")], "what is it") == "red hair"
     (call,) = generated
     read = [WORDS[i] for i in call["input_ids"][0].tolist() if WORDS[i] not in ("<image>", "<s>")]
@@ -871,12 +878,12 @@ def test_a_local_model_sees_all_pictures_and_the_question(tiny_llava, generated)
 
 def test_a_local_model_reads_one_beginning(tiny_llava, generated):
     """The template has written it already: the tokenizer must not add a second one."""
-    local_eyes(tiny_llava)([plain("red")], "what is it")
+    transformers_vlm(tiny_llava)([plain("red")], "what is it")
     assert (generated[0]["input_ids"] == WORDS.index("<s>")).sum() == 1
 
 
 def test_what_a_local_model_stammers_is_an_error_on_each_slider(tiny_llava):
-    found = label(local_eyes(tiny_llava, tokens=3), shades(2))
+    found = label(transformers_vlm(tiny_llava, tokens=3), shades(2))
     assert all(
         row.error.startswith("ValueError: the answer ") and not row.confident for row in found.rows
     )
@@ -888,4 +895,4 @@ def test_a_folder_without_a_model_says_what_to_do(tmp_path):
         with pytest.raises(
             ValueError, match="weights of .* could not be loaded .*hf download .* local folder"
         ):
-            local_eyes(folder)
+            transformers_vlm(folder)

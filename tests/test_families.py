@@ -13,14 +13,14 @@ from torch.testing import assert_close
 
 from sliderspace import SliderSpace, discover, load, measure, train
 from sliderspace.sliders.adapter import GatedAdapter, target_layers
-from sliderspace.training.alignment import AlignmentUpdates, Method, held_out_cosines
+from sliderspace.training.alignment import AlignmentTrainer, AlignmentConfig, held_out_cosines
 from sliderspace.training.from_text import Concept, train_concepts
-from sliderspace.features.encoders import pixels
+from sliderspace.features.encoders import pixel_encoder
 from sliderspace.models.registry import PRESETS, noise_level
-from sliderspace.training.from_images import train_pairs
-from sliderspace.training.prediction_matching import Regression, acting_steps
-from sliderspace.sampling.generate import sample, start_noise
-from sliderspace.training.initialization import make_pool
+from sliderspace.training.from_images import train_image_pairs
+from sliderspace.training.prediction_matching import ConceptConfig, active_steps
+from sliderspace.sampling.generate import sample, initial_noise
+from sliderspace.training.initialization import make_noised_latents
 
 STEPS = 3
 SOLVERS = {"LCMScheduler", "SCMScheduler"}  # jump to x0 and add noise anew
@@ -50,7 +50,7 @@ def model(fresh):
 
 @pytest.fixture(scope="module")
 def noise(model):
-    return start_noise(model, 0, [0, 1])
+    return initial_noise(model, 0, [0, 1])
 
 
 def from_pipe(model, guidance, monkeypatch, seed=0, **options):
@@ -100,7 +100,7 @@ def test_images_are_the_pipelines(model, guidance, monkeypatch):
 def test_a_batch_of_several_prompts(model, noise, guidance):
     """Every image of a batch has its own prompt, and is what it is alone."""
     prompts = ["portrait of a person", "hat", "portrait of a person"]
-    noise = start_noise(model, 0, [0, 1, 2])
+    noise = initial_noise(model, 0, [0, 1, 2])
     together = sample(model, prompts, noise, STEPS, guidance)
     order = [1, 0, 2]
     again = sample(
@@ -291,16 +291,16 @@ def test_the_denoisers_clock_is_read_right(model, noise):
 
 def test_ten_steps_of_training_raise_the_alignment(model):
     found = discover(
-        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
     )
     adapter = GatedAdapter(model, target_layers(model), sliders=2)
     try:
         for _, b in adapter.parameters().values():
             torch.nn.init.normal_(b, std=0.02)
-        pool = make_pool(model, found, list(range(8)), 1, seed=0)
-        goal = model, pixels(4), adapter, pool, found.vectors[:2]
+        pool = make_noised_latents(model, found, list(range(8)), 1, seed=0)
+        goal = model, pixel_encoder(4), adapter, pool, found.vectors[:2]
         before = held_out_cosines(*goal).mean(1).diag().mean()
-        for _ in AlignmentUpdates(*goal, Method(updates=10, rows=3)):
+        for _ in AlignmentTrainer(*goal, AlignmentConfig(updates=10, rows=3)):
             pass
         after = held_out_cosines(*goal).mean(1).diag().mean()
         assert after > before + 0.05, (before, after)
@@ -310,7 +310,7 @@ def test_ten_steps_of_training_raise_the_alignment(model):
 
 def test_the_whole_way(model, fresh, tmp_path, noise):
     found = discover(
-        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
     )
     assert found.vectors.shape[0] == 4
     space = train(
@@ -320,7 +320,7 @@ def test_the_whole_way(model, fresh, tmp_path, noise):
         updates=2,
         start_rows=3,
         held_rows=3,
-        encoder=pixels(4),
+        encoder=pixel_encoder(4),
         progress=quiet,
     )
     measured = measure(
@@ -329,7 +329,7 @@ def test_the_whole_way(model, fresh, tmp_path, noise):
         found,
         samples=2,
         strengths=(-1.0, 0.0, 1.0),
-        encoder=pixels(4),
+        encoder=pixel_encoder(4),
         progress=quiet,
     )
     path = tmp_path / "space.safetensors"
@@ -383,7 +383,7 @@ def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
     }
     for space in (
         train_concepts(model, concept, **options),
-        train_pairs(model, {"hat": shown}, PROMPT, **options),
+        train_image_pairs(model, {"hat": shown}, PROMPT, **options),
     ):
         assert space.card["updates"] == 4 and space.acts_from == 0.4 and not any(space.card["lost"])
         assert all(w.isfinite().all() for w in space.up.values()) and any(
@@ -391,7 +391,7 @@ def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
         )
         assert (
             acts_in(space, model, noise)
-            == acting_steps(model, STEPS, Regression(acts_from=0.4))
+            == active_steps(model, STEPS, ConceptConfig(acts_from=0.4))
             != []
         )
         assert len(acts_in(space, model, noise)) < STEPS

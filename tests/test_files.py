@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sliderspace.files import read_tensors, writable_folder, write_bytes, write_tensors
+from sliderspace.files import read_tensors, ensure_writable_dir, write_bytes, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, -2]), "none": torch.zeros(0, 4)}
 CARD = {"prompt": "“größer” <b>", "seed": 3, "rows": [1.5, None], "nested": {"b": 1, "a": 2}}
@@ -129,7 +129,7 @@ def test_missing_files_are_refused(tmp_path):
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
-    assert writable_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    assert ensure_writable_dir(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -138,7 +138,7 @@ def test_unwritable_folders_are_refused(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         message = f"cannot write into folder '{folder}': .*; name another folder"
         with pytest.raises(ValueError, match=message):
-            writable_folder(folder)
+            ensure_writable_dir(folder)
         with pytest.raises(ValueError, match=message):
             write_bytes(folder / "x", b"")
 
@@ -149,4 +149,4 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="cannot write into folder .*: Permission denied; name another folder"
     ):
-        writable_folder(tmp_path)
+        ensure_writable_dir(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sliderspace.portraits.fitting import Log, Run, fit, half_precision, write_whole
+from sliderspace.portraits.fitting import Log, Run, train_network, half_precision, write_whole
 
 DATA = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 OPTIONS = {
@@ -53,7 +53,7 @@ def loss_on(module, stop_at=None):
 
 def trained(folder, steps=12, **options):
     module = network()
-    fit("part", module, loss_on(module), steps, folder, every=5, log_every=2, **options)
+    train_network("part", module, loss_on(module), steps, folder, every=5, log_every=2, **options)
     return load_file(folder / "part.safetensors")
 
 
@@ -67,7 +67,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, options, stop_at
     whole = trained(tmp_path / "whole", **options)
     module = network()
     with pytest.raises(KeyboardInterrupt):
-        fit(
+        train_network(
             "part",
             module,
             loss_on(module, stop_at),
@@ -106,7 +106,7 @@ fit("part", module, slow, 60, Path({folder!r}), every=4, log_every=2, lr=1e-2, m
 def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     module = network()
     options = dict(every=4, log_every=2, lr=1e-2, muon=1e-2, ema=0.9)
-    fit("part", module, loss_on(module), 60, tmp_path / "whole", **options)
+    train_network("part", module, loss_on(module), 60, tmp_path / "whole", **options)
     folder = tmp_path / "killed"
     script = CHILD.format(tests=os.path.dirname(__file__), folder=str(folder))
     for checkpoints in (1, 3):  # killed twice, the second time after it had gone on
@@ -121,7 +121,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
         child.wait()
     assert not (folder / "part.safetensors").exists()
     module = network()
-    fit("part", module, loss_on(module), 60, folder, **options)
+    train_network("part", module, loss_on(module), 60, folder, **options)
     assert same(
         load_file(folder / "part.safetensors"), load_file(tmp_path / "whole" / "part.safetensors")
     )
@@ -168,7 +168,7 @@ def test_a_finished_part_returns_at_once(tmp_path):
         raise AssertionError("trained again")
 
     module = network()
-    fit("part", module, never, 12, tmp_path)
+    train_network("part", module, never, 12, tmp_path)
     assert same(
         half_precision(module),
         {n: v.half() if v.is_floating_point() else v for n, v in weights.items()},
@@ -178,9 +178,9 @@ def test_a_finished_part_returns_at_once(tmp_path):
 def test_another_length_is_refused(tmp_path):
     module = network()
     with pytest.raises(KeyboardInterrupt):
-        fit("part", module, loss_on(module, 8), 12, tmp_path, every=5, lr=1e-2)
+        train_network("part", module, loss_on(module, 8), 12, tmp_path, every=5, lr=1e-2)
     with pytest.raises(ValueError, match="steps=20: .*part.state was begun for 12"):
-        fit("part", module, loss_on(module), 20, tmp_path, every=5, lr=1e-2)
+        train_network("part", module, loss_on(module), 20, tmp_path, every=5, lr=1e-2)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path):
@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
     with pytest.raises(
         RuntimeError, match="part: .*nan.* at step 8; the checkpoint holds the last good state"
     ):
-        fit("part", module, loss, 12, tmp_path, every=5, log_every=1, lr=1e-2)
+        train_network("part", module, loss, 12, tmp_path, every=5, log_every=1, lr=1e-2)
     state = torch.load(tmp_path / "part.state", weights_only=True)
     assert state["step"] == 5 and all(v.isfinite().all() for v in state["module"].values())
 
@@ -202,12 +202,16 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
 def test_a_run_without_an_end_keeps_its_rate_and_resumes(tmp_path):
     module = network()
     with pytest.raises(KeyboardInterrupt):
-        fit("part", module, loss_on(module, 31), None, tmp_path, every=10, lr=1e-2, warmup=10)
+        train_network(
+            "part", module, loss_on(module, 31), None, tmp_path, every=10, lr=1e-2, warmup=10
+        )
     state = torch.load(tmp_path / "part.state", weights_only=True)
     assert state["step"] == 30 and state["steps"] is None
     assert state["optimizer0"]["param_groups"][0]["lr"] == 1e-2
     with pytest.raises(KeyboardInterrupt):
-        fit("part", module, loss_on(module, 11), None, tmp_path, every=10, lr=1e-2, warmup=10)
+        train_network(
+            "part", module, loss_on(module, 11), None, tmp_path, every=10, lr=1e-2, warmup=10
+        )
     assert torch.load(tmp_path / "part.state", weights_only=True)["step"] == 40
 
 
@@ -220,7 +224,7 @@ def test_compiling_that_fails_leaves_the_network_as_it_is(tmp_path, monkeypatch,
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **options: setattr(self, "_compiled_call_impl", broken)
     )
-    fit(
+    train_network(
         "part",
         module,
         loss_on(module),
@@ -274,7 +278,7 @@ def test_two_processes_do_not_train_one_part(tmp_path):
             time.sleep(0.01)
         module = network()
         with pytest.raises(RuntimeError, match="another process trains 'part' in"):
-            fit("part", module, loss_on(module), 60, folder, lr=1e-2, muon=1e-2, ema=0.9)
+            train_network("part", module, loss_on(module), 60, folder, lr=1e-2, muon=1e-2, ema=0.9)
     finally:
         child.kill()
         child.wait()

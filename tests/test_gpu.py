@@ -8,9 +8,9 @@ from tiny import PROMPT, quiet, random_space
 from torch.testing import assert_close
 
 from sliderspace import discover, load, train
-from sliderspace.features.encoders import pixels
-from sliderspace.models.batching import in_parts
-from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.models.batching import run_in_batches
+from sliderspace.sampling.generate import sample, initial_noise
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def test_pictures_are_those_of_the_cpu(folder):
     for device in ("cpu", "cuda"):
         model = loaded(folder, device)
         with random_space(model).on(model, {0: 1.0, 1: -0.5}):
-            made.append(sample(model, PROMPT, start_noise(model, 0, [0, 1]), 3, 2.0).cpu())
+            made.append(sample(model, PROMPT, initial_noise(model, 0, [0, 1]), 3, 2.0).cpu())
     assert_close(*made, rtol=0, atol=1e-2)
 
 
@@ -46,14 +46,14 @@ def test_checkpointed_gradients_pass_through_the_gate(folder):
 
 def test_text_encoders_rest_on_the_cpu(folder):
     model = loaded(folder, low_memory=True)
-    sample(model, PROMPT, start_noise(model, 0, [0]), 3, 2.0)
+    sample(model, PROMPT, initial_noise(model, 0, [0]), 3, 2.0)
     assert model.pipe.text_encoder.device.type == "cpu" and model.denoiser.device.type == "cuda"
 
 
 def test_training_in_bfloat16(folder):
     model = loaded(folder, dtype=torch.bfloat16)
     found = discover(
-        model, PROMPT, samples=16, encoder=pixels(4), count=4, guidance=1.0, progress=quiet
+        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
     )
     space = train(
         model,
@@ -62,7 +62,7 @@ def test_training_in_bfloat16(folder):
         updates=4,
         start_rows=3,
         held_rows=3,
-        encoder=pixels(4),
+        encoder=pixel_encoder(4),
         progress=quiet,
     )
     assert all(
@@ -79,5 +79,5 @@ def test_batches_follow_from_free_memory(folder):
     def work(part):
         return torch.empty(len(part) * row, dtype=torch.uint8, device="cuda").numel() // row
 
-    parts = list(in_parts(model, "test", work, torch.arange(20), 16))
+    parts = list(run_in_batches(model, "test", work, torch.arange(20), 16))
     assert sum(parts) == 20 and parts[0] == 1 and max(parts) in (4, 8)

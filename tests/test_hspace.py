@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from sliderspace.directions import hspace
 from sliderspace import load
-from sliderspace.directions.hspace import HSpace, h_directions, sweep_h
-from sliderspace.sampling.generate import final_latents, in_turn, sample, start_noise
+from sliderspace.directions.hspace import HSpace, discover_hspace, sweep_hspace
+from sliderspace.sampling.generate import sample_latents, cycle_prompts, sample, initial_noise
 
 STEPS, SAMPLES = 3, 12
 OPTIONS = dict(samples=SAMPLES, count=4, seed=2, steps=STEPS, guidance=2.0, progress=quiet)
@@ -35,12 +35,12 @@ def hooks(model):
 
 
 def images(model, samples, prompt=PROMPT, guidance=2.0):
-    return sample(model, prompt, start_noise(model, 2, samples), STEPS, guidance)
+    return sample(model, prompt, initial_noise(model, 2, samples), STEPS, guidance)
 
 
 @pytest.fixture(scope="module")
 def found(tiny_of):
-    return h_directions(tiny_of("epsilon"), PROMPT, **OPTIONS)
+    return discover_hspace(tiny_of("epsilon"), PROMPT, **OPTIONS)
 
 
 # --- directions ------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def activations(model, prompts, guidance):
     rows = []
     for i in range(SAMPLES):
         with watched(model) as seen:
-            images(model, [i], in_turn(prompts, [i]), guidance)
+            images(model, [i], cycle_prompts(prompts, [i]), guidance)
         rows.append(torch.stack([h[-1] for h in seen]))
     return torch.stack(rows)
 
@@ -59,7 +59,7 @@ def activations(model, prompts, guidance):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("prompts", [PROMPT, ["hat", PROMPT]])
 def test_directions_are_principal_components(tiny, guidance, prompts):
-    found = h_directions(tiny, prompts, **OPTIONS | {"guidance": guidance, "batch": 5})
+    found = discover_hspace(tiny, prompts, **OPTIONS | {"guidance": guidance, "batch": 5})
     h = activations(tiny, prompts, guidance)
     pca = PCA(4, svd_solver="full").fit(h.flatten(1).double().numpy())
     assert_close(
@@ -86,8 +86,8 @@ def test_directions_are_orthonormal_and_all_variance_is_accounted_for(found):
 def test_directions_come_from_the_seed_alone(tiny, found):
     torch.manual_seed(1)
     again, other = (
-        h_directions(tiny, PROMPT, **OPTIONS),
-        h_directions(tiny, PROMPT, **OPTIONS | {"seed": 3}),
+        discover_hspace(tiny, PROMPT, **OPTIONS),
+        discover_hspace(tiny, PROMPT, **OPTIONS | {"seed": 3}),
     )
     assert torch.equal(again.vectors, found.vectors) and torch.equal(
         again.timesteps, found.timesteps
@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, found, monkeypatch):
 
     monkeypatch.setattr(hspace, "sample", small)
     tiny.sizes.clear()
-    halved = h_directions(tiny, PROMPT, **OPTIONS)
+    halved = discover_hspace(tiny, PROMPT, **OPTIONS)
     tiny.sizes.clear()
     assert_close(halved.singular_values[:4], found.singular_values[:4], rtol=1e-3, atol=0)
     assert_close(halved.timesteps, found.timesteps)
@@ -160,21 +160,21 @@ def test_each_image_has_its_own_strengths(tiny, found, guidance):
 
 
 def test_the_bundled_model_with_guidance(model):
-    found = h_directions(model, PROMPT, 8, 2, guidance=3.0, progress=quiet)
+    found = discover_hspace(model, PROMPT, 8, 2, guidance=3.0, progress=quiet)
     with watched(model) as seen:
-        base = sample(model, PROMPT, start_noise(model, 0, [0, 1]), guidance=3.0)
+        base = sample(model, PROMPT, initial_noise(model, 0, [0, 1]), guidance=3.0)
     assert len(seen[0]) == 4  # twice as many as images
     with found.on(model, [[0.0, 0.0], [1.0, -1.0]]):
-        got = sample(model, PROMPT, start_noise(model, 0, [0, 1]), guidance=3.0)
+        got = sample(model, PROMPT, initial_noise(model, 0, [0, 1]), guidance=3.0)
     with found.on(model, [1.0, -1.0]):
-        alone = sample(model, PROMPT, start_noise(model, 0, [1]), guidance=3.0)
+        alone = sample(model, PROMPT, initial_noise(model, 0, [1]), guidance=3.0)
     assert torch.equal(got[0], base[0])
     assert_close(got[1:], alone, rtol=0, atol=1e-4)
     assert (got[1] - base[1]).abs().max() > 1e-2
 
 
 def test_a_sweep_is_each_direction_alone(tiny, found):
-    got = sweep_h(tiny, found, [0, 5], seed=2, strengths=(-1, 0, 2), batch=5, progress=quiet)
+    got = sweep_hspace(tiny, found, [0, 5], seed=2, strengths=(-1, 0, 2), batch=5, progress=quiet)
     assert got.shape == (4, 3, 2, *tiny.latent_shape)
     base = images(tiny, [0, 5])
     for k in range(4):
@@ -189,9 +189,9 @@ def test_a_sweep_takes_the_steps_that_were_asked_for(tiny, monkeypatch):
     # PNDM looks twice at one of them, and Stable Diffusion's folders come with it
     scheduler = PNDMScheduler.from_config(tiny.pipe.scheduler.config, skip_prk_steps=True)
     monkeypatch.setattr(tiny.pipe, "scheduler", scheduler)
-    found = h_directions(tiny, PROMPT, **OPTIONS)
-    got = sweep_h(tiny, found, [0, 5], seed=2, strengths=(0,), progress=quiet)
-    expected = final_latents(tiny, PROMPT, [0, 5], 2, STEPS, 2.0)
+    found = discover_hspace(tiny, PROMPT, **OPTIONS)
+    got = sweep_hspace(tiny, found, [0, 5], seed=2, strengths=(0,), progress=quiet)
+    expected = sample_latents(tiny, PROMPT, [0, 5], 2, STEPS, 2.0)
     assert_close(got, expected.expand_as(got), rtol=0, atol=1e-4)
 
 
@@ -211,9 +211,9 @@ def test_hooks_are_gone_after_an_error(tiny, found, monkeypatch):
 
     monkeypatch.setattr(tiny.denoiser.mid_block, "forward", stopped)
     with pytest.raises(RuntimeError, match="stopped"):
-        h_directions(tiny, PROMPT, **OPTIONS)
+        discover_hspace(tiny, PROMPT, **OPTIONS)
     with pytest.raises(RuntimeError, match="stopped"):
-        sweep_h(tiny, found, [0], progress=quiet)
+        sweep_hspace(tiny, found, [0], progress=quiet)
     assert hooks(tiny) == before
 
 
@@ -229,7 +229,7 @@ def test_a_transformer_has_no_bottleneck(transformer, found):
     with pytest.raises(
         ValueError, match="h-space is that of a unet's middle block, and .* has none"
     ):
-        h_directions(transformer, PROMPT, **OPTIONS)
+        discover_hspace(transformer, PROMPT, **OPTIONS)
     with pytest.raises(ValueError, match="h-space is that of a unet's middle block"):
         with found.on(transformer, torch.zeros(4)):
             never()
@@ -251,7 +251,7 @@ BAD = {
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, message):
     monkeypatch.setattr(hspace, "sample", never)
     with pytest.raises(ValueError, match=message):
-        h_directions(tiny, **{"prompt": PROMPT} | OPTIONS | BAD[message])
+        discover_hspace(tiny, **{"prompt": PROMPT} | OPTIONS | BAD[message])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_strengths_of_other_images_are_refused(tiny, found):
 def test_directions_of_another_model_are_refused(tiny, model, found):
     with pytest.raises(ValueError, match="directions|h-space"):
         with found.on(model, torch.ones(4)):
-            sample(model, PROMPT, start_noise(model, 0, [0]))
+            sample(model, PROMPT, initial_noise(model, 0, [0]))
 
 
 def test_a_space_of_directions_says_what_it_explains():

@@ -9,10 +9,15 @@ from tiny import never, quiet
 from torch.testing import assert_close
 
 from sliderspace.experiments import metrics as judging
-from sliderspace.features.encoders import features, pixels
-from sliderspace.experiments.metrics import MEASURES, Judged, at_distance, check_measures
-from sliderspace.sampling.generate import final_latents
-from sliderspace.experiments.trial import Setup, Trial, make_trial
+from sliderspace.features.encoders import normalized_features, pixel_encoder
+from sliderspace.experiments.metrics import (
+    MEASURES,
+    TrialEvaluation,
+    rescale_to_distance,
+    check_measures,
+)
+from sliderspace.sampling.generate import sample_latents
+from sliderspace.experiments.trial import TrialConfig, Trial, run_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
 SMALL = dict(
@@ -31,16 +36,16 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def trial(tiny_folder):
-    return make_trial(Setup(str(tiny_folder())).vary(SMALL), 1, None, None, quiet)
+    return run_trial(TrialConfig(str(tiny_folder())).vary(SMALL), 1, None, None, quiet)
 
 
 @pytest.fixture(scope="module")
 def judged(trial):
-    return Judged(trial)
+    return TrialEvaluation(trial)
 
 
 def changed(trial, space=None, **setup):
-    return Judged(
+    return TrialEvaluation(
         Trial(
             replace(trial.setup, **setup),
             trial.seed,
@@ -76,19 +81,19 @@ def test_weights_of_a_slider_are_counted(judged):
 
 
 def test_shares_of_the_variance_are_of_principal_directions_alone(trial):
-    assert "explained" in MEASURES["trained"](Judged(trial))
+    assert "explained" in MEASURES["trained"](TrialEvaluation(trial))
     assert "explained" not in MEASURES["trained"](changed(trial, directions="random"))
 
 
 def test_all_are_judged_on_the_same_new_images(trial):
     one, other = (
-        Judged(trial),
+        TrialEvaluation(trial),
         changed(trial, replace(trial.space, card=trial.space.card | {"samples": 999})),
     )
     zero = one.report.strengths.index(0)
     assert torch.equal(one.report.latents[0, zero], other.report.latents[0, zero])
     new = one.report.latents[0, zero]
-    expected = final_latents(trial.model, trial.setup.prompt, [2000, 2001], 1_000_001, 2, 1.5)
+    expected = sample_latents(trial.model, trial.setup.prompt, [2000, 2001], 1_000_001, 2, 1.5)
     assert_close(new, expected, rtol=0, atol=1e-4)
     near = torch.cdist(new.flatten(1), trial.found.samples.latents[:].flatten(1))
     assert near.min() > 1
@@ -102,7 +107,7 @@ def test_mixes_are_of_new_noise(trial, monkeypatch):
         "compare_ways",
         lambda *args, **options: seeds.append(args[6]) or real(*args, **options),
     )
-    MEASURES["mixes"](Judged(trial))
+    MEASURES["mixes"](TrialEvaluation(trial))
     assert seeds == [1_000_001]
 
 
@@ -111,7 +116,7 @@ def test_overlap_is_that_of_mean_changes(trial, judged):
     low, high = (
         torch.stack(
             [
-                features(trial.model, pixels(4), x)
+                normalized_features(trial.model, pixel_encoder(4), x)
                 for x in report.latents[:, report.strengths.index(s)]
             ]
         )
@@ -171,12 +176,12 @@ def test_several_judges_have_figures_of_their_own(trial):
 
 def test_judged_prompts_stand_in_for_the_setups(trial):
     assert changed(trial, judged=("a hat", "a cat")).prompts == ["a hat", "a cat"]
-    assert Judged(trial).prompts == [trial.setup.prompt]
+    assert TrialEvaluation(trial).prompts == [trial.setup.prompt]
 
 
 def test_a_window_says_in_how_many_steps_sliders_act(trial):
     late = replace(trial.space, card=trial.space.card | {"acts_from": 0.7})
-    assert MEASURES["edits"](Judged(trial))["steps"] == 2
+    assert MEASURES["edits"](TrialEvaluation(trial))["steps"] == 2
     assert MEASURES["edits"](changed(trial, late, used_from=0.7))["steps"] == 1
 
 
@@ -198,7 +203,7 @@ def test_of_all_rounds_each_sliders_best_counts(trial):
         size = (space.up[up] / trial.space.up[up]).flatten(1)[0]
         return [4 * size[0] ** 2, torch.tensor(0.01), torch.tensor(5.0 if size[2] > 0.9 else 0.2)]
 
-    found = at_distance(trial.space, 1.0, measured, rounds=8, most=2.0)
+    found = rescale_to_distance(trial.space, 1.0, measured, rounds=8, most=2.0)
     size = (found.up[up] / trial.space.up[up]).flatten(1)[0]
     assert (
         size[0] == pytest.approx(0.5, abs=0.01)
@@ -235,7 +240,7 @@ def test_of_all_rounds_each_sliders_best_counts(trial):
 )
 def test_measures_that_cannot_be_taken_are_refused(setup, names, message, model):
     with pytest.raises(ValueError, match=message):
-        check_measures(Setup(**setup), names, never if setup.get("model") else lambda: model)
+        check_measures(TrialConfig(**setup), names, never if setup.get("model") else lambda: model)
 
 
 def test_words_know_which_prompt_was_judged(trial, monkeypatch):
@@ -245,14 +250,16 @@ def test_words_know_which_prompt_was_judged(trial, monkeypatch):
         lambda model, ends, *rest: pytest.fail(f"{ends.prompt}, not the trial's"),
     )
     with pytest.raises(pytest.fail.Exception, match="a cat, not the trial's"):
-        judging.words(Judged(replace(trial, setup=replace(trial.setup, judged="a cat"))))
+        judging.label_metrics(
+            TrialEvaluation(replace(trial, setup=replace(trial.setup, judged="a cat")))
+        )
 
 
 def test_what_is_known_of_training_needs_no_judge():
-    check_measures(Setup("sdxl"), ["trained"], never)
+    check_measures(TrialConfig("sdxl"), ["trained"], never)
 
 
 def test_renders_that_cannot_be_made_are_missed_early(monkeypatch, model):
     monkeypatch.setattr(judging, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"sliderspace\[portraits\]"):
-        check_measures(Setup(), ["mixes"], lambda: model)
+        check_measures(TrialConfig(), ["mixes"], lambda: model)

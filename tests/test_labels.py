@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from tiny import PROMPT, random_space
 
 from sliderspace.features.encoders import Encoder
-from sliderspace.evaluation.labels import Ends, Label, Labels, ends_of, label_by_words, null_ends
+from sliderspace.evaluation.labels import (
+    EditPairs,
+    Label,
+    Labels,
+    edit_pairs_from_report,
+    label_with_clip,
+    null_pairs,
+)
 from sliderspace.evaluation.report import Report
-from sliderspace.portraits.dataset import FACTORS, dataset, edit_pairs
+from sliderspace.portraits.dataset import FACTORS, dataset, counterfactual_pairs
 
 EVIL = '<script>alert("x")</script> & <b>'
 PALETTE = {
@@ -48,17 +55,17 @@ def encoded(model, images):
 def edits(model):
     """Renders before and after an edit, as the model's latents; each named after the value that the factor gets."""
     ends = [
-        [encoded(model, images) for images in edit_pairs(8, factor, value)[:2]]
+        [encoded(model, images) for images in counterfactual_pairs(8, factor, value)[:2]]
         for factor, value in EDITS
     ]
-    return Ends(
+    return EditPairs(
         [value for _, value in EDITS], torch.stack([torch.stack(pair) for pair in ends]), PROMPT
     )
 
 
 @pytest.fixture(scope="module")
 def labelled(model, edits):
-    return {row.slider: row for row in label_by_words(model, edits, FACTORS).rows}
+    return {row.slider: row for row in label_with_clip(model, edits, FACTORS).rows}
 
 
 @pytest.mark.parametrize("factor, value", EDITS[:8])
@@ -83,22 +90,22 @@ def test_what_is_confident_is_right(labelled, factor, value):
 
 def test_ends_swapped_swap_the_names(model, edits, labelled):
     swapped = replace(edits, latents=edits.latents.flip(1))
-    for row in label_by_words(model, swapped, FACTORS).rows:
+    for row in label_with_clip(model, swapped, FACTORS).rows:
         was = labelled[row.slider]
         assert (row.high, row.low, row.confident) == (was.low, was.high, was.confident)
         assert row.confidence == pytest.approx(was.confidence, abs=1e-4)
 
 
 def test_the_batch_does_not_matter(model, edits, labelled):
-    some = Ends(edits.names[:3], edits.latents[:3], PROMPT)
-    for row in label_by_words(model, some, FACTORS, batch=7).rows:
+    some = EditPairs(edits.names[:3], edits.latents[:3], PROMPT)
+    for row in label_with_clip(model, some, FACTORS, batch=7).rows:
         assert replace(row, confidence=0.0) == replace(labelled[row.slider], confidence=0.0)
         assert row.confidence == pytest.approx(labelled[row.slider].confidence, abs=1e-4)
 
 
 def test_a_list_is_a_vocabulary_of_one_kind(model, edits):
-    some = Ends(edits.names[:2], edits.latents[:2], PROMPT)
-    found = label_by_words(model, some, FACTORS["hair"])
+    some = EditPairs(edits.names[:2], edits.latents[:2], PROMPT)
+    found = label_with_clip(model, some, FACTORS["hair"])
     assert [row.high for row in found.rows] == ["blond hair", "black hair"] and all(
         row.confident for row in found.rows
     )
@@ -108,7 +115,7 @@ def test_a_list_is_a_vocabulary_of_one_kind(model, edits):
 
 def test_pairs_without_an_edit_are_rarely_named_with_confidence(model):
     images = encoded(model, dataset(60, seed=5)[0])
-    found = label_by_words(model, null_ends(images, PROMPT, count=60, pairs=6), FACTORS)
+    found = label_with_clip(model, null_pairs(images, PROMPT, count=60, pairs=6), FACTORS)
     assert len(found.rows) == 60 and sum(row.confident for row in found.rows) <= 6
 
 
@@ -134,7 +141,7 @@ RAW = Encoder("raw", lambda x: x.flatten(1), text=vectors, scale=5.0)
 
 def random_ends(count, pairs, seed=0):
     gen = torch.Generator().manual_seed(seed)
-    return Ends(
+    return EditPairs(
         [f"s{i}" for i in range(count)],
         torch.randn(count, 2, pairs, 3, 2, 2, generator=gen),
         PROMPT,
@@ -164,8 +171,8 @@ def test_chance_is_exact_for_few_pairs(pairs):
     for seed in range(4):
         ends = random_ends(1, pairs, seed)
         p = p_by_brute_force(ends.latents[0])
-        (at,) = label_by_words(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p).rows
-        (below,) = label_by_words(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p - 1e-6).rows
+        (at,) = label_with_clip(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p).rows
+        (below,) = label_with_clip(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p - 1e-6).rows
         assert at.confident and not below.confident
 
 
@@ -176,7 +183,7 @@ def test_pairs_in_random_order_are_confident_as_often_as_chance_allows(pairs):
         2 / 2**pairs,
     )  # an order and its opposite change as much
     for chance in (0.05, 0.1, 0.25, 0.5, 0.75):
-        found = label_by_words(
+        found = label_with_clip(
             PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=chance, batch=100_000
         )
         share, noise = (
@@ -198,20 +205,20 @@ def shift(pairs, phrases):
 def test_no_change_is_beyond_chance():
     """The order as it is is one of all orders, so the share of orders that do as well is never 0."""
     for pairs in (6, 12):
-        ends = Ends(["s"], shift(pairs, ["red"])[None], PROMPT)
-        (row,) = label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW, chance=0.0).rows
+        ends = EditPairs(["s"], shift(pairs, ["red"])[None], PROMPT)
+        (row,) = label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW, chance=0.0).rows
         assert row.high == "red" and not row.confident
-        assert label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW).rows[0].confident
+        assert label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW).rows[0].confident
 
 
 def test_a_small_change_is_not_named_with_confidence():
-    ends = Ends(["s"], shift(8, ["red"])[None], PROMPT)
-    (row,) = label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW).rows
+    ends = EditPairs(["s"], shift(8, ["red"])[None], PROMPT)
+    (row,) = label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW).rows
     assert row.high == "red" and row.confident
     low, high = probabilities(ends.latents[0], ["red", "green"]).mean(1)
     assert row.confidence == pytest.approx((high - low)[0].item(), abs=1e-5)
     assert (
-        not label_by_words(PLAIN_MODEL, ends, ["red", "green"], RAW, least=row.confidence + 1e-3)
+        not label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW, least=row.confidence + 1e-3)
         .rows[0]
         .confident
     )
@@ -219,14 +226,14 @@ def test_a_small_change_is_not_named_with_confidence():
 
 def test_kinds_that_change_alike_leave_it_unsure():
     """Two kinds of the same words: nobody can say which of them it is."""
-    ends, words = Ends(["s"], shift(8, ["red"])[None], PROMPT), ["red", "green"]
-    (row,) = label_by_words(PLAIN_MODEL, ends, {"one": words, "other": words}, RAW).rows
+    ends, words = EditPairs(["s"], shift(8, ["red"])[None], PROMPT), ["red", "green"]
+    (row,) = label_with_clip(PLAIN_MODEL, ends, {"one": words, "other": words}, RAW).rows
     assert row.confidence == pytest.approx(0, abs=1e-6) and not row.confident
 
 
 def test_what_does_not_change_has_no_name():
     same = random_ends(1, 6).latents[:, :1].expand(-1, 2, -1, -1, -1, -1)
-    (row,) = label_by_words(PLAIN_MODEL, Ends(["s"], same, PROMPT), PALETTE, RAW).rows
+    (row,) = label_with_clip(PLAIN_MODEL, EditPairs(["s"], same, PROMPT), PALETTE, RAW).rows
     assert not row.confident and row.confidence == pytest.approx(0, abs=1e-6)
     assert row.error or row.high != row.low
 
@@ -234,7 +241,7 @@ def test_what_does_not_change_has_no_name():
 def test_phrases_are_read_behind_the_prompt():
     seen = []
     eyes = replace(RAW, text=lambda texts: (seen.extend(texts), vectors(texts))[1])
-    label_by_words(PLAIN_MODEL, random_ends(1, 2), {"colour": ["red", "blue", "red"]}, eyes)
+    label_with_clip(PLAIN_MODEL, random_ends(1, 2), {"colour": ["red", "blue", "red"]}, eyes)
     assert seen == [f"{PROMPT}, red", f"{PROMPT}, blue"]  # what is there twice counts once
 
 
@@ -262,14 +269,14 @@ def test_phrases_are_read_behind_the_prompt():
 )
 def test_a_vocabulary_without_a_choice_is_refused(words, message):
     with pytest.raises(ValueError, match=message):
-        label_by_words(PLAIN_MODEL, random_ends(1, 2), words, RAW)
+        label_with_clip(PLAIN_MODEL, random_ends(1, 2), words, RAW)
 
 
 def test_an_encoder_without_words_is_refused(model):
     with pytest.raises(
         ValueError, match="encoder 'pixels-16' has no text tower: name one of open_clip"
     ):
-        label_by_words(model, random_ends(1, 2), PALETTE, "pixels")
+        label_with_clip(model, random_ends(1, 2), PALETTE, "pixels")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +298,7 @@ def test_an_encoder_without_words_is_refused(model):
 )
 def test_ends_that_do_not_fit_are_refused(names, shape, prompt, message):
     with pytest.raises(ValueError, match=message):
-        Ends(names, torch.zeros(shape), prompt)
+        EditPairs(names, torch.zeros(shape), prompt)
 
 
 # --- what is labelled ------------------------------------------------------------------------------------------------
@@ -306,10 +313,10 @@ def swept(space, strengths):
 
 def test_ends_are_the_sweeps_at_both_signs(tiny):
     report = swept(random_space(tiny), (-2.0, -1.0, 0.0, 1.0, 2.0))
-    ends = ends_of(report)
+    ends = edit_pairs_from_report(report)
     assert ends.names == ["hair", "hat", "age"] and ends.prompt == PROMPT
     assert torch.equal(ends.latents, report.latents[:, [1, 3]])
-    assert torch.equal(ends_of(report, 2).latents, report.latents[:, [0, 4]])
+    assert torch.equal(edit_pairs_from_report(report, 2).latents, report.latents[:, [0, 4]])
     assert repr(ends) == f"Ends(3 of '{PROMPT}', pairs each: 3)"
 
 
@@ -317,19 +324,19 @@ def test_ends_are_the_sweeps_at_both_signs(tiny):
 def test_a_strength_without_two_ends_is_refused(tiny, strength):
     """There is no -2 to go with the 2, no two ends at 0, and a high end at -1 would exchange the names."""
     with pytest.raises(ValueError, match=r"strength must be one of \[1.0\], not"):
-        ends_of(swept(random_space(tiny), (-1.0, 0.0, 1.0, 2.0)), strength)
+        edit_pairs_from_report(swept(random_space(tiny), (-1.0, 0.0, 1.0, 2.0)), strength)
 
 
 def test_nulls_are_pairs_of_different_samples():
     numbered = torch.arange(20.0)[:, None].expand(20, 4)
-    ends = null_ends(numbered, PROMPT, count=5, pairs=8)
+    ends = null_pairs(numbered, PROMPT, count=5, pairs=8)
     assert (
         len(set(ends.names)) == 5 and ends.latents.shape == (5, 2, 8, 4) and ends.prompt == PROMPT
     )
     numbers = ends.latents[..., 0].flatten(1)
     assert all(len(row.unique()) == 16 for row in numbers) and len(numbers.unique(dim=0)) == 5
-    assert torch.equal(null_ends(numbered, PROMPT, 5, 8).latents, ends.latents)
-    assert not torch.equal(null_ends(numbered, PROMPT, 5, 8, seed=1).latents, ends.latents)
+    assert torch.equal(null_pairs(numbered, PROMPT, 5, 8).latents, ends.latents)
+    assert not torch.equal(null_pairs(numbered, PROMPT, 5, 8, seed=1).latents, ends.latents)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +349,7 @@ def test_nulls_are_pairs_of_different_samples():
 )
 def test_nulls_that_cannot_be_made_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        null_ends(torch.zeros(15, 4), PROMPT, **dict(pairs=2) | options)
+        null_pairs(torch.zeros(15, 4), PROMPT, **dict(pairs=2) | options)
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
@@ -396,10 +403,10 @@ def test_naming_again_changes_nothing(tiny):
 def test_blanks_around_phrases_make_no_other_names(tiny):
     """A space strips its labels, and refuses one that another slider has."""
     change = shift(6, ["red"])
-    ends = Ends(
+    ends = EditPairs(
         ["a", "b", "c", "d"], torch.stack([change, change, change.flip(0), change.flip(0)]), PROMPT
     )
-    found = label_by_words(PLAIN_MODEL, ends, [" red", "green "], RAW)
+    found = label_with_clip(PLAIN_MODEL, ends, [" red", "green "], RAW)
     assert len(set(found.name(random_space(tiny, ends.names), every=True).labels)) == 4
 
 

@@ -22,12 +22,12 @@ from torch.testing import assert_close
 
 from sliderspace import discover, load, train
 from sliderspace.sliders.adapter import GatedAdapter, target_layers
-from sliderspace.training.alignment import AlignmentUpdates, Method
-from sliderspace.features.encoders import pixels
+from sliderspace.training.alignment import AlignmentTrainer, AlignmentConfig
+from sliderspace.features.encoders import pixel_encoder
 from sliderspace.models.registry import PRESETS, Preset
-from sliderspace.models.batching import in_parts
-from sliderspace.sampling.generate import pictures, sample, start_noise
-from sliderspace.training.initialization import make_pool
+from sliderspace.models.batching import run_in_batches
+from sliderspace.sampling.generate import generate_images, sample, initial_noise
+from sliderspace.training.initialization import make_noised_latents
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_preset_lays_a_lora_and_a_scheduler_over_its_model(xl, lora, monkeypat
     ]  # the preset's timesteps are for its own number of steps
     plain = load(xl, device="cpu")
     plain.pipe.load_lora_weights(lora[0], weight_name=lora[1])
-    noise = start_noise(plain, 0, [0])
+    noise = initial_noise(plain, 0, [0])
     assert_close(
         model.predict(noise, 500, PROMPT, 0.0)[0],
         plain.predict(noise, 500, PROMPT, 0.0)[0],
@@ -104,7 +104,7 @@ def test_what_the_user_gives_wins_over_a_preset(xl, lora, monkeypatch):
         and (model.steps, model.guidance) == (7, 2.0)
     )
     assert all(torch.equal(p, before[n]) for n, p in own.named_parameters())
-    assert pictures(model, PROMPT, 1, steps=1).shape == (1, 3, 32, 16)
+    assert generate_images(model, PROMPT, 1, steps=1).shape == (1, 3, 32, 16)
     with_steps = Preset(
         str(xl), 3, 0.0, scheduler=("LCMScheduler", {}), options={"timesteps": [999, 399, 99]}
     )
@@ -283,7 +283,7 @@ def gradients(model, thread=False):
                 a.normal_(generator=gen), b.normal_(std=0.1, generator=gen)
             a.requires_grad_(True), b.requires_grad_(True)
         adapter.set(torch.eye(2))
-        loss = model.predict(start_noise(model, 0, [0, 1]), 500, PROMPT, 1.0)[1].square().sum()
+        loss = model.predict(initial_noise(model, 0, [0, 1]), 500, PROMPT, 1.0)[1].square().sum()
         if thread:  # as those of autograd on a GPU
             back = threading.Thread(target=loss.backward)
             back.start()
@@ -310,12 +310,17 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
     for lean in (False, True):
         model = load(xl, device="cpu", low_memory=lean)
         model.pipe.vae.disable_slicing()  # which rounds otherwise; all the rest is the same to the bit
-        found = random_directions(model, pixels(4), steps=3, guidance=1.0)
-        pool = make_pool(model, found, list(range(8)), 6, seed=0)
+        found = random_directions(model, pixel_encoder(4), steps=3, guidance=1.0)
+        pool = make_noised_latents(model, found, list(range(8)), 6, seed=0)
         adapter = GatedAdapter(model, target_layers(model), sliders=2)
         adapter.copy_in(*random_weights(model, target_layers(model), 2, std=0.05))
-        for _ in AlignmentUpdates(
-            model, pixels(4), adapter, pool, found.vectors[:2], Method(updates=2, rows=4)
+        for _ in AlignmentTrainer(
+            model,
+            pixel_encoder(4),
+            adapter,
+            pool,
+            found.vectors[:2],
+            AlignmentConfig(updates=2, rows=4),
         ):
             pass
         made.append(
@@ -329,10 +334,12 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
 
 def test_a_pipeline_that_leaves_the_gpu_between_calls_is_not_trained(xl, monkeypatch):
     model = load(xl, device="cpu")
-    found = discover(model, PROMPT, samples=16, encoder=pixels(4), count=2, steps=1, progress=quiet)
+    found = discover(
+        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=2, steps=1, progress=quiet
+    )
     vars(model.denoiser)["_hf_hook"] = None  # as after `enable_model_cpu_offload`
     with pytest.raises(ValueError, match="gradients with it: load the model with low_memory=True"):
-        train(model, found, sliders=1, encoder=pixels(4), progress=quiet)
+        train(model, found, sliders=1, encoder=pixel_encoder(4), progress=quiet)
 
 
 def test_float16_autoencoders_without_gradients_say_so(xl):
@@ -345,7 +352,10 @@ def test_float16_autoencoders_without_gradients_say_so(xl):
 def test_low_memory_changes_no_picture(xl):
     plain, lean = load(xl, device="cpu"), load(xl, device="cpu", low_memory=True)
     assert_close(
-        pictures(lean, PROMPT, 2, steps=2), pictures(plain, PROMPT, 2, steps=2), rtol=0, atol=1e-4
+        generate_images(lean, PROMPT, 2, steps=2),
+        generate_images(plain, PROMPT, 2, steps=2),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -355,7 +365,7 @@ def test_prompts_are_encoded_once(xl, monkeypatch):
     monkeypatch.setattr(
         model.pipe, "encode_prompt", lambda *a, **k: calls.append(k) or encode(*a, **k)
     )
-    noise = start_noise(model, 0, [0])
+    noise = initial_noise(model, 0, [0])
     calls.clear()
     first = sample(model, PROMPT, noise, 2, 3.0)
     assert torch.equal(sample(model, PROMPT, noise, 2, 3.0), first) and len(calls) == 1
@@ -372,7 +382,7 @@ def test_sliders_are_float32_on_a_small_model(xl, dtype):
         (a, b), *_ = space.attach(model).parameters().values()
         assert a.dtype == b.dtype == torch.float32 and model.denoiser.dtype == dtype
         if dtype is torch.bfloat16:
-            assert pictures(model, PROMPT, 1, steps=1).isfinite().all()
+            assert generate_images(model, PROMPT, 1, steps=1).isfinite().all()
     assert gradients(model).isfinite().all() if dtype is torch.bfloat16 else True
 
 
@@ -385,7 +395,7 @@ def test_a_tiny_autoencoder_makes_the_pictures_in_training(xl):
         num_decoder_blocks=(1, 1),
     )
     model = load(xl, device="cpu", preview=tiny)
-    latents = start_noise(model, 0, [0, 1])
+    latents = initial_noise(model, 0, [0, 1])
     ours, full = model.decode(latents, preview=True), model.decode(latents)
     assert_close(ours, (tiny.decode(latents).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
     assert full.shape == ours.shape and not torch.allclose(ours, full)
@@ -408,10 +418,10 @@ def test_work_that_does_not_fit_is_halved_and_nothing_is_lost(tiny, most, sizes)
         return part
 
     tiny.sizes.clear()
-    made = list(in_parts(tiny, "test", work, torch.arange(10), 8))
+    made = list(run_in_batches(tiny, "test", work, torch.arange(10), 8))
     assert torch.equal(torch.cat(made), torch.arange(10)) and [len(m) for m in made] == sizes
     tries.clear()
-    list(in_parts(tiny, "test", work, torch.arange(10), 8))
+    list(run_in_batches(tiny, "test", work, torch.arange(10), 8))
     assert tries == sizes  # the size that fits is remembered
     tiny.sizes.clear()
 
@@ -421,10 +431,10 @@ def test_errors_that_are_not_of_memory_are_raised(tiny):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="^no$"):
-        list(in_parts(tiny, "test", work, torch.arange(4), 2))
+        list(run_in_batches(tiny, "test", work, torch.arange(4), 2))
     with pytest.raises(torch.OutOfMemoryError):  # a single row
         list(
-            in_parts(
+            run_in_batches(
                 tiny,
                 "test",
                 lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. x")),
@@ -442,7 +452,7 @@ def test_a_compiled_denoiser_does_not_recompile_when_strengths_change(name, tmp_
     assert name in FAMILIES
     make(name, tmp_path)
     model = load(tmp_path, device="cpu", size=(32, 32) if name == "sana" else (16, 16))
-    space, noise = random_space(model), start_noise(model, 0, [0, 1])
+    space, noise = random_space(model), initial_noise(model, 0, [0, 1])
     mixes = [
         ({0: 1.0}, 0.0),
         ({}, 0.0),

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import PROMPT, random_space
 from torch.testing import assert_close
 
-from sliderspace import SliderSpace, load, read_lora
-from sliderspace.sampling.generate import sample, start_noise
+from sliderspace import SliderSpace, load, load_lora
+from sliderspace.sampling.generate import sample, initial_noise
 
 
 @pytest.fixture(scope="module", params=["sdxl", "flux-dev", "qwen-image", "pixart-sigma"])
@@ -41,11 +41,11 @@ def test_our_exports_come_back(model, tmp_path, targets, suffix):
     (path,) = space.export(tmp_path, {0: 1.0})
     if suffix == ".pt":
         torch.save(load_file(path), path := path.with_suffix(".pt"))
-    again = read_lora(path, model)
+    again = load_lora(path, model)
     assert again.labels == ["mix"] and again.rank == 2 and again.down.keys() == space.down.keys()
     for n, change in changes(again).items():
         assert_close(change, changes(space)[n], rtol=1e-5, atol=1e-6)
-    noise = start_noise(model, 0, [0])
+    noise = initial_noise(model, 0, [0])
     with space.on(model, {0: 0.7}):
         ours = sample(model, PROMPT, noise, 2, 1.0)
     with again.on(model, {0: 0.7}):
@@ -63,7 +63,7 @@ def test_alpha_counts(model, tmp_path):
             f"{stem}.alpha": torch.tensor(1.0),
         }
     torch.save(state, tmp_path / "age.pt")  # as the released Concept Sliders
-    age = read_lora(tmp_path / "age.pt", model, "age")
+    age = load_lora(tmp_path / "age.pt", model, "age")
     assert age.labels == ["age"]
     for n, change in changes(age).items():
         assert_close(change, 0.5 * changes(space)[n])
@@ -78,7 +78,7 @@ def test_alpha_of_diffusers_metadata_counts(model, tmp_path):
         )
     }
     save_file(load_file(path), path, about)
-    for n, change in changes(read_lora(path, model)).items():
+    for n, change in changes(load_lora(path, model)).items():
         assert_close(change, 0.5 * changes(space)[n], rtol=1e-5, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_files_that_do_not_fit_are_refused(model, tmp_path, message):
     with pytest.raises(ValueError, match=message):
-        read_lora(broken(model, tmp_path, BROKEN[message]), model)
+        load_lora(broken(model, tmp_path, BROKEN[message]), model)
 
 
 class Evil:
@@ -148,10 +148,10 @@ def test_code_in_a_file_is_not_run(model, tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(b"cos\nsystem\n(S'touch /tmp/sliderspace-was-here'\ntR.")  # a bare pickle
     with pytest.raises(ValueError, match="evil.pt"):
-        read_lora(path, model)
+        load_lora(path, model)
     torch.save({"a": Evil()}, path)
     with pytest.raises(ValueError, match="evil.pt"):
-        read_lora(path, model)
+        load_lora(path, model)
     assert not os.path.exists("/tmp/sliderspace-was-here")
 
 
@@ -163,12 +163,12 @@ def test_other_files_are_refused(model, tmp_path, content):
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match="file.pt"):
-        read_lora(path, model)
+        load_lora(path, model)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        read_lora(tmp_path / "nowhere.pt", model)
+        load_lora(tmp_path / "nowhere.pt", model)
 
 
 def test_an_imported_slider_is_kept_in_a_space_file(model, tmp_path):
     (path,) = random_space(model, ["one"]).export(tmp_path)
-    read_lora(path, model).save(tmp_path / "space.safetensors")
+    load_lora(path, model).save(tmp_path / "space.safetensors")
     assert SliderSpace.load(tmp_path / "space.safetensors", model).card["imported"] == path.name

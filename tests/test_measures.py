@@ -15,26 +15,26 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from sliderspace.evaluation import report as measures
-from sliderspace.features.encoders import features, latents
+from sliderspace.features.encoders import normalized_features, latent_encoder
 from sliderspace.evaluation.report import (
     STRENGTHS,
-    free_sliders,
+    freesliders_metrics,
     measure,
-    seen_by,
+    cross_encoder_agreement,
     sweep,
     usable_range,
 )
-from sliderspace.viz.gallery import COLUMNS, write_folder
-from sliderspace.figures import grid, png
+from sliderspace.viz.gallery import COLUMNS, write_report
+from sliderspace.figures import image_grid, to_png
 from sliderspace.viz.plots import (
-    plot_ends,
+    plot_extremes,
     plot_leakage,
     plot_report,
     plot_sliders,
     plot_spectrum,
-    strip,
+    sweep_strip,
 )
-from sliderspace.sampling.generate import sample, start_noise
+from sliderspace.sampling.generate import sample, initial_noise
 from sliderspace.sliders.space import SliderSpace
 
 EVIL = '<script>alert("$x_1")</script> & "hat"'
@@ -82,7 +82,7 @@ def test_a_sweep_is_each_slider_alone(tiny):
         progress=quiet,
     )
     assert got.shape == (3, 3, 2, *tiny.latent_shape)
-    noise = start_noise(tiny, 2, [4, 9])
+    noise = initial_noise(tiny, 2, [4, 9])
     base = sample(tiny, PROMPT, noise, 2, 2.0)
     for k in range(3):
         assert torch.equal(got[k, 1], base)
@@ -140,7 +140,7 @@ def card(found, directions):
 def planted(tiny_of):
     """Sliders whose sweeps are made by hand: the model's images lie close together, all scores in the last channel."""
     model, gen = tiny_of("epsilon"), torch.Generator().manual_seed(0)
-    found = random_directions(model, latents())
+    found = random_directions(model, latent_encoder())
     own = torch.randn(1, *model.latent_shape, generator=gen) + 0.2 * found.samples.latents
     own[:, -1] = 0
     vectors = torch.zeros(len(KINDS), *model.latent_shape)
@@ -242,20 +242,25 @@ def test_another_encoder_sees_what_moves_with_the_scores():
     mixed = torch.linalg.qr(torch.randn(12, 12, generator=gen))[0]
     own = scores @ mixed[:2] + 0.1 * torch.randn(500, 12, generator=gen) + 5
     change = 0.7 * torch.stack([mixed[[0, 0]], -mixed[[1, 1]], mixed[[3, 4]]])
-    assert_close(seen_by(own, scores, change[:2]), torch.tensor([1.0, -1.0]), rtol=0, atol=0.05)
-    assert seen_by(own, scores[:, [0]], change[2:]).abs() < 0.1
-    assert torch.equal(seen_by(own, scores, torch.zeros(2, 3, 12)), torch.zeros(2))
+    assert_close(
+        cross_encoder_agreement(own, scores, change[:2]),
+        torch.tensor([1.0, -1.0]),
+        rtol=0,
+        atol=0.05,
+    )
+    assert cross_encoder_agreement(own, scores[:, [0]], change[2:]).abs() < 0.1
+    assert torch.equal(cross_encoder_agreement(own, scores, torch.zeros(2, 3, 12)), torch.zeros(2))
 
 
 def test_free_sliders_figures():
     steps = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.4, 0.4, 0.4]])
     away = torch.tensor([0.4, 0.2, 0.0, 0.2, 0.4])
-    f = free_sliders(steps, away)
+    f = freesliders_metrics(steps, away)
     assert_close(f["CR"], torch.tensor([0.4, 0.4]))  # up by 0.4, and its opposite down by 0.4
     assert_close(f["CSM"], torch.tensor([0.0, 3**0.5 / 4]), rtol=0, atol=1e-6)
     assert_close(f["SP"], torch.tensor(0.3))
     assert_close(f["OS"], 0.4 / 1.3 + 1 - f["CSM"])
-    both = free_sliders(steps, away, opposite=-2 * steps)
+    both = freesliders_metrics(steps, away, opposite=-2 * steps)
     assert_close(both["CR"], torch.tensor([0.6, 0.6]))
 
 
@@ -270,10 +275,12 @@ def test_distances_are_relative_to_two_images(planted, report):
 
 
 def test_measures_of_a_real_sweep(tiny):
-    found = random_directions(tiny, latents(), steps=2)
+    found = random_directions(tiny, latent_encoder(), steps=2)
     space = random_space(tiny, ["a", "b"], targets="keys-values", card=card(found, [3, 0]))
     report = measure(tiny, space, found, samples=2, strengths=(-1, 0, 1), progress=quiet)
-    phi = features(tiny, latents(), report.latents.flatten(0, 2)).view(2, 3, 2, -1)
+    phi = normalized_features(tiny, latent_encoder(), report.latents.flatten(0, 2)).view(
+        2, 3, 2, -1
+    )
     for k, d in enumerate((3, 0)):
         scores = (phi[k] - phi[k, 1]) @ found.vectors[d] / found.unit[d]
         assert_close(report.scores[k], scores, rtol=1e-3, atol=1e-4)
@@ -284,7 +291,7 @@ def test_measures_of_a_real_sweep(tiny):
         assert_close(
             report.space.card["sliders"][k]["spread"], half.std().item(), rtol=1e-3, atol=1e-4
         )
-    noise = start_noise(tiny, 0, list(range(24 + 100)))  # of discovery and calibration
+    noise = initial_noise(tiny, 0, list(range(24 + 100)))  # of discovery and calibration
     assert_close(report.latents[0, 1], report.latents[1, 1])
     seen = sample(tiny, PROMPT, noise, 1, 1.0)
     assert (
@@ -331,17 +338,17 @@ def pixels_of(picture):
 
 def test_a_grid_holds_its_images():
     images = torch.rand(2, 3, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    small = pixels_of(grid(images))
+    small = pixels_of(image_grid(images))
     assert small.shape == (3, 2 * (4 + 2) + 2, 3 * (5 + 2) + 2)
     assert (small[:, :2] == 1).all() and (small[:, :, :2] == 1).all()
     assert_close(small[:, 8:12, 9:14], images[1, 1], rtol=0, atol=STEP)  # second row, second column
-    large = pixels_of(grid(images, zoom=3))
+    large = pixels_of(image_grid(images, zoom=3))
     assert torch.equal(large, small.repeat_interleave(3, 1).repeat_interleave(3, 2))
 
 
 def test_ends_are_the_samples_with_the_lowest_and_highest_scores(planted):
     model, _, found, _ = planted
-    got = pixels_of(plot_ends(model, found, [2, 0], count=3))
+    got = pixels_of(plot_extremes(model, found, [2, 0], count=3))
     assert got.shape == (3, 2 * 18 + 2, 6 * 18 + 2)
     order = found.scores[:, -1, 2].argsort()
     ends = model.decode(found.samples.latents[order[[0, -1]]]).detach()
@@ -351,7 +358,7 @@ def test_ends_are_the_samples_with_the_lowest_and_highest_scores(planted):
 
 def test_strips_fade_beyond_the_range(planted, report):
     model = planted[0]
-    got = pixels_of(strip(model, report, "falls back", zoom=2))[:, ::2, ::2]
+    got = pixels_of(sweep_strip(model, report, "falls back", zoom=2))[:, ::2, ::2]
     assert got.shape == (3, 3 * 18 + 2, 9 * 18 + 2)
     images = model.decode(report.latents[1, :, 0]).detach()
     shown = [got[:, 2:18, 2 + 18 * j : 18 + 18 * j] for j in range(9)]
@@ -363,7 +370,7 @@ def test_all_sliders_are_in_one_picture(planted, report):
     model = planted[0]
     got = pixels_of(plot_sliders(model, report, samples=2))
     assert got.shape == (3, 5 * 18 + 2, 2 * 9 * 18 + 2)
-    third = pixels_of(strip(model, report, 2))
+    third = pixels_of(sweep_strip(model, report, 2))
     assert_close(got[:, 38:54, :164], third[:, 2:18, :164])
 
 
@@ -413,7 +420,7 @@ def test_any_prompt_can_be_a_title(planted, prompt):
     found = replace(
         found, samples=replace(found.samples, run=replace(found.samples.run, prompts=[prompt]))
     )
-    assert png(plot_spectrum(found))[:4] == b"\x89PNG"
+    assert to_png(plot_spectrum(found))[:4] == b"\x89PNG"
 
 
 def test_equal_pictures_are_equal_bytes(planted, report):
@@ -421,10 +428,10 @@ def test_equal_pictures_are_equal_bytes(planted, report):
     for draw in (
         lambda: plot_spectrum(found),
         lambda: plot_leakage(space),
-        lambda: strip(model, report, 0),
+        lambda: sweep_strip(model, report, 0),
     ):
-        first = png(draw())
-        assert png(draw()) == first and Image.open(BytesIO(first)).size[0] > 100
+        first = to_png(draw())
+        assert to_png(draw()) == first and Image.open(BytesIO(first)).size[0] > 100
 
 
 # --- the folder and its page -----------------------------------------------------------------------------------------
@@ -451,7 +458,7 @@ def written(folder):
 
 def test_a_folder_holds_what_is_promised(planted, report, tmp_path):
     model, _, found, _ = planted
-    page = write_folder(tmp_path / "out", model, found, report, progress=quiet)
+    page = write_report(tmp_path / "out", model, found, report, progress=quiet)
     files = written(tmp_path / "out")
     pictures = [
         "spectrum.png",
@@ -472,12 +479,12 @@ def test_a_folder_holds_what_is_promised(planted, report, tmp_path):
         Image.open(BytesIO(files[name])).verify()
     again = SliderSpace.load(tmp_path / "out" / "space.safetensors", model)
     assert again.labels == KINDS and again.card["sliders"] == report.space.card["sliders"]
-    write_folder(tmp_path / "again", model, found, report, progress=quiet)
+    write_report(tmp_path / "again", model, found, report, progress=quiet)
     assert [n for n, data in written(tmp_path / "again").items() if data != files[n]] == []
 
 
 def test_the_table_has_its_columns(evil, tmp_path):
-    write_folder(tmp_path, *evil, progress=quiet)
+    write_report(tmp_path, *evil, progress=quiet)
     head, *rows = csv.reader(StringIO((tmp_path / "table.csv").read_text("utf-8"), newline=""))
     assert head == ["slider", *COLUMNS, "usable range"]
     assert [row[0] for row in rows] == evil[2].space.labels
@@ -503,7 +510,7 @@ class Page(HTMLParser):
 
 def test_the_page_needs_nothing_beside_it(planted, report, tmp_path):
     model, _, found, _ = planted
-    text = write_folder(tmp_path, model, found, report, progress=quiet).read_text("utf-8")
+    text = write_report(tmp_path, model, found, report, progress=quiet).read_text("utf-8")
     page = Page(text)
     sources = [
         value
@@ -524,7 +531,7 @@ def test_the_page_needs_nothing_beside_it(planted, report, tmp_path):
 
 
 def test_names_on_the_page_are_text(evil, tmp_path):
-    text = write_folder(tmp_path, *evil, progress=quiet).read_text("utf-8")
+    text = write_report(tmp_path, *evil, progress=quiet).read_text("utf-8")
     page = Page(text)
     assert set(page.tags).isdisjoint({"i", "u"}) and text.count("<script") == 1  # the page's own
     assert {name for name, _ in page.attributes} == {
@@ -549,4 +556,4 @@ def test_an_unwritable_folder_is_refused_before_any_work(planted, report, tmp_pa
     with pytest.raises(
         ValueError, match="cannot write into folder .*file/out.*name another folder"
     ):
-        write_folder(tmp_path / "file" / "out", model, found, report)
+        write_report(tmp_path / "file" / "out", model, found, report)

@@ -10,8 +10,14 @@ from torch.testing import assert_close
 
 from sliderspace.sliders import mixing as mixes
 from sliderspace import load
-from sliderspace.sliders.mixing import draw_mixes, mixed, score_mixes, sparse_mixes, within
-from sliderspace.sampling.generate import final_latents, sample, start_noise
+from sliderspace.sliders.mixing import (
+    iter_mixtures,
+    sample_mixtures,
+    gaussian_mixtures,
+    sparse_mixtures,
+    clamp_to_ranges,
+)
+from sliderspace.sampling.generate import sample_latents, sample, initial_noise
 from sliderspace.sliders.space import detach
 
 OPTIONS = dict(seed=3, steps=2, guidance=2.0, progress=quiet)
@@ -24,20 +30,20 @@ SAMPLES = [7, 4, 0, 9, 7]  # two images of one noise
 def alone(model, space, mix, number, prompt=PROMPT, **options):
     """One image, by the public way to switch sliders on."""
     with space.on(model, mix, **options):
-        return sample(model, prompt, start_noise(model, 3, [number]), 2, 2.0)[0]
+        return sample(model, prompt, initial_noise(model, 3, [number]), 2, 2.0)[0]
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_images_at_strength_0_are_the_unchanged_models(tiny):
-    got = mixed(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
-    assert torch.equal(got[[1, 3]], final_latents(tiny, PROMPT, [4, 9], 3, 2, 2.0))
+    got = sample_mixtures(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
+    assert torch.equal(got[[1, 3]], sample_latents(tiny, PROMPT, [4, 9], 3, 2, 2.0))
 
 
 def test_each_image_has_its_own_mix_and_noise(tiny):
     space = random_space(tiny)
-    got = mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
+    got = sample_mixtures(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
     for image, mix, number in zip(got, MIXES, SAMPLES):
         assert_close(image, alone(tiny, space, mix, number), rtol=0, atol=1e-4)
     assert (got[4] - got[0]).abs().max() > 1e-2  # of the same noise
@@ -45,30 +51,33 @@ def test_each_image_has_its_own_mix_and_noise(tiny):
 
 def test_images_of_the_bundled_model():
     model = load("portraits-fast", device="cpu")
-    space, strengths = random_space(model), sparse_mixes(3, range(4), 2, 0.5)
+    space, strengths = random_space(model), sparse_mixtures(3, range(4), 2, 0.5)
     strengths[1] = 0
-    got = mixed(model, space, strengths, PROMPT, range(4), progress=quiet)
-    base = final_latents(model, PROMPT, range(4))
-    assert torch.equal(got[1], final_latents(model, PROMPT, [1])[0])
+    got = sample_mixtures(model, space, strengths, PROMPT, range(4), progress=quiet)
+    base = sample_latents(model, PROMPT, range(4))
+    assert torch.equal(got[1], sample_latents(model, PROMPT, [1])[0])
     for i in (0, 2, 3):
         with space.on(model, strengths[i]):
-            assert_close(got[i], final_latents(model, PROMPT, [i])[0], rtol=0, atol=1e-4)
+            assert_close(got[i], sample_latents(model, PROMPT, [i])[0], rtol=0, atol=1e-4)
         assert (got[i] - base[i]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
 def test_batches_make_no_difference(tiny, batch):
     space = random_space(tiny)
-    whole = mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
+    whole = sample_mixtures(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
     assert_close(
-        mixed(tiny, space, MIXES, PROMPT, SAMPLES, batch=batch, **OPTIONS), whole, rtol=0, atol=1e-4
+        sample_mixtures(tiny, space, MIXES, PROMPT, SAMPLES, batch=batch, **OPTIONS),
+        whole,
+        rtol=0,
+        atol=1e-4,
     )
 
 
 def test_unchanged_images_come_first(tiny):
     parts = [
         rows
-        for rows, _ in draw_mixes(
+        for rows, _ in iter_mixtures(
             tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, batch=2, **OPTIONS
         )
     ]
@@ -77,7 +86,7 @@ def test_unchanged_images_come_first(tiny):
 
 def test_prompts_take_turns_by_the_number_of_the_sample(tiny):
     space, prompts = random_space(tiny), ["hat", PROMPT]
-    got = mixed(tiny, space, MIXES, prompts, SAMPLES, **OPTIONS)
+    got = sample_mixtures(tiny, space, MIXES, prompts, SAMPLES, **OPTIONS)
     for image, mix, number in zip(got, MIXES, SAMPLES):
         assert_close(image, alone(tiny, space, mix, number, prompts[number % 2]), rtol=0, atol=1e-4)
 
@@ -85,10 +94,10 @@ def test_prompts_take_turns_by_the_number_of_the_sample(tiny):
 def test_sliders_act_from_where_they_are_told_or_were_trained(tiny):
     late = random_space(tiny, card={"acts_from": 0.6})
     for start in (None, 0.0, 0.6):
-        got = mixed(tiny, late, MIXES[:1], PROMPT, [7], start=start, **OPTIONS)[0]
+        got = sample_mixtures(tiny, late, MIXES[:1], PROMPT, [7], start=start, **OPTIONS)[0]
         assert_close(got, alone(tiny, late, MIXES[0], 7, start=start), rtol=0, atol=1e-4)
     early, late = (
-        mixed(tiny, late, MIXES[:1], PROMPT, [7], start=s, **OPTIONS) for s in (0.0, None)
+        sample_mixtures(tiny, late, MIXES[:1], PROMPT, [7], start=s, **OPTIONS) for s in (0.0, None)
     )
     assert (early - late).abs().max() > 1e-2
 
@@ -96,25 +105,30 @@ def test_sliders_act_from_where_they_are_told_or_were_trained(tiny):
 def test_a_mix_that_was_on_is_off_meanwhile_and_on_again(tiny):
     space = random_space(tiny)
     expected, before = (
-        mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS),
+        sample_mixtures(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS),
         alone(tiny, space, {0: 2}, 1),
     )
     with space.on(tiny, {0: 2}):
-        assert torch.equal(mixed(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS), expected)
-        assert torch.equal(sample(tiny, PROMPT, start_noise(tiny, 3, [1]), 2, 2.0)[0], before)
+        assert torch.equal(
+            sample_mixtures(tiny, space, MIXES, PROMPT, SAMPLES, **OPTIONS), expected
+        )
+        assert torch.equal(sample(tiny, PROMPT, initial_noise(tiny, 3, [1]), 2, 2.0)[0], before)
 
 
 def test_images_that_nobody_waits_for_leave_the_model_as_it_was(tiny):
-    base = final_latents(tiny, PROMPT, [0], 3, 2, 2.0)
-    images = draw_mixes(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, batch=1, **OPTIONS)
+    base = sample_latents(tiny, PROMPT, [0], 3, 2, 2.0)
+    images = iter_mixtures(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, batch=1, **OPTIONS)
     assert len(list(islice(images, 3))) == 3  # in the midst of changed ones
     images.close()
-    assert torch.equal(final_latents(tiny, PROMPT, [0], 3, 2, 2.0), base)
+    assert torch.equal(sample_latents(tiny, PROMPT, [0], 3, 2, 2.0), base)
     assert not hasattr(tiny.denoiser, "_sliderspace")
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_made_twice(tiny, monkeypatch):
-    made, expected = [], mixed(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
+    made, expected = (
+        [],
+        sample_mixtures(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS),
+    )
 
     def small(model, prompt, noise, *args):
         if len(noise) > 1:
@@ -124,10 +138,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_made_twice(tiny, mon
 
     monkeypatch.setattr(mixes, "sample", small)
     tiny.sizes.clear()
-    got = mixed(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
+    got = sample_mixtures(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
     tiny.sizes.clear()
     assert_close(got, expected, rtol=0, atol=1e-4)
-    assert torch.equal(torch.cat(made), start_noise(tiny, 3, [SAMPLES[i] for i in (1, 3, 0, 2, 4)]))
+    assert torch.equal(
+        torch.cat(made), initial_noise(tiny, 3, [SAMPLES[i] for i in (1, 3, 0, 2, 4)])
+    )
 
 
 # --- images that are refused -----------------------------------------------------------------------------------------
@@ -149,7 +165,7 @@ def test_bad_input_is_refused_before_any_image(tiny, monkeypatch, message):
     monkeypatch.setattr(mixes, "sample", never)
     options = dict(mixes=MIXES, prompt=PROMPT, samples=SAMPLES, progress=quiet)
     with pytest.raises(ValueError, match=message):
-        mixed(tiny, random_space(tiny), **options | BAD[message])
+        sample_mixtures(tiny, random_space(tiny), **options | BAD[message])
 
 
 def test_another_model_is_refused_but_for_a_transfer(tiny, tiny_of, monkeypatch):
@@ -157,8 +173,8 @@ def test_another_model_is_refused_but_for_a_transfer(tiny, tiny_of, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(mixes, "sample", never)
         with pytest.raises(ValueError, match="made for the weights of .* transfer=True uses them"):
-            mixed(other, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
-    got = mixed(other, space, MIXES, PROMPT, SAMPLES, transfer=True, **OPTIONS)
+            sample_mixtures(other, space, MIXES, PROMPT, SAMPLES, **OPTIONS)
+    got = sample_mixtures(other, space, MIXES, PROMPT, SAMPLES, transfer=True, **OPTIONS)
     assert_close(got[0], alone(other, space, MIXES[0], 7, transfer=True), rtol=0, atol=1e-4)
     detach(other)
 
@@ -170,23 +186,23 @@ def test_another_model_is_refused_but_for_a_transfer(tiny, tiny_of, monkeypatch)
 @pytest.mark.parametrize("strength", [1.0, -0.5])
 @pytest.mark.parametrize("both", [False, True])
 def test_sparse_mixes_have_so_many_sliders_of_one_strength(sliders, count, strength, both):
-    got = sparse_mixes(sliders, range(200), count, strength, both)
+    got = sparse_mixtures(sliders, range(200), count, strength, both)
     assert got.shape == (200, sliders) and got.dtype == torch.float32
     assert ((got != 0).sum(1) == count).all()
     assert set(got.unique().tolist()) - {0} == ({strength, -strength} if both else {strength})
 
 
 def test_a_mix_depends_on_seed_and_number_alone():
-    whole = sparse_mixes(8, range(50), 3, both=True)
+    whole = sparse_mixtures(8, range(50), 3, both=True)
     torch.manual_seed(1)
-    assert torch.equal(sparse_mixes(8, [40, 3, 3], 3, both=True), whole[[40, 3, 3]])
+    assert torch.equal(sparse_mixtures(8, [40, 3, 3], 3, both=True), whole[[40, 3, 3]])
     assert len(whole.unique(dim=0)) > 40
-    other = sparse_mixes(8, range(50), 3, both=True, seed=1)
+    other = sparse_mixtures(8, range(50), 3, both=True, seed=1)
     assert (other != whole).any(1).float().mean() > 0.9
-    scores = score_mixes(torch.eye(8), range(50))
+    scores = gaussian_mixtures(torch.eye(8), range(50))
     torch.manual_seed(2)
-    assert torch.equal(score_mixes(torch.eye(8), [40, 3]), scores[[40, 3]])
-    assert (score_mixes(torch.eye(8), range(50), seed=1) != scores).all()
+    assert torch.equal(gaussian_mixtures(torch.eye(8), [40, 3]), scores[[40, 3]])
+    assert (gaussian_mixtures(torch.eye(8), range(50), seed=1) != scores).all()
     pairs = [
         (0, 0),
         (1, 0),
@@ -198,7 +214,9 @@ def test_a_mix_depends_on_seed_and_number_alone():
         (110, 1),
     ]  # of a seed and a number
     assert len(
-        torch.cat([score_mixes(torch.eye(8), [i], seed=seed) for seed, i in pairs]).unique(dim=0)
+        torch.cat([gaussian_mixtures(torch.eye(8), [i], seed=seed) for seed, i in pairs]).unique(
+            dim=0
+        )
     ) == len(pairs)
 
 
@@ -208,20 +226,22 @@ def likely(counts, expected=None):
 
 
 def test_all_sliders_and_signs_are_drawn_alike():
-    got = sparse_mixes(6, range(3000), 1, both=True)
+    got = sparse_mixtures(6, range(3000), 1, both=True)
     assert likely(torch.cat([(got > 0).sum(0), (got < 0).sum(0)]))
-    three = sparse_mixes(6, range(3000), 3)
+    three = sparse_mixtures(6, range(3000), 3)
     kinds, counts = three.unique(dim=0, return_counts=True)
     assert len(kinds) == 20 and likely(counts)  # every set of three
-    up = (sparse_mixes(6, range(3000), 3, both=True) > 0).sum(1)
+    up = (sparse_mixtures(6, range(3000), 3, both=True) > 0).sum(1)
     assert likely(up.bincount(), 3000 * torch.tensor([1, 3, 3, 1]) / 8)  # each sign by itself
 
 
 def test_weights_are_chances():
     weights = torch.tensor([4.0, 0.0, 2.0, 1.0, 1.0])
-    got = sparse_mixes(5, range(3000), 1, weights=weights).sum(0)
+    got = sparse_mixtures(5, range(3000), 1, weights=weights).sum(0)
     assert got[1] == 0 and likely(got[[0, 2, 3, 4]], 3000 * weights[[0, 2, 3, 4]] / 8)
-    assert (sparse_mixes(5, range(300), 4, weights=weights) == torch.tensor([1, 0, 1, 1, 1])).all()
+    assert (
+        sparse_mixtures(5, range(300), 4, weights=weights) == torch.tensor([1, 0, 1, 1, 1])
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +259,7 @@ def test_weights_that_are_no_chances_are_refused(weights):
     with pytest.raises(
         ValueError, match="weights must be 4 finite numbers, 3 or more of them above 0"
     ):
-        sparse_mixes(4, [0], 3, weights=weights)
+        sparse_mixtures(4, [0], 3, weights=weights)
 
 
 @pytest.mark.parametrize("count", [0, 5, -1, 1.5])
@@ -247,7 +267,7 @@ def test_a_count_out_of_range_is_refused(count):
     with pytest.raises(
         ValueError, match=f"count must be 1 to 4, the number of sliders, not {count}"
     ):
-        sparse_mixes(4, [0], count)
+        sparse_mixtures(4, [0], count)
 
 
 # --- mixes that vary as scores do ------------------------------------------------------------------------------------
@@ -257,7 +277,7 @@ def test_score_mixes_vary_together_as_they_are_told():
     gen = torch.Generator().manual_seed(0)
     root = torch.randn(4, 4, generator=gen, dtype=torch.float64)
     together = root @ root.T
-    got = score_mixes(together, range(4000), 2.0).double()
+    got = gaussian_mixtures(together, range(4000), 2.0).double()
     expected = 4 * together / together.trace()
     error = (
         (expected.diag().outer(expected.diag()) + expected**2) / 4000
@@ -267,14 +287,14 @@ def test_score_mixes_vary_together_as_they_are_told():
 
 
 def test_score_mixes_are_as_long_as_sparse_ones():
-    got = score_mixes(torch.eye(64), range(500))
+    got = gaussian_mixtures(torch.eye(64), range(500))
     assert got.square().sum(1).mean() == pytest.approx(3, rel=0.05)  # three sliders at strength 1
 
 
 def test_sliders_that_go_together_go_together():
-    got = score_mixes(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), range(20))
+    got = gaussian_mixtures(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), range(20))
     assert_close(got[:, 0], -got[:, 1])
-    assert score_mixes(torch.ones(1, 1), [0], 2.0).shape == (1, 1)
+    assert gaussian_mixtures(torch.ones(1, 1), [0], 2.0).shape == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -292,10 +312,12 @@ def test_sliders_that_go_together_go_together():
 )
 def test_what_is_no_covariance_is_refused(together):
     with pytest.raises(ValueError, match=r"together must be a .*symmetric \(K, K\) matrix"):
-        score_mixes(together, [0])
+        gaussian_mixtures(together, [0])
 
 
 def test_strengths_end_where_the_range_does():
     ranges = torch.tensor([[-1.0, 2.0], [0.0, 0.0], [-0.5, 0.0]])
-    got = within(torch.tensor([[3.0, 1.0, 1.0], [-3.0, -1.0, -1.0], [0.5, 0.0, -0.25]]), ranges)
+    got = clamp_to_ranges(
+        torch.tensor([[3.0, 1.0, 1.0], [-3.0, -1.0, -1.0], [0.5, 0.0, -0.25]]), ranges
+    )
     assert torch.equal(got, torch.tensor([[2.0, 0.0, 0.0], [-1.0, 0.0, -0.5], [0.5, 0.0, -0.25]]))

@@ -16,9 +16,9 @@ from tiny import PREDICTION_TYPES, PROMPT
 from torch.testing import assert_close
 
 from sliderspace import load
-from sliderspace.models.pipeline import BUNDLED, bundled
-from sliderspace.sampling.generate import pictures, sample, start_noise
-from sliderspace.models.schedulers import signal_and_noise, x0_estimate
+from sliderspace.models.pipeline import BUNDLED, asset_path
+from sliderspace.sampling.generate import generate_images, sample, initial_noise
+from sliderspace.models.schedulers import alpha_sigma, x0_estimate
 
 # --- one-step estimate -----------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_a_clean_image_is_found_again(tiny_of):
     }
     for kind, output in answers.items():
         assert_close(
-            x0_estimate(output, noisy, *signal_and_noise(scheduler, t), kind),
+            x0_estimate(output, noisy, *alpha_sigma(scheduler, t), kind),
             clean,
             rtol=0,
             atol=1e-5,
@@ -85,7 +85,7 @@ def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny_of, kind):
         kind,
         (4, 8, 8),
     )
-    assert model.decode(start_noise(model, 0, [0])).shape == (1, 3, 16, 16)
+    assert model.decode(initial_noise(model, 0, [0])).shape == (1, 3, 16, 16)
     parts = (model.pipe.unet, model.pipe.vae, model.pipe.text_encoder)
     assert not any(p.requires_grad for part in parts for p in part.parameters())
 
@@ -134,8 +134,8 @@ def test_a_folder_of_ones_own_is_not_taken_for_the_bundled_model(
 
 
 def test_plain_diffusers_makes_the_same_images(model):
-    pipe = DiffusionPipeline.from_pretrained(bundled(), local_files_only=True)
-    noise = start_noise(model, 3, [0, 1])
+    pipe = DiffusionPipeline.from_pretrained(asset_path(), local_files_only=True)
+    noise = initial_noise(model, 3, [0, 1])
     theirs = pipe(
         PROMPT,
         num_images_per_prompt=2,
@@ -144,13 +144,13 @@ def test_plain_diffusers_makes_the_same_images(model):
         guidance_scale=model.guidance,
         output_type="pt",
     ).images
-    assert_close(pictures(model, PROMPT, 2, seed=3, steps=3), theirs, rtol=0, atol=1e-4)
+    assert_close(generate_images(model, PROMPT, 2, seed=3, steps=3), theirs, rtol=0, atol=1e-4)
 
 
 def test_open_clip_loads_the_bundled_clip():
     import open_clip
 
-    source = f"local-dir:{bundled('portraits') / 'clip'}"
+    source = f"local-dir:{asset_path('portraits') / 'clip'}"
     net, preprocess = open_clip.create_model_from_pretrained(source)
     tokens = open_clip.get_tokenizer(source)([PROMPT, "hat"])
     assert open_clip.create_model(source).visual.image_size == net.visual.image_size
@@ -175,14 +175,14 @@ def test_the_fast_model_draws_in_four_steps_without_guidance(fast):
 
 
 def test_plain_diffusers_makes_the_fast_models_images(fast):
-    own = bundled("portraits-fast")
+    own = asset_path("portraits-fast")
     pipe = DiffusionPipeline.from_pretrained(
-        bundled(),
+        asset_path(),
         local_files_only=True,
         scheduler=LCMScheduler.from_pretrained(own / "scheduler"),
         unet=UNet2DConditionModel.from_pretrained(own / "unet"),
     )
-    noise = start_noise(fast, 3, [0])
+    noise = initial_noise(fast, 3, [0])
     ours = sample(fast, PROMPT, noise, generator=torch.Generator().manual_seed(5))
     theirs = pipe(
         PROMPT,
@@ -197,7 +197,7 @@ def test_plain_diffusers_makes_the_fast_models_images(fast):
 
 def test_the_bundled_files_are_small():
     sizes = {
-        name: sum(p.stat().st_size for p in bundled(name).rglob("*") if p.is_file())
+        name: sum(p.stat().st_size for p in asset_path(name).rglob("*") if p.is_file())
         for name in BUNDLED
     }
     assert sizes["portraits"] <= 40e6 and sum(sizes.values()) <= 60e6

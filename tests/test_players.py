@@ -19,14 +19,14 @@ from tiny import PROMPT, never, quiet, random_directions, random_space
 
 from sliderspace.viz import gallery as pages
 from sliderspace.viz import player as players
-from sliderspace.evaluation.search import measure_asked
-from sliderspace.features.encoders import latents
+from sliderspace.evaluation.search import measure_concepts
+from sliderspace.features.encoders import latent_encoder
 from sliderspace.evaluation.report import Report, sweep
 from sliderspace.viz.gallery import _mixes, write_gallery
-from sliderspace.viz.player import Player, play, player_of
-from sliderspace.figures import grid
-from sliderspace.viz.plots import strip
-from sliderspace.sampling.generate import pictures
+from sliderspace.viz.player import Player, play, player_from_report
+from sliderspace.figures import image_grid
+from sliderspace.viz.plots import sweep_strip
+from sliderspace.sampling.generate import generate_images
 
 HOSTILE = ["<script>alert(1)</script>", "</script>\"&'<img src=x onerror=alert(2)>"]
 OPTIONS = dict(steps=2, guidance=2.0, progress=quiet)
@@ -51,7 +51,10 @@ PAIR = dict(labels=("hair", "hat"), strengths=((-1.0, 0.0, 2.0), (0.0, 1.0)))
 def alone(model, space, mix, samples):
     with space.on(model, mix):
         return (
-            pictures(model, PROMPT, samples, seed=3, steps=2, guidance=2.0).mul(255).byte().float()
+            generate_images(model, PROMPT, samples, seed=3, steps=2, guidance=2.0)
+            .mul(255)
+            .byte()
+            .float()
         )
 
 
@@ -64,7 +67,7 @@ def test_pictures_are_those_of_the_sampler(tiny):
     got = play(tiny, space, "hat", samples=[4, 9], seed=3, strengths=(-1, 0, 0.5), **OPTIONS)
     assert got.images.shape == (2, 1, 3, 3, 16, 16) and got.images.dtype == torch.uint8
     assert got.labels == ("hat",) and got.strengths == ((-1.0, 0.0, 0.5),)
-    base = pictures(tiny, PROMPT, [4, 9], 3, 2, 2.0)
+    base = generate_images(tiny, PROMPT, [4, 9], 3, 2, 2.0)
     assert torch.equal(got.images[:, 0, 1], base.mul(255).byte())
     for j, strength in ((0, -1), (2, 0.5)):
         agree(got.images[:, 0, j], alone(tiny, space, {"hat": strength}, [4, 9]))
@@ -84,7 +87,9 @@ def test_a_pair_has_the_first_slider_across_and_the_second_down(tiny):
         **OPTIONS,
     )
     assert got.images.shape == (1, 2, 3, 3, 16, 16) and got.labels == ("age", "hair")
-    assert torch.equal(got.images[:, 0, 1], pictures(tiny, PROMPT, [1], 3, 2, 2.0).mul(255).byte())
+    assert torch.equal(
+        got.images[:, 0, 1], generate_images(tiny, PROMPT, [1], 3, 2, 2.0).mul(255).byte()
+    )
     for i, j, mix in ((0, 0, {"age": -2}), (1, 1, {"hair": 2}), (1, 2, {"age": 1, "hair": 2})):
         agree(got.images[:, i, j], alone(tiny, space, mix, [1]))
 
@@ -118,11 +123,11 @@ def report(tiny):
 
 def test_a_report_is_played_without_sampling(tiny, report, monkeypatch):
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
-    got = player_of(tiny, report, 1)
+    got = player_from_report(tiny, report, 1)
     assert got.images.shape == (2, 1, 3, 3, 16, 16) and got.strengths == ((-1.0, 0.0, 1.0),)
-    assert np.array_equal(grid((got.images[:, 0] + 0.5) / 255), strip(tiny, report, 1))
+    assert np.array_equal(image_grid((got.images[:, 0] + 0.5) / 255), sweep_strip(tiny, report, 1))
     with pytest.raises(KeyError, match="no slider .*ears"):
-        player_of(tiny, report, "ears")
+        player_from_report(tiny, report, "ears")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -208,7 +213,7 @@ def shares(images):
 def test_strips_hold_the_pictures(tmp_path):
     one, two = player(), player(**PAIR)
     saved = Image.open(one.save(tmp_path / "new" / "one.PNG", zoom=2))
-    assert np.array_equal(saved, grid(shares(one.images[:, 0]), 2))
+    assert np.array_equal(saved, image_grid(shares(one.images[:, 0]), 2))
     saved = Image.open(two.save(tmp_path / "two.png"))
     assert saved.size == (3 * 18 + 2, 4 * 18 + 2)
     assert np.array_equal(np.asarray(saved)[20:36, 38:54], two.images[0, 1, 2].permute(1, 2, 0))
@@ -337,13 +342,15 @@ def test_a_gallery_without_directions(tiny, report, tmp_path):
     more = f"images = pictures(model, {PROMPT!r}, samples=[0, 5], seed=0, steps=2, guidance=2.0)"
     assert f"with space.on(model, {mix!r}):\n    {more}" in page.text
     with space.on(tiny, mix):
-        images = pictures(tiny, PROMPT, samples=[0, 5], seed=0, steps=2, guidance=2.0).mul(255)
+        images = generate_images(tiny, PROMPT, samples=[0, 5], seed=0, steps=2, guidance=2.0).mul(
+            255
+        )
     for shown, image in zip(sheets(page), images):
         agree(shown[:, 3 * 16 : 4 * 16], image.permute(1, 2, 0))
 
 
 def test_a_gallery_without_a_report(tiny, tmp_path):
-    found = random_directions(tiny, latents(), steps=2)
+    found = random_directions(tiny, latent_encoder(), steps=2)
     more = dict(found=found, samples=[1], title=EVIL) | OPTIONS
     path = write_gallery(tmp_path / "page.html", tiny, random_space(tiny), **more)
     page = Page(path.read_text("utf-8"))
@@ -361,7 +368,9 @@ def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_p
     with pytest.raises(
         ValueError, match="these sliders are of other directions than .* of number 99"
     ):
-        write_gallery(tmp_path / "page.html", tiny, far, found=random_directions(tiny, latents()))
+        write_gallery(
+            tmp_path / "page.html", tiny, far, found=random_directions(tiny, latent_encoder())
+        )
     with pytest.raises(ValueError, match="prompt must be a non-empty text"):
         write_gallery(tmp_path / "page.html", tiny, space, prompt="")
     (tmp_path / "file").touch()
@@ -468,7 +477,7 @@ def test_the_strips_of_a_folder_are_scrubbed(tiny, tmp_path):
     made = Report(
         random_space(tiny), (-1, 0, 1), torch.zeros(3, 3, 2, 4, 8, 8), *[torch.zeros(3, 3, 2)] * 3
     )
-    body = pages._scrubbed(made, EVIL, (-1, 1), grid(images))
+    body = pages._scrubbed(made, EVIL, (-1, 1), image_grid(images))
     (tmp_path / "page.html").write_text(players.page("strip", body, pages._STYLE), "utf-8")
     with chromium() as page:
         asked = asked_for(page)
@@ -499,7 +508,7 @@ def test_the_gallery_without_a_network(tiny, report, tmp_path):
             page.get_by_role("slider").nth(1),
             page.locator(".player").nth(1).locator(".frame"),
         )
-        images = player_of(tiny, report, 1).images
+        images = player_from_report(tiny, report, 1).images
         assert shows(frames.nth(0), images[0, 0, 1])
         slider.press("ArrowLeft")
         assert shows(frames.nth(0), images[0, 0, 0]) and shows(frames.nth(1), images[1, 0, 0])
@@ -526,9 +535,9 @@ def test_the_pictures_are_there_without_scripts(tiny, report, tmp_path):
 def test_a_gallery_goes_into_a_file_and_takes_its_own_report(tiny, tmp_path, monkeypatch):
     space = random_space(tiny, ["one"])
     sweep_of = dict(
-        samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latents(), progress=quiet
+        samples=2, reference=8, strengths=(-1.0, 0.0, 1.0), encoder=latent_encoder(), progress=quiet
     )
-    report = measure_asked(tiny, space, **sweep_of)
+    report = measure_concepts(tiny, space, **sweep_of)
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match="path must be a file"):
         write_gallery(tmp_path, tiny, space)

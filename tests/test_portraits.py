@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from sliderspace.models.pipeline import bundled
+from sliderspace.models.pipeline import asset_path
 from sliderspace.portraits.dataset import (
     FACTORS,
     NUMBERS,
@@ -23,10 +23,10 @@ from sliderspace.portraits.dataset import (
     colours_of,
     dataset,
     dataset_numbers,
-    draw_factors,
-    draw_placement,
-    edit,
-    edit_pairs,
+    sample_factors,
+    sample_placement,
+    edit_factors,
+    counterfactual_pairs,
     factor_ids,
     factors_of,
     jitter,
@@ -47,7 +47,7 @@ each_style = pytest.mark.parametrize(
 
 
 def person(world, style, seed=0, **given):
-    return draw_factors(random.Random(seed), world, style=style, **given)
+    return sample_factors(random.Random(seed), world, style=style, **given)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_a_person_can_see_every_factor_of_the_large_world(style):
             seed = rng.random()
             pair = [
                 render(p, seed, world=PORTRAITS_128)
-                for p in (first, edit(first, PORTRAITS_128, **{factor: value}))
+                for p in (first, edit_factors(first, PORTRAITS_128, **{factor: value}))
             ]
             difference = np.abs(np.subtract(*(np.asarray(image, int) for image in pair))).max(-1)
             assert (difference > 24).sum() >= 40, (first, factor, value, seed)
@@ -166,7 +166,7 @@ def test_colours_vary_around_their_names_by_the_seed_alone():
     assert all(len({c[factor] for c in colours}) > 30 for factor in ("hair", "skin", "background"))
     assert colours_of(first, 3, PORTRAITS_128) == colours[3]
     changed = [
-        colours_of(edit(first, PORTRAITS_128, hair="blue hair"), s, PORTRAITS_128)
+        colours_of(edit_factors(first, PORTRAITS_128, hair="blue hair"), s, PORTRAITS_128)
         for s in range(50)
     ]
     assert all(
@@ -229,7 +229,7 @@ def test_numbers_need_no_drawing_and_fit_the_data_set():
 
 
 def test_numbers_of_what_a_style_does_not_draw_are_unknown():
-    one = Portrait(person(PORTRAITS_64, "shadows style"), "0", draw_placement(random.Random(0)))
+    one = Portrait(person(PORTRAITS_64, "shadows style"), "0", sample_placement(random.Random(0)))
     numbers = numbers_of(one)
     assert np.isnan([numbers["skin L*"], numbers["hair b*"]]).all() and np.isfinite(
         numbers["background L*"]
@@ -247,7 +247,7 @@ def test_values_are_told_apart_by_their_words_alone():
 @each_world
 def test_factors_are_even(world):
     rng = random.Random(0)
-    people = [draw_factors(rng, world) for _ in range(4500)]
+    people = [sample_factors(rng, world) for _ in range(4500)]
     for factor, values in world.factors.items():
         often = Counter(p[factor] for p in people if factor in p)
         assert set(often) == set(values)
@@ -257,7 +257,7 @@ def test_factors_are_even(world):
 
 def test_given_factors_are_held_and_choose_the_style():
     rng = random.Random(0)
-    people = [draw_factors(rng, glasses="glasses", hair="red hair") for _ in range(100)]
+    people = [sample_factors(rng, glasses="glasses", hair="red hair") for _ in range(100)]
     assert {(p["glasses"], p["hair"]) for p in people} == {("glasses", "red hair")}
     able = {s for s in FACTORS["style"] if {"glasses", "hair"} <= set(factors_of(s))}
     assert {p["style"] for p in people} == able < set(FACTORS["style"])
@@ -277,19 +277,19 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_unknown_and_absent_factors_are_refused(message):
     with pytest.raises(ValueError, match=message):
-        draw_factors(random.Random(0), **BAD[message])
+        sample_factors(random.Random(0), **BAD[message])
 
 
 def test_unknown_styles_are_refused():
     with pytest.raises(ValueError, match="style must be one of .*, not 'lorelei'"):
         factors_of("lorelei")
     with pytest.raises(ValueError, match="style='micah style': known factors and values"):
-        draw_factors(random.Random(0), style="micah style")  # of the other world
+        sample_factors(random.Random(0), style="micah style")  # of the other world
 
 
 def test_held_out_styles_are_drawn_when_asked_for_and_never_otherwise():
     rng = random.Random(0)
-    assert {draw_factors(rng, PORTRAITS_128)["style"] for _ in range(300)} == set(
+    assert {sample_factors(rng, PORTRAITS_128)["style"] for _ in range(300)} == set(
         PORTRAITS_128.styles
     )
     shadow = person(PORTRAITS_128, "shadows style")
@@ -322,7 +322,7 @@ def test_every_style_meets_the_bare_caption_equally_often(world):
     rng, count = random.Random(0), 500
     for style in world.styles:
         bare = sum(
-            caption(draw_factors(rng, world, style=style), rng) == PROMPT for _ in range(count)
+            caption(sample_factors(rng, world, style=style), rng) == PROMPT for _ in range(count)
         )
         assert abs(bare / count - 0.2) < 4 * (0.2 * 0.8 / count) ** 0.5, style
 
@@ -365,7 +365,7 @@ def test_jitter_keeps_the_size_and_fills_with_the_background():
 
 @each_world
 def test_placements_stay_within_the_worlds_bounds_and_reach_them(world):
-    placed = [draw_placement(random.Random(seed), world) for seed in range(400)]
+    placed = [sample_placement(random.Random(seed), world) for seed in range(400)]
     for name, bound in (("shift_x", world.shift), ("shift_y", world.shift), ("tilt", world.tilt)):
         values = np.array([getattr(p, name) for p in placed])
         assert (
@@ -447,12 +447,12 @@ def test_the_bundled_classifier_names_factors_and_knows_no_numbers():
     with pytest.raises(
         ValueError, match="a model of portraits-64, whose numbers nothing was trained to read"
     ):
-        score_numbers(x, bundled())
+        score_numbers(x, asset_path())
 
 
 def test_edit_pairs_of_either_world_differ_in_one_factor():
     for world in WORLDS.values():
-        before, after, people = edit_pairs(3, "glasses", "glasses", size=32, world=world)
+        before, after, people = counterfactual_pairs(3, "glasses", "glasses", size=32, world=world)
         assert before.shape == after.shape == (3, 32, 32, 3) and all(
             p["glasses"] == "glasses" for p in people
         )
@@ -476,12 +476,12 @@ def test_the_next_model_reads_its_world():
 
 def test_the_next_model_draws_what_captions_name():
     from sliderspace import load
-    from sliderspace.sampling.generate import pictures
+    from sliderspace.sampling.generate import generate_images
 
     folder = Path(__file__).parents[1] / "portraits-next"
     model = load(str(folder), steps=8, guidance=3.0, device="cpu")
     people = [person(PORTRAITS_128, style, seed=5) for style in PORTRAITS_128.styles]
-    images = pictures(model, [caption(one) for one in people], len(people), seed=1)
+    images = generate_images(model, [caption(one) for one in people], len(people), seed=1)
     assert images.shape == (6, 3, 128, 128)
     seen = score_factors(images, folder)["style"].argmax(1)
     assert (seen == torch.arange(6)).sum() >= 5

@@ -8,12 +8,17 @@ import torch.nn.functional as F
 from tiny import PROMPT, quiet
 from torch.testing import assert_close
 
-from sliderspace.directions.discovery import coordinates, find_directions
-from sliderspace.features.encoders import pixels
-from sliderspace.figures import png
-from sliderspace.viz.plots import plot_ramps, plot_rank, plot_steps
-from sliderspace.directions.significance import how_many, null_spectra, overlap, split_overlaps
-from sliderspace.features.collect import Run, Samples
+from sliderspace.directions.discovery import coordinates, fit_directions
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.figures import to_png
+from sliderspace.viz.plots import plot_traversals, plot_significance, plot_variance_by_step
+from sliderspace.directions.significance import (
+    count_significant,
+    permutation_spectra,
+    subspace_overlap,
+    split_half_overlaps,
+)
+from sliderspace.features.collect import SamplingConfig, SampleFeatures
 
 
 def planted(k, samples=300, width=200, steps=3, signal=3.0, seed=0, drift=2.0):
@@ -29,25 +34,25 @@ def planted(k, samples=300, width=200, steps=3, signal=3.0, seed=0, drift=2.0):
     rows = (
         rows + drift * torch.arange(steps)[:, None] * basis[-1] + 10 * basis[-2]
     )  # far from 0: nearly flat when normed
-    run = Run("tiny", "0" * 16, "pixels-4", [PROMPT], samples, 0, steps, 2.0)
-    return find_directions(
-        Samples(run, F.normalize(rows, dim=-1), torch.zeros(samples, 4, 8, 8)), 20
+    run = SamplingConfig("tiny", "0" * 16, "pixels-4", [PROMPT], samples, 0, steps, 2.0)
+    return fit_directions(
+        SampleFeatures(run, F.normalize(rows, dim=-1), torch.zeros(samples, 4, 8, 8)), 20
     )
 
 
 @pytest.mark.parametrize("k", [0, 3, 8])
 def test_planted_directions_are_counted(k):
-    real = how_many(planted(k), shuffles=10, splits=10, progress=quiet)
+    real = count_significant(planted(k), shuffles=10, splits=10, progress=quiet)
     assert abs(real.suggested - k) <= 1, real.reasons
     assert real.above_chance - k in (0, 1, 2), real.reasons
     assert str(real.suggested) in real.reasons and len(real.variances) == 200
 
 
 def test_one_step_and_other_seeds():
-    finals = find_directions(planted(5).samples, 20, timesteps="final")
+    finals = fit_directions(planted(5).samples, 20, timesteps="final")
     for seed in (0, 1):
-        assert abs(how_many(finals, 10, 10, seed=seed, progress=quiet).suggested - 5) <= 1
-    a, b = (how_many(finals, 3, 3, seed=0, progress=quiet) for _ in range(2))
+        assert abs(count_significant(finals, 10, 10, seed=seed, progress=quiet).suggested - 5) <= 1
+    a, b = (count_significant(finals, 3, 3, seed=0, progress=quiet) for _ in range(2))
     assert torch.equal(a.null, b.null) and torch.equal(a.overlaps, b.overlaps)
 
 
@@ -56,7 +61,10 @@ def test_shuffling_keeps_each_features_variance():
     rows = found.samples.features.double()
     total = (rows - rows.mean(0)).flatten(0, 1).var(0).sum()
     assert_close(
-        null_spectra(found, 4, progress=quiet).sum(1).double(), total.expand(4), rtol=1e-3, atol=0
+        permutation_spectra(found, 4, progress=quiet).sum(1).double(),
+        total.expand(4),
+        rtol=1e-3,
+        atol=0,
     )
 
 
@@ -69,8 +77,8 @@ def test_overlap_is_the_cosines_of_principal_angles():
         torch.from_numpy(subspace_angles(a[:, :k].numpy(), b[:, :k].numpy())).cos().pow(2).mean()
         for k in range(1, 6)
     ]
-    assert_close(overlap(a, b), torch.stack(theirs).float(), rtol=0, atol=1e-5)
-    assert_close(overlap(a, a), torch.ones(5))
+    assert_close(subspace_overlap(a, b), torch.stack(theirs).float(), rtol=0, atol=1e-5)
+    assert_close(subspace_overlap(a, a), torch.ones(5))
 
 
 def test_too_few_samples_for_halves_are_refused():
@@ -86,7 +94,7 @@ def test_too_few_samples_for_halves_are_refused():
     with pytest.raises(
         ValueError, match="halves need 4 samples or more, and the directions have 3"
     ):
-        split_overlaps(few, progress=quiet)
+        split_half_overlaps(few, progress=quiet)
 
 
 def test_ramps_rise_and_spectra_are_each_steps_own():
@@ -113,7 +121,9 @@ def test_whitened_coordinates_have_unit_variance(tiny):
 def test_images_of_the_samples_are_where_the_samples_are(tiny):
     from sliderspace import discover
 
-    found = discover(tiny, PROMPT, samples=8, count=4, encoder=pixels(4), steps=2, progress=quiet)
+    found = discover(
+        tiny, PROMPT, samples=8, count=4, encoder=pixel_encoder(4), steps=2, progress=quiet
+    )
     images = tiny.decode(found.samples.latents[:])
     assert_close(
         coordinates(tiny, found, images),
@@ -122,16 +132,16 @@ def test_images_of_the_samples_are_where_the_samples_are(tiny):
         atol=1e-3,
     )
     with pytest.raises(ValueError, match="is not the one the directions were found with"):
-        coordinates(tiny, found, images, encoder=pixels(5))
+        coordinates(tiny, found, images, encoder=pixel_encoder(5))
 
 
 def test_pictures_of_it_are_drawn(tiny):
     found = planted(3)
-    real = how_many(found, 4, 4, progress=quiet)
+    real = count_significant(found, 4, 4, progress=quiet)
     for picture in (
-        plot_rank(found, real),
-        plot_steps(found),
-        plot_ramps(tiny, found, range(2), 5),
+        plot_significance(found, real),
+        plot_variance_by_step(found),
+        plot_traversals(tiny, found, range(2), 5),
     ):
-        assert png(picture)[:4] == b"\x89PNG"
-    assert f"{real.above_chance} above chance" in plot_rank(found, real).axes[0].get_title()
+        assert to_png(picture)[:4] == b"\x89PNG"
+    assert f"{real.above_chance} above chance" in plot_significance(found, real).axes[0].get_title()

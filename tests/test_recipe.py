@@ -18,9 +18,9 @@ from sliderspace.portraits.losses import (
     SharpDecoder,
     balanced,
     classifier_loss,
-    floats,
-    pick,
-    spoil,
+    to_float,
+    random_batch,
+    augment,
     vae_loss,
 )
 from sliderspace.portraits.networks import (
@@ -276,7 +276,7 @@ def test_shifts_of_spoiled_pictures_are_told_in_the_numbers_units():
     drawing = render(person.factors, person.seed, world=PORTRAITS_128)
     x = torch.from_numpy(np.asarray(drawing).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     gen = torch.Generator().manual_seed(5)
-    spoiled, (right, down) = spoil(x.repeat(64, 1, 1, 1), gen)
+    spoiled, (right, down) = augment(x.repeat(64, 1, 1, 1), gen)
     assert (right, down) != (0, 0)
     placed = Placement(False, 1.0, -right / 128, -down / 128, 0.0).apply(drawing, True)
     truth = torch.from_numpy(np.asarray(placed).copy()).permute(2, 0, 1) / 127.5 - 1
@@ -294,7 +294,7 @@ def test_the_classifier_learns_numbers_of_shifted_pictures(monkeypatch):
     seen = []
     from sliderspace.portraits import losses
 
-    monkeypatch.setattr(losses, "spoil", lambda x, gen: (x, (4, -8)))
+    monkeypatch.setattr(losses, "augment", lambda x, gen: (x, (4, -8)))
     monkeypatch.setattr(losses.F, "mse_loss", lambda a, b: (seen.append(b), (a - a).sum())[1])
     classifier_loss(model, images, ids, numbers, torch.Generator().manual_seed(0), batch=2)
     truth = seen[0].view(2, -1)
@@ -325,12 +325,12 @@ def test_decoder_and_discriminator_learn_each_from_its_own():
     mine = [p.grad.clone() for p in loss.discriminator.parameters()]
     # the discriminator's gradient is that of the hinge loss alone
     gen, again = torch.Generator().manual_seed(3), sharp()
-    x, index = pick(again.images, 2, gen)
+    x, index = random_batch(again.images, 2, gen)
     with torch.no_grad():
         y = again.vae.decode(again.latents[index] / again.vae.config.scaling_factor).sample
-        again.discriminator(floats(x))  # each look moves the power iteration of the spectral norm
-        again.discriminator(floats(x))
-    real, fake = again.discriminator(floats(x))[0], again.discriminator(y)[0]
+        again.discriminator(to_float(x))  # each look moves the power iteration of the spectral norm
+        again.discriminator(to_float(x))
+    real, fake = again.discriminator(to_float(x))[0], again.discriminator(y)[0]
     ((1 - real).relu().mean() + (1 + fake).relu().mean()).backward()
     for a, b in zip(mine, (p.grad for p in again.discriminator.parameters())):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05 * b.abs().max().item())
@@ -351,7 +351,7 @@ def test_the_autoencoders_loss_reaches_all_of_it():
     vae_loss(vae, images, torch.Generator().manual_seed(0), batch=2).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
     with torch.no_grad():
-        assert vae.encode(floats(images)).latent_dist.mean.shape == (3, LATENT_CHANNELS, 8, 8)
+        assert vae.encode(to_float(images)).latent_dist.mean.shape == (3, LATENT_CHANNELS, 8, 8)
 
 
 # --- schedule --------------------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from torch.testing import assert_close
 
 from sliderspace.evaluation.image_metrics import (
     cmmd,
-    distance_of_pairs,
+    mean_pairwise_distance,
     frechet_distance,
-    kernel_distance,
+    kernel_inception_distance,
     lpips,
-    mean_interval,
-    name_of,
+    bootstrap_mean,
+    metric_name,
     precision_recall,
-    text_alignment,
+    clip_score,
     vendi_score,
 )
 
@@ -79,7 +79,7 @@ def pairs(x, metric):
 @pytest.mark.parametrize("n", [2, 20, 60])
 def test_the_distance_of_pairs_is_that_of_all_pairs(n, metric):
     x = cloud(n)
-    assert distance_of_pairs(x, metric=metric).value == pytest.approx(
+    assert mean_pairwise_distance(x, metric=metric).value == pytest.approx(
         pairs(x, metric).mean().item(), rel=1e-5
     )
 
@@ -91,12 +91,14 @@ def test_pairs_are_of_one_prompt(metric):
     x[groups == 2] *= 5
     groups[groups == 2] = 7  # names, not counts
     expected = [pairs(x[groups == g], metric).mean().item() for g in (0, 1, 7)]
-    assert distance_of_pairs(x, groups, metric).value == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert mean_pairwise_distance(x, groups, metric).value == pytest.approx(
+        sum(expected) / 3, rel=1e-5
+    )
 
 
 def test_large_sets_are_measured_in_parts():
     x = cloud(2100, 3)
-    assert distance_of_pairs(x, rounds=20).value == pytest.approx(
+    assert mean_pairwise_distance(x, rounds=20).value == pytest.approx(
         pairs(x, "euclidean").mean().item(), rel=1e-5
     )
 
@@ -105,7 +107,7 @@ def test_large_sets_are_measured_in_parts():
 def test_small_differences_of_large_features_count(at):
     # a collapsed model's images: what they have in common is not rounded into what sets them apart
     x = at + 1e-3 * cloud(60)
-    assert distance_of_pairs(x).value == pytest.approx(
+    assert mean_pairwise_distance(x).value == pytest.approx(
         pairs(x, "euclidean").mean().item(), rel=1e-3
     )
 
@@ -114,11 +116,11 @@ def test_small_differences_count_however_far_prompts_are_apart():
     groups = torch.arange(80) % 2
     x = 100 * groups[:, None] + 1e-2 * cloud(80)
     expected = sum(pairs(x[groups == g], "euclidean").mean().item() for g in (0, 1)) / 2
-    assert distance_of_pairs(x, groups).value == pytest.approx(expected, rel=1e-3)
+    assert mean_pairwise_distance(x, groups).value == pytest.approx(expected, rel=1e-3)
 
 
 def test_equal_images_are_no_distance_apart():
-    assert distance_of_pairs(cloud(1, 64).expand(60, -1)).value == pytest.approx(0, abs=1e-6)
+    assert mean_pairwise_distance(cloud(1, 64).expand(60, -1)).value == pytest.approx(0, abs=1e-6)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -139,14 +141,18 @@ def gaussian(seed, *shape):
 
 
 def test_intervals_of_means_cover_the_true_mean():
-    assert 0.92 <= covered(lambda seed: mean_interval(3 + gaussian(seed, 80), 200, seed), 3) <= 0.98
+    assert (
+        0.92 <= covered(lambda seed: bootstrap_mean(3 + gaussian(seed, 80), 200, seed), 3) <= 0.98
+    )
 
 
 @pytest.mark.parametrize("prompts, images", [(1, 60), (5, 60), (20, 60), (2, 10), (5, 25)])
 def test_intervals_of_distances_cover_the_true_distance(prompts, images):
     groups = torch.arange(images) % prompts
     share = covered(
-        lambda seed: distance_of_pairs(gaussian(seed, images, 8), groups, rounds=200, seed=seed),
+        lambda seed: mean_pairwise_distance(
+            gaussian(seed, images, 8), groups, rounds=200, seed=seed
+        ),
         WIDE,
     )
     assert 0.9 <= share <= 0.98
@@ -154,7 +160,7 @@ def test_intervals_of_distances_cover_the_true_distance(prompts, images):
 
 @pytest.mark.parametrize("each", [2, 3, 5])
 def test_an_interval_holds_its_figure(each):
-    found = distance_of_pairs(gaussian(0, 40 * each, 8), torch.arange(40 * each) % 40)
+    found = mean_pairwise_distance(gaussian(0, 40 * each, 8), torch.arange(40 * each) % 40)
     assert found.low <= found.value <= found.high
 
 
@@ -167,21 +173,21 @@ def test_intervals_are_those_of_a_bootstrap_of_images():
         other = drawn[:, None] != drawn[None]
         means.append(apart[np.ix_(drawn, drawn)][other].mean())
     low, high = np.quantile(means, [0.025, 0.975])
-    found = distance_of_pairs(x, rounds=4000)
+    found = mean_pairwise_distance(x, rounds=4000)
     assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
 
 
 def test_intervals_shrink_with_the_root_of_the_images():
-    few, many = (mean_interval(gaussian(0, n), 1000) for n in (400, 6400))
+    few, many = (bootstrap_mean(gaussian(0, n), 1000) for n in (400, 6400))
     assert 3 < (few.high - few.low) / (many.high - many.low) < 5.3  # 4, give or take
 
 
 @pytest.mark.parametrize(
     "figure",
     [
-        lambda seed: mean_interval(cloud()[:, 0], seed=seed),
-        lambda seed: distance_of_pairs(cloud(), seed=seed),
-        lambda seed: text_alignment(cloud(at=1), cloud(seed=1, at=1), seed=seed),
+        lambda seed: bootstrap_mean(cloud()[:, 0], seed=seed),
+        lambda seed: mean_pairwise_distance(cloud(), seed=seed),
+        lambda seed: clip_score(cloud(at=1), cloud(seed=1, at=1), seed=seed),
     ],
 )
 def test_a_seed_gives_one_interval_whatever_else_was_drawn(figure):
@@ -225,13 +231,13 @@ def test_text_alignment_is_the_clip_score_of_torchmetrics():
     assert (
         torch.cosine_similarity(images, text).min() > 0
     )  # those below are clipped one by one here, their mean there
-    assert text_alignment(images, text).value == pytest.approx(theirs.item(), rel=1e-5)
+    assert clip_score(images, text).value == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_images_against_their_words_count_nothing():
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    assert text_alignment(x, -x).value == 0
-    assert text_alignment(x, torch.tensor([[3.0, 0.0], [0.0, -1.0]])).value == pytest.approx(50)
+    assert clip_score(x, -x).value == 0
+    assert clip_score(x, torch.tensor([[3.0, 0.0], [0.0, -1.0]])).value == pytest.approx(50)
 
 
 # --- distances from a reference --------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ def cubic_mmd(x, y):
 def test_the_kernel_distance_is_that_of_the_whole_sets(size):
     # a mean over random subsets has the whole's as its expectation
     x, y = cloud(50), cloud(40, seed=1, at=3)
-    mean, std = kernel_distance(x, y, subsets=400, size=size)
+    mean, std = kernel_inception_distance(x, y, subsets=400, size=size)
     whole, error = cubic_mmd(x, y), std / 400**0.5
     assert abs(mean - whole) < 4 * error < 0.2 * whole
 
@@ -307,7 +313,7 @@ def test_the_kernel_distance_is_torch_fidelitys():
     theirs = kid_features_to_metric(
         x.double(), y.double(), kid_subsets=400, kid_subset_size=20, **options
     )
-    mean, std = kernel_distance(x, y, subsets=400, size=20)
+    mean, std = kernel_inception_distance(x, y, subsets=400, size=20)
     error = (2 / 400) ** 0.5 * std
     assert abs(mean - theirs["kernel_inception_distance_mean"]) < 4 * error
     assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.15)
@@ -316,17 +322,24 @@ def test_the_kernel_distance_is_torch_fidelitys():
 def test_the_kernel_distance_has_no_bias_of_few_images():
     # the Frechet distance has: sets of one distribution are far apart when they are small
     found = torch.tensor(
-        [kernel_distance(gaussian(i, 30, 8), gaussian(-1 - i, 30, 8), 1)[0] for i in range(60)]
+        [
+            kernel_inception_distance(gaussian(i, 30, 8), gaussian(-1 - i, 30, 8), 1)[0]
+            for i in range(60)
+        ]
     )
     assert abs(found.mean()) < 3 * found.std() / 60**0.5 and found.min() < 0 < found.max()
 
 
 def test_the_kernel_distance_draws_from_its_seed_alone():
     x, y, state = cloud(), cloud(seed=1), torch.get_rng_state()
-    first = kernel_distance(x, y, 5, 10)
+    first = kernel_inception_distance(x, y, 5, 10)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    assert kernel_distance(x, y, 5, 10) == first != kernel_distance(x, y, 5, 10, seed=1)
+    assert (
+        kernel_inception_distance(x, y, 5, 10)
+        == first
+        != kernel_inception_distance(x, y, 5, 10, seed=1)
+    )
 
 
 def gaussian_mmd(x, y, sigma):
@@ -439,7 +452,7 @@ NAMES["KID"] = NAMES["FID"]
     "measure, encoder", [(m, e) for m, encoders in NAMES.items() for e in encoders]
 )
 def test_a_stand_in_does_not_get_the_published_name(measure, encoder):
-    named = name_of(measure, encoder)
+    named = metric_name(measure, encoder)
     assert measure not in named.removesuffix(f"({encoder})") and named.endswith(f" ({encoder})")
 
 
@@ -455,14 +468,14 @@ ORIGINALS = {
 
 @pytest.mark.parametrize("measure, encoder", ORIGINALS)
 def test_the_original_gets_its_name(measure, encoder):
-    assert name_of(measure, encoder) == ORIGINALS[measure, encoder]
+    assert metric_name(measure, encoder) == ORIGINALS[measure, encoder]
 
 
 def test_figures_of_any_features_name_them():
     for measure in ("Vendi score", "precision", "recall"):
-        assert name_of(measure, "dreamsim") == f"{measure} (dreamsim)"
+        assert metric_name(measure, "dreamsim") == f"{measure} (dreamsim)"
     with pytest.raises(ValueError, match="measure must be one of .*'FID'.* not 'IS'"):
-        name_of("IS", "inception-fid")
+        metric_name("IS", "inception-fid")
 
 
 # --- LPIPS -----------------------------------------------------------------------------------------------------------
@@ -549,48 +562,54 @@ BAD = {
     ),
     "no tensor": (lambda: vendi_score([[1.0]]), "(x|features) must be a tensor .* not list"),
     "no rows": (lambda: vendi_score(torch.ones(0, 3)), "(x|features) must be .* 1 rows or more"),
-    "a single image": (lambda: distance_of_pairs(X[:1]), "(x|features) must be .* 2 rows or more"),
+    "a single image": (
+        lambda: mean_pairwise_distance(X[:1]),
+        "(x|features) must be .* 2 rows or more",
+    ),
     "nan": (lambda: vendi_score(NAN), "(x|features) hold NaN"),
-    "infinity": (lambda: distance_of_pairs(X / 0), "(x|features) hold NaN or infinity"),
+    "infinity": (lambda: mean_pairwise_distance(X / 0), "(x|features) hold NaN or infinity"),
     "metric": (
-        lambda: distance_of_pairs(X, metric="l1"),
+        lambda: mean_pairwise_distance(X, metric="l1"),
         "metric must be one of .*'cosine'.* not 'l1'",
     ),
     "groups of other images": (
-        lambda: distance_of_pairs(X, [0, 1]),
+        lambda: mean_pairwise_distance(X, [0, 1]),
         "groups must be 10 numbers, .* not 2",
     ),
     "a group of one": (
-        lambda: distance_of_pairs(X, [0] * 9 + [1]),
+        lambda: mean_pairwise_distance(X, [0] * 9 + [1]),
         "groups must have 2 images or more each",
     ),
     "groups in columns": (
-        lambda: distance_of_pairs(X, torch.zeros(10, 1)),
+        lambda: mean_pairwise_distance(X, torch.zeros(10, 1)),
         "groups must be 10 numbers",
     ),
-    "rounds": (lambda: mean_interval(X[:, 0], rounds=19), "rounds must be 20 or more, not 19"),
+    "rounds": (lambda: bootstrap_mean(X[:, 0], rounds=19), "rounds must be 20 or more, not 19"),
     "broken rounds": (
-        lambda: mean_interval(X[:, 0], rounds=20.5),
+        lambda: bootstrap_mean(X[:, 0], rounds=20.5),
         "rounds must be 20 or more, not 20.5",
     ),
-    "values of nan": (lambda: mean_interval(NAN[:, 0]), "values hold NaN"),
-    "values in columns": (lambda: mean_interval(X), "values must be"),
-    "values in a list": (lambda: mean_interval([1.0, 2.0]), "values must be"),
+    "values of nan": (lambda: bootstrap_mean(NAN[:, 0]), "values hold NaN"),
+    "values in columns": (lambda: bootstrap_mean(X), "values must be"),
+    "values in a list": (lambda: bootstrap_mean([1.0, 2.0]), "values must be"),
     "text of others": (
-        lambda: text_alignment(X, X[:9]),
+        lambda: clip_score(X, X[:9]),
         r"text must be \(10, 8\), as the images, not \(9, 8\)",
     ),
-    "text in a list": (lambda: text_alignment(X, X.tolist()), "text must be"),
-    "text of nan": (lambda: text_alignment(X, NAN), "text hold"),
+    "text in a list": (lambda: clip_score(X, X.tolist()), "text must be"),
+    "text of nan": (lambda: clip_score(X, NAN), "text hold"),
     "reference of nan": (lambda: frechet_distance(X, NAN), "reference hold NaN"),
     "reference of others": (
         lambda: cmmd(X, X[:, :3]),
         "reference must have 8 features an image, .* not 3",
     ),
     "reference of one": (lambda: frechet_distance(X, X[:1]), "reference must be .* 2 rows or more"),
-    "subsets of two": (lambda: kernel_distance(X[:2], X), "(x|features) must be .* 3 rows or more"),
-    "subsets": (lambda: kernel_distance(X, X, subsets=0), "subsets"),
-    "size": (lambda: kernel_distance(X, X, size=1), "size"),
+    "subsets of two": (
+        lambda: kernel_inception_distance(X[:2], X),
+        "(x|features) must be .* 3 rows or more",
+    ),
+    "subsets": (lambda: kernel_inception_distance(X, X, subsets=0), "subsets"),
+    "size": (lambda: kernel_inception_distance(X, X, size=1), "size"),
     "sigma": (lambda: cmmd(X, X, 0.0), "sigma"),
     "too few neighbours": (
         lambda: precision_recall(X[:3], X),

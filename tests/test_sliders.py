@@ -14,8 +14,8 @@ from tiny import PROMPT, random_directions, random_space
 from torch.testing import assert_close
 
 from sliderspace import load
-from sliderspace.features.encoders import pixels
-from sliderspace.sampling.generate import pictures
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.sampling.generate import generate_images
 from sliderspace.sliders.space import SliderSpace, detach
 
 LABELS = ["hair", "hat", "age"]
@@ -232,10 +232,10 @@ def test_ways_to_name_a_slider_give_one_image(tiny, space):
 
 
 def test_our_own_sampler_sees_the_sliders(tiny, space):
-    base = pictures(tiny, PROMPT, 1, steps=2)
+    base = generate_images(tiny, PROMPT, 1, steps=2)
     with space.on(tiny, {"hat": 1}):
-        assert (pictures(tiny, PROMPT, 1, steps=2) - base).abs().max() > 1e-3
-    assert torch.equal(pictures(tiny, PROMPT, 1, steps=2), base)
+        assert (generate_images(tiny, PROMPT, 1, steps=2) - base).abs().max() > 1e-3
+    assert torch.equal(generate_images(tiny, PROMPT, 1, steps=2), base)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_a_clear_error(space, tmp_path, damage):
 
 def test_foreign_and_missing_files_are_refused(tiny, tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "lora.safetensors")
-    random_directions(tiny, pixels(2)).save(tmp_path / "found.safetensors")
+    random_directions(tiny, pixel_encoder(2)).save(tmp_path / "found.safetensors")
     with pytest.raises(
         ValueError, match="lora.safetensors' is not a sliderspace file, wanted: space"
     ):
@@ -441,9 +441,9 @@ def test_spaces_over_different_layers_add_up(tiny, space):
         both.check(tiny)
         for own, label in ((space, LABELS[0]), (narrow, "nose")):
             with own.on(tiny, {label: 1.5}):
-                alone = pictures(tiny, PROMPT, 2)
+                alone = generate_images(tiny, PROMPT, 2)
             with both.on(tiny, {label: 1.5}):
-                assert_close(pictures(tiny, PROMPT, 2), alone, rtol=0, atol=1e-5)
+                assert_close(generate_images(tiny, PROMPT, 2), alone, rtol=0, atol=1e-5)
     detach(tiny)
 
 

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sliderspace.sampling.prompts import (
-    PHRASES,
+    PROMPT_MODIFIERS,
     expand_prompt,
-    language_model,
-    read_picture,
-    read_pictures,
+    local_llm,
+    load_image,
+    load_image_folder,
 )
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -29,7 +29,9 @@ def test_phrases_make_different_prompts_the_same_every_time():
         found[0] == "a cat" and len(set(found)) == 200 and all(p.startswith("a cat") for p in found)
     )
     assert found == expand_prompt("a cat", 200) != expand_prompt("a cat", 200, seed=1)
-    assert all(any(phrase in " ".join(found) for phrase in kind) for kind in PHRASES.values())
+    assert all(
+        any(phrase in " ".join(found) for phrase in kind) for kind in PROMPT_MODIFIERS.values()
+    )
     assert sorted(expand_prompt("a", 4, phrases={"x": ["b", "c", "d"]})) == [
         "a",
         "a, b",
@@ -96,14 +98,14 @@ def test_a_language_model_of_transformers_answers(tmp_path):
         vocab_size=5, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    ask = language_model(tmp_path, tokens=5)
+    ask = local_llm(tmp_path, tokens=5)
     assert (
         isinstance(ask("a cat"), str)
         and ask("a cat") == ask("a cat")
         and "a cat a cat" not in ask("a cat a cat")
     )
     with pytest.raises(ValueError, match="language model .*none' could not be loaded"):
-        language_model(tmp_path / "none")
+        local_llm(tmp_path / "none")
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -123,13 +125,13 @@ def test_captions_come_from_the_nearest_text(tmp_path):
     (tmp_path / "cats" / "d.txt").write_text(" ")  # as good as none
     (tmp_path / ".hidden.png").write_bytes(b"")
     (tmp_path / "notes.md").write_text("no picture")
-    found = read_pictures(tmp_path, PROMPT)
+    found = load_image_folder(tmp_path, PROMPT)
     assert [p.name for p in found.paths] == ["a.png", "b.jpg", "c.webp", "d.png"]
     assert found.captions == (PROMPT, "a bee in a tree", "größte Katze", "größte Katze")
     assert (
-        read_pictures(tmp_path, "hat").identity
+        load_image_folder(tmp_path, "hat").identity
         != found.identity
-        == read_pictures(tmp_path, PROMPT).identity
+        == load_image_folder(tmp_path, PROMPT).identity
     )
 
 
@@ -142,13 +144,13 @@ def test_the_same_picture_counts_once(tmp_path):
     exif[0x0112] = 6  # to be turned by 270 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
     drawn(seed=1).save(tmp_path / "other.png")
-    assert [p.name for p in read_pictures(tmp_path, PROMPT).paths] == ["a.png", "other.png"]
+    assert [p.name for p in load_image_folder(tmp_path, PROMPT).paths] == ["a.png", "other.png"]
 
 
 @pytest.mark.parametrize("size", [(40, 10), (10, 40), (16, 16), (200, 150), (1, 1)])
 def test_pictures_are_padded_and_never_stretched(tmp_path, size):
     Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "red.png")
-    image = read_pictures(tmp_path, PROMPT).read([0], (32, 48))[0]
+    image = load_image_folder(tmp_path, PROMPT).read([0], (32, 48))[0]
     assert image.shape == (3, 32, 48)
     red = (image[1] < 0.5).nonzero()
     height, width = (red.amax(0) - red.amin(0) + 1).tolist()
@@ -161,14 +163,14 @@ def test_modes_are_read_as_seen(tmp_path):
     ramp = np.linspace(0, 65535, 64).reshape(8, 8)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "sixteen.png")
     assert_close(
-        torch.from_numpy(np.array(read_picture(tmp_path / "sixteen.png"))[..., 0] / 255),
+        torch.from_numpy(np.array(load_image(tmp_path / "sixteen.png"))[..., 0] / 255),
         torch.from_numpy(ramp) / 65535,
         rtol=0,
         atol=1 / 255,
     )
     clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
-    assert read_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.new("RGBA", (4, 4), (200, 0, 0, 255)).convert("P").save(tmp_path / "palette.png")
     for mode, name in (
         ("L", "grey.png"),
@@ -180,7 +182,7 @@ def test_modes_are_read_as_seen(tmp_path):
             tmp_path / name
         )
     for path in tmp_path.iterdir():
-        assert read_picture(path).mode == "RGB"
+        assert load_image(path).mode == "RGB"
 
 
 def test_all_that_is_wrong_is_in_one_error(tmp_path):
@@ -194,7 +196,7 @@ def test_all_that_is_wrong_is_in_one_error(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     (tmp_path / "empty.gif").write_bytes(b"")
     with pytest.raises(ValueError) as caught:
-        read_pictures(tmp_path)
+        load_image_folder(tmp_path)
     text = str(caught.value)
     assert "5 of 6 pictures in" in text and "fine.png" not in text
     for name, why in (
@@ -211,4 +213,4 @@ def test_folders_without_pictures_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match="holds no pictures"):
-            read_pictures(folder, PROMPT)
+            load_image_folder(folder, PROMPT)

@@ -9,11 +9,11 @@ from tiny import PROMPT, quiet, random_directions, random_space
 from torch.testing import assert_close
 
 from sliderspace.sliders.adapter import target_layers
-from sliderspace.features.encoders import latents
+from sliderspace.features.encoders import latent_encoder
 from sliderspace.models.pipeline import Model
 from sliderspace.viz.plots import plot_spectrum
-from sliderspace.sampling.generate import sample, start_noise
-from sliderspace.training.initialization import make_pool, score_gradients
+from sliderspace.sampling.generate import sample, initial_noise
+from sliderspace.training.initialization import make_noised_latents, score_gradients
 
 
 @pytest.fixture(params=[DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
@@ -26,7 +26,7 @@ def noisy(request, tiny):
 
 
 def test_noise_of_the_sampler_is_seeded_and_does_not_mind_the_batch(noisy):
-    noise = start_noise(noisy, 0, [0, 1, 2])
+    noise = initial_noise(noisy, 0, [0, 1, 2])
     together = sample(noisy, PROMPT, noise, 4, 1.0)
     torch.manual_seed(1)
     alone = sample(noisy, PROMPT, noise[1:2], 4, 1.0)
@@ -34,7 +34,7 @@ def test_noise_of_the_sampler_is_seeded_and_does_not_mind_the_batch(noisy):
 
 
 def test_a_sampler_that_adds_noise_is_the_pipelines(noisy):
-    noise, seeds = start_noise(noisy, 0, [0, 1]), (5, 6)
+    noise, seeds = initial_noise(noisy, 0, [0, 1]), (5, 6)
 
     def chance():
         return [torch.Generator().manual_seed(s) for s in seeds]
@@ -68,7 +68,7 @@ def test_switching_sliders_on_draws_no_random_numbers(tiny):
 
 
 def test_a_mix_is_of_the_thread_that_set_it(tiny):
-    space, noise = random_space(tiny), start_noise(tiny, 0, [0])
+    space, noise = random_space(tiny), initial_noise(tiny, 0, [0])
     base, seen = sample(tiny, PROMPT, noise, 2, 1.0), []
     with space.on(tiny, {0: 2}):
         mixed = sample(tiny, PROMPT, noise, 2, 1.0)
@@ -80,7 +80,7 @@ def test_a_mix_is_of_the_thread_that_set_it(tiny):
 
 def test_sliders_of_two_threads_take_turns(tiny):
     first, second = random_space(tiny, seed=1), random_space(tiny, seed=2)
-    noise, found = start_noise(tiny, 0, [0]), {}
+    noise, found = initial_noise(tiny, 0, [0]), {}
 
     def work(name, space):
         for _ in range(5):
@@ -108,23 +108,25 @@ def test_samples_made_with_sliders_on_are_of_another_model(tiny):
 
 
 def test_gradients_leave_out_rows_that_are_not_finite(tiny):
-    found = random_directions(tiny, latents())
-    pool = make_pool(tiny, found, list(range(8)), rows=6, seed=0)
+    found = random_directions(tiny, latent_encoder())
+    pool = make_noised_latents(tiny, found, list(range(8)), rows=6, seed=0)
     vectors, unit = found.vectors[:2], found.unit[:2]
     weights = [tiny.denoiser.get_submodule(n).weight for n in target_layers(tiny, "keys-values")]
     pool.latents[2] = torch.nan
-    some = score_gradients(tiny, latents(), pool, vectors, unit, weights, batch=3, progress=quiet)
+    some = score_gradients(
+        tiny, latent_encoder(), pool, vectors, unit, weights, batch=3, progress=quiet
+    )
     assert all(g.isfinite().all() for g in some) and any(g.abs().sum() > 0 for g in some)
 
 
 def test_pools_hold_every_timestep(tiny):
-    found = random_directions(tiny, latents())
-    pool = make_pool(tiny, found, [0, 1], rows=1, seed=0)
+    found = random_directions(tiny, latent_encoder())
+    pool = make_noised_latents(tiny, found, [0, 1], rows=1, seed=0)
     assert pool.timestep.tolist() == tiny.timesteps(found.samples.run.steps)[0].tolist()
 
 
 def test_plots_are_pictures_without_a_backend(tiny):
-    assert plot_spectrum(random_directions(tiny, latents()))._repr_png_()[:4] == b"\x89PNG"
+    assert plot_spectrum(random_directions(tiny, latent_encoder()))._repr_png_()[:4] == b"\x89PNG"
 
 
 def test_models_say_what_they_are(tiny):

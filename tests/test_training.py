@@ -12,24 +12,29 @@ from torch.testing import assert_close
 from sliderspace.training import from_directions as training
 from sliderspace.sliders.adapter import GatedAdapter, target_layers
 from sliderspace.training.alignment import (
-    PUBLISHED,
-    AlignmentUpdates,
-    Method,
+    SLIDERSPACE_RELEASE,
+    AlignmentTrainer,
+    AlignmentConfig,
     alignment_loss,
     held_out_cosines,
 )
-from sliderspace.features.encoders import Encoder, features, latents, pixels
-from sliderspace.sampling.generate import start_noise
-from sliderspace.training.initialization import (
-    first_order_start,
-    low_rank,
-    make_pool,
-    predict_rows,
-    score_gradients,
-    shuffled,
-    usual_start,
+from sliderspace.features.encoders import (
+    Encoder,
+    normalized_features,
+    latent_encoder,
+    pixel_encoder,
 )
-from sliderspace.training.from_directions import calibrate, final_effects, train
+from sliderspace.sampling.generate import initial_noise
+from sliderspace.training.initialization import (
+    gradient_init,
+    low_rank,
+    make_noised_latents,
+    predict_latents,
+    score_gradients,
+    balanced_indices,
+    standard_init,
+)
+from sliderspace.training.from_directions import calibrate, measure_effects, train
 
 LAYERS = "keys-values"
 SLIDERS = 3
@@ -39,17 +44,17 @@ SLIDERS = 3
 def shared(tiny_of):
     """A tiny model with directions; nobody leaves anything on it."""
     model = tiny_of("epsilon")
-    return model, random_directions(model, latents(), steps=2)
+    return model, random_directions(model, latent_encoder(), steps=2)
 
 
 @pytest.fixture(scope="module")
 def pool(shared):
-    return make_pool(*shared, samples=list(range(20)), rows=12, seed=0)
+    return make_noised_latents(*shared, samples=list(range(20)), rows=12, seed=0)
 
 
 def goal(model, pool, found):
     """Arguments of whatever differentiates the scores of three directions."""
-    return model, latents(), pool, found.vectors[:SLIDERS].to(pool.x0), found.unit[:SLIDERS]
+    return model, latent_encoder(), pool, found.vectors[:SLIDERS].to(pool.x0), found.unit[:SLIDERS]
 
 
 def layer_weights(model, layers):
@@ -60,9 +65,7 @@ def layer_weights(model, layers):
 def start(shared, pool):
     """The first-order start of three sliders."""
     model, found = shared
-    return first_order_start(
-        *goal(model, pool, found), target_layers(model, LAYERS), progress=quiet
-    )
+    return gradient_init(*goal(model, pool, found), target_layers(model, LAYERS), progress=quiet)
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def weights(adapter, slider):
 
 @pytest.mark.parametrize("n, count", [(5, 3), (5, 5), (5, 12), (1, 4), (7, 0)])
 def test_shuffled_takes_everything_equally_often(n, count):
-    drawn = shuffled(n, count, torch.Generator().manual_seed(0))
+    drawn = balanced_indices(n, count, torch.Generator().manual_seed(0))
     often = torch.bincount(drawn, minlength=n)
     assert len(drawn) == count and often.max() - often.min() <= 1
 
@@ -108,7 +111,7 @@ def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
         assert_close(pool.output[[j]], out, rtol=1e-4, atol=1e-5)
         assert_close(pool.x0[[j]], x0, rtol=1e-3, atol=1e-3)
     mixed = torch.tensor([11, 3, 5, 10, 3])  # of three timesteps, out of order
-    assert_close(predict_rows(model, pool, mixed)[0], pool.output[mixed], rtol=1e-4, atol=1e-5)
+    assert_close(predict_latents(model, pool, mixed)[0], pool.output[mixed], rtol=1e-4, atol=1e-5)
 
 
 def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
@@ -117,14 +120,18 @@ def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
         torch.arange(24.0).view(-1, 1, 1, 1).expand_as(found.samples.latents) * 100
     )  # far above the noise
     marked = replace(found, samples=replace(found.samples, latents=marks))
-    pool = make_pool(model, marked, [3, 20, 7], 12, seed=0)
+    pool = make_noised_latents(model, marked, [3, 20, 7], 12, seed=0)
     signal, noisy = (s.view(-1, 1, 1, 1) for s in (pool.signal, pool.noise))
     clean = (pool.latents / signal).mean((1, 2, 3)).div(100).round().long()
     assert sorted(clean.tolist()) == [3] * 4 + [7] * 4 + [20] * 4
     noise = (pool.latents - signal * 100 * clean.view(-1, 1, 1, 1)) / noisy
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
-    assert torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=0).latents, pool.latents)
-    assert not torch.equal(make_pool(model, marked, [3, 20, 7], 12, seed=1).latents, pool.latents)
+    assert torch.equal(
+        make_noised_latents(model, marked, [3, 20, 7], 12, seed=0).latents, pool.latents
+    )
+    assert not torch.equal(
+        make_noised_latents(model, marked, [3, 20, 7], 12, seed=1).latents, pool.latents
+    )
 
 
 # --- the first-order start -------------------------------------------------------------------------------------------
@@ -136,11 +143,13 @@ def doubled(fresh, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     for part in (fresh.pipe.unet, fresh.pipe.vae, fresh.pipe.text_encoder):
         part.double()
-    yield fresh, random_directions(fresh, latents(), steps=2)
+    yield fresh, random_directions(fresh, latent_encoder(), steps=2)
 
 
 def mean_scores(model, pool, found):
-    phi = features(model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1])
+    phi = normalized_features(
+        model, latent_encoder(), predict_latents(model, pool, torch.arange(len(pool.x0)))[1]
+    )
     return (phi @ found.vectors[:SLIDERS].double().T / found.unit[:SLIDERS]).mean(0)
 
 
@@ -160,7 +169,7 @@ def finite_difference(model, pool, found, change, h=1e-3):
 def test_gradients_and_start_are_those_of_finite_differences(doubled):
     model, found = doubled
     layers = target_layers(model, "attention")
-    pool = make_pool(model, found, list(range(20)), 6, seed=0)
+    pool = make_noised_latents(model, found, list(range(20)), 6, seed=0)
     gradients = score_gradients(
         *goal(model, pool, found), layer_weights(model, layers), batch=4, progress=quiet
     )
@@ -170,9 +179,7 @@ def test_gradients_and_start_are_those_of_finite_differences(doubled):
     assert ours.abs().min() > 1e-3
     assert_close(ours.double(), finite_difference(model, pool, found, change), rtol=1e-4, atol=1e-6)
     # and so a slider at the start moves its own score by `effect`
-    down, up = first_order_start(
-        *goal(model, pool, found), layers, effect=0.2, batch=4, progress=quiet
-    )
+    down, up = gradient_init(*goal(model, pool, found), layers, effect=0.2, batch=4, progress=quiet)
     for k in range(SLIDERS):
         step = {n: up[n][:, [k]] @ down[n][[k]] for n in layers}
         assert_close(
@@ -188,7 +195,7 @@ def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        first_order_start(
+        gradient_init(
             model,
             Encoder("latents", broken, "latents"),
             pool,
@@ -240,7 +247,7 @@ def test_the_start_is_the_best_there_is_or_nearly(shared, pool, targets, most):
     whole = score_gradients(*goal(model, pool, found), layer_weights(model, layers), progress=quiet)
     spans = {n: torch.eye(len(g[0])).expand(SLIDERS, -1, -1) for n, g in zip(layers, whole)}
     best = low_rank(spans, dict(zip(layers, whole)), 1, 0.3)
-    made = first_order_start(*goal(model, pool, found), layers, progress=quiet, most=most)
+    made = gradient_init(*goal(model, pool, found), layers, progress=quiet, most=most)
     gradients = torch.cat([g.flatten(1) for g in whole], 1)
 
     def slope(start):  # of each score, along its slider's change of the weights
@@ -286,9 +293,9 @@ def test_no_change_has_a_finite_loss_and_gradient():
 
 def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
-    method = Method(updates=updates, **options)
+    method = AlignmentConfig(updates=updates, **options)
     return torch.stack(
-        list(AlignmentUpdates(model, latents(), adapter, pool, vectors, method, batch=batch))
+        list(AlignmentTrainer(model, latent_encoder(), adapter, pool, vectors, method, batch=batch))
     )
 
 
@@ -324,9 +331,9 @@ def test_batches_change_nothing(shared, pool, start, adapter_of):
 def test_updates_raise_the_alignment(shared, pool, start, adapter_of):
     model, found = shared
     adapter, vectors = adapter_of(*start), found.vectors[:SLIDERS]
-    before = held_out_cosines(model, latents(), adapter, pool, vectors).mean(1).diag()
+    before = held_out_cosines(model, latent_encoder(), adapter, pool, vectors).mean(1).diag()
     trained(model, adapter, pool, vectors, updates=10)
-    after = held_out_cosines(model, latents(), adapter, pool, vectors).mean(1).diag()
+    after = held_out_cosines(model, latent_encoder(), adapter, pool, vectors).mean(1).diag()
     assert (after > before + 0.005).all(), (before, after)
 
 
@@ -339,7 +346,7 @@ def test_a_leash_keeps_changes_small(shared, pool, start, adapter_of):
         with torch.enable_grad():
             trained(model, adapter, pool, found.vectors[:SLIDERS], updates=6, lr=0.2, leash=leash)
         adapter.set(torch.ones(SLIDERS))
-        out = predict_rows(model, pool, torch.arange(len(pool.x0)))[0]
+        out = predict_latents(model, pool, torch.arange(len(pool.x0)))[0]
         adapter.set(None)
         return (out - pool.output).pow(2).mean()
 
@@ -366,7 +373,9 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
     trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
     expected = [weights(whole, k) for k in range(SLIDERS)]
     spoilt = adapter_of(*start)
-    steps = AlignmentUpdates(model, latents(), spoilt, pool, broken, Method(updates=2))
+    steps = AlignmentTrainer(
+        model, latent_encoder(), spoilt, pool, broken, AlignmentConfig(updates=2)
+    )
     reached = torch.stack(list(steps))
     assert reached[:, [0, 2]].isfinite().all() and reached[:, 1].isnan().all()
     assert steps.lost.tolist() == [0, 2, 0]
@@ -396,8 +405,8 @@ def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of)
 def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     model, found = shared
     adapter = adapter_of(*start)
-    steps = AlignmentUpdates(
-        model, latents(), adapter, pool, found.vectors[:SLIDERS], Method(updates=3)
+    steps = AlignmentTrainer(
+        model, latent_encoder(), adapter, pool, found.vectors[:SLIDERS], AlignmentConfig(updates=3)
     )
     next(iter(steps))
     steps.close()  # given up early
@@ -413,13 +422,13 @@ def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
 def test_usual_starts_change_nothing(shared, pool, kind, targets):
     model, _ = shared
     layers = target_layers(model, targets)
-    down, up = usual_start(model, kind, layers, 2, rank=3)
+    down, up = standard_init(model, kind, layers, 2, rank=3)
     adapter = GatedAdapter(model, layers, 2, 3)
     try:
         adapter.copy_in(down, up)
         adapter.set(torch.ones(2))
         assert_close(
-            predict_rows(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5
+            predict_latents(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5
         )
     finally:
         adapter.remove()
@@ -434,11 +443,15 @@ def test_usual_starts_change_nothing(shared, pool, kind, targets):
 
 def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, adapter_of):
     model, found = shared
-    method = replace(PUBLISHED, updates=4, drawn=2)
-    lazy = make_pool(model, found, list(range(20)), 4, 0, ahead=False)
-    adapter = adapter_of(*usual_start(model, "orthonormal", target_layers(model, LAYERS), SLIDERS))
+    method = replace(SLIDERSPACE_RELEASE, updates=4, drawn=2)
+    lazy = make_noised_latents(model, found, list(range(20)), 4, 0, ahead=False)
+    adapter = adapter_of(
+        *standard_init(model, "orthonormal", target_layers(model, LAYERS), SLIDERS)
+    )
     ups = {n: b.detach().clone() for n, (_, b) in adapter.parameters().items()}
-    steps = AlignmentUpdates(model, latents(), adapter, lazy, found.vectors[:SLIDERS], method)
+    steps = AlignmentTrainer(
+        model, latent_encoder(), adapter, lazy, found.vectors[:SLIDERS], method
+    )
     before, moved = [weights(adapter, k) for k in range(SLIDERS)], []
     for reached in steps:
         drawn = reached.isfinite()
@@ -464,18 +477,23 @@ def test_the_first_gradient_of_the_published_recipe_is_no_larger_than_later_ones
         return change.grad.norm().item()
 
     assert gradient(0.0, 1e-6) > 5e4 * gradient(0.1, 1e-6)
-    assert gradient(0.0, PUBLISHED.least) <= 11 * gradient(0.1, PUBLISHED.least)
+    assert gradient(0.0, SLIDERSPACE_RELEASE.least) <= 11 * gradient(0.1, SLIDERSPACE_RELEASE.least)
 
 
 def test_a_published_update_is_that_of_torch(shared, adapter_of):
     """Of one slider, by hand: AdamW on -0.1 cos, over down-projections from 0 under fixed up-projections."""
     model, found = shared
     layers = target_layers(model, LAYERS)
-    down, up = usual_start(model, "orthonormal", layers, 1)
-    lazy = make_pool(model, found, list(range(20)), 3, 0, ahead=False)
+    down, up = standard_init(model, "orthonormal", layers, 1)
+    lazy = make_noised_latents(model, found, list(range(20)), 3, 0, ahead=False)
     adapter = adapter_of(down, up)
-    steps = AlignmentUpdates(
-        model, latents(), adapter, lazy, found.vectors[:1], replace(PUBLISHED, updates=3)
+    steps = AlignmentTrainer(
+        model,
+        latent_encoder(),
+        adapter,
+        lazy,
+        found.vectors[:1],
+        replace(SLIDERSPACE_RELEASE, updates=3),
     )
     list(steps)
     mine = {n: a.detach().clone() for n, (a, _) in adapter.parameters().items()}
@@ -486,10 +504,14 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
     for row in steps.order:
         adapter.set(None)
         with torch.no_grad():
-            base = features(model, latents(), predict_rows(model, lazy, row[None])[1])
+            base = normalized_features(
+                model, latent_encoder(), predict_latents(model, lazy, row[None])[1]
+            )
         change = (
-            features(
-                model, latents(), predict_rows(model, lazy, row[None], adapter, torch.ones(1, 1))[1]
+            normalized_features(
+                model,
+                latent_encoder(),
+                predict_latents(model, lazy, row[None], adapter, torch.ones(1, 1))[1],
             )
             - base
         )
@@ -506,7 +528,14 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
 def test_train_by_the_published_recipe(shared):
     model, found = shared
     space = train(
-        model, found, sliders=3, method=PUBLISHED, updates=6, drawn=2, held_rows=4, progress=quiet
+        model,
+        found,
+        sliders=3,
+        method=SLIDERSPACE_RELEASE,
+        updates=6,
+        drawn=2,
+        held_rows=4,
+        progress=quiet,
     )
     assert (space.card["start"], space.card["targets"], space.card["lr"]) == (
         "orthonormal",
@@ -523,13 +552,13 @@ def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(
     shared, pool, start, adapter_of
 ):
     model, found = shared
-    steps = AlignmentUpdates(
+    steps = AlignmentTrainer(
         model,
-        latents(),
+        latent_encoder(),
         adapter_of(*start),
         pool,
         found.vectors[:SLIDERS],
-        Method(updates=12, patience=4),
+        AlignmentConfig(updates=12, patience=4),
     )
     taken = torch.zeros(SLIDERS)
     for reached in steps:
@@ -545,7 +574,7 @@ def test_leakage_is_trained_away(shared, pool, start, adapter_of):
     def leaks(leakage):
         adapter = adapter_of(*start)
         trained(model, adapter, pool, found.vectors[:SLIDERS], updates=10, leakage=leakage)
-        cosines = held_out_cosines(model, latents(), adapter, pool, found.vectors[:SLIDERS])
+        cosines = held_out_cosines(model, latent_encoder(), adapter, pool, found.vectors[:SLIDERS])
         return (cosines.pow(2).sum(2) - cosines.diagonal(dim1=0, dim2=2).T.pow(2)).mean()
 
     assert leaks(20.0) < 0.9 * leaks(0.0)
@@ -561,18 +590,18 @@ def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     changes = torch.zeros(
         2, 2, len(pool.x0), pool.x0[0].numel()
     )  # of each slider, sign and row; signs undone
-    base = features(model, latents(), pool.x0)
+    base = normalized_features(model, latent_encoder(), pool.x0)
     for k in range(2):
         for i, sign in enumerate((-1, 1)):
             adapter.set(sign * F.one_hot(torch.tensor(k), 2))
-            changed = features(
-                model, latents(), predict_rows(model, pool, torch.arange(len(pool.x0)))[1]
+            changed = normalized_features(
+                model, latent_encoder(), predict_latents(model, pool, torch.arange(len(pool.x0)))[1]
             )
             changes[k, i] = sign * F.normalize(changed - base)
     adapter.set(None)
     means = changes.mean((1, 2))
     planted = F.normalize(means)  # each slider's own mean change as its direction
-    found = held_out_cosines(model, latents(), adapter, pool, planted, batch=7).mean(1)
+    found = held_out_cosines(model, latent_encoder(), adapter, pool, planted, batch=7).mean(1)
     assert_close(found, means @ planted.T, rtol=0, atol=1e-4)
     assert (found.diag() > 0.3).all() and (found.diag() > found.fliplr().diag().abs() + 0.1).all()
     assert not adapter.now.on
@@ -585,15 +614,15 @@ def planted(shared, adapter_of):
     down, up = random_weights(model, target_layers(model, LAYERS), 3, std=0.1)
     adapter, run = adapter_of(down, up), found.samples.run
     with torch.no_grad():
-        noise, change = start_noise(model, run.seed, list(range(24, 30))), []
+        noise, change = initial_noise(model, run.seed, list(range(24, 30))), []
         for k in range(3):
             ends = []
             for sign in (-1, 1):
                 adapter.set(sign * F.one_hot(torch.tensor(k), 3))
                 ends.append(
-                    features(
+                    normalized_features(
                         model,
-                        latents(),
+                        latent_encoder(),
                         training.sample(model, run.prompt, noise, run.steps, run.guidance),
                     )
                 )
@@ -603,7 +632,9 @@ def planted(shared, adapter_of):
         found.samples, features=found.samples.features / 5
     )  # a small unit: effects stay proportional
     found = replace(found, vectors=F.normalize(torch.stack(change)), samples=samples)
-    effect = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    effect = measure_effects(
+        model, latent_encoder(), adapter, found, [0, 1, 2], list(range(24, 30))
+    )
     wanted = torch.tensor([0.4, 2.0, 1e-4])
     for down, _ in adapter.parameters().values():
         down.data.mul_((wanted / effect)[:, None])
@@ -612,19 +643,23 @@ def planted(shared, adapter_of):
 
 def test_final_effects_are_changes_of_scores(planted):
     model, found, adapter = planted
-    effects = final_effects(
-        model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)), batch=8
+    effects = measure_effects(
+        model, latent_encoder(), adapter, found, [0, 1, 2], list(range(24, 30)), batch=8
     )
     assert_close(effects[0].item(), 0.4, rtol=0.1, atol=0)
-    swapped = final_effects(model, latents(), adapter, found, [1, 0, 2], list(range(24, 30)))
+    swapped = measure_effects(
+        model, latent_encoder(), adapter, found, [1, 0, 2], list(range(24, 30))
+    )
     assert swapped[0].abs() < effects[0]  # of its own direction, not of any
 
 
 def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
     model, found, adapter = planted
     before = [weights(adapter, k) for k in range(3)]
-    calibrate(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
-    effects = final_effects(model, latents(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    calibrate(model, latent_encoder(), adapter, found, [0, 1, 2], list(range(24, 30)))
+    effects = measure_effects(
+        model, latent_encoder(), adapter, found, [0, 1, 2], list(range(24, 30))
+    )
     assert (effects[:2] - 1).abs().max() < 0.15, effects
     assert_close(
         weights(adapter, 2), 4 * before[2]
@@ -657,7 +692,9 @@ def test_one_seed_gives_one_file(shared, tmp_path):
     assert files(train(model, found, seed=1, **OPTIONS), tmp_path) != first
 
 
-@pytest.mark.parametrize("eye, rank", [(latents(), 2), (pixels(4), 1)], ids=["latents", "pixels"])
+@pytest.mark.parametrize(
+    "eye, rank", [(latent_encoder(), 2), (pixel_encoder(4), 1)], ids=["latents", "pixels"]
+)
 def test_a_trained_space_says_what_it_is(tiny, eye, rank):
     found = random_directions(tiny, eye, steps=2)
     space = train(tiny, found, rank=rank, seed=4, **OPTIONS)
@@ -703,12 +740,14 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     monkeypatch.setattr(
         training,
         "make_pool",
-        lambda m, f, samples, *a: (pools.append(samples), make_pool(m, f, samples, *a))[1],
+        lambda m, f, samples, *a: (pools.append(samples), make_noised_latents(m, f, samples, *a))[
+            1
+        ],
     )
     monkeypatch.setattr(
         training,
         "start_noise",
-        lambda m, seed, samples: (noises.append(samples), start_noise(m, seed, samples))[1],
+        lambda m, seed, samples: (noises.append(samples), initial_noise(m, seed, samples))[1],
     )
     space = train(model, found, **OPTIONS)
     start, learnt, held = pools
@@ -734,7 +773,7 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(method=PUBLISHED, drawn=1), dict(patience=3)],
+    [dict(), dict(method=SLIDERSPACE_RELEASE, drawn=1), dict(patience=3)],
     ids=["ours", "published", "patience"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, options, monkeypatch):
@@ -843,7 +882,7 @@ def state(model):
     net = model.denoiser
     hooks = [n for n, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     wants = [n for n, p in net.named_parameters() if p.requires_grad or p.grad is not None]
-    noise = start_noise(model, 0, [0])
+    noise = initial_noise(model, 0, [0])
     answer = model.predict(noise, 500, "hat")[0].detach()
     return (
         [(n, type(m)) for n, m in net.named_modules()],
@@ -896,7 +935,7 @@ BAD = {
     "batch must be 1 or more, not 0": dict(batch=0),
     "every must be 1 or more, not 0": dict(every=0),
     "train has no option 'lerning_rate'; the method's are rank, targets": dict(lerning_rate=1.0),
-    "encoder 'pixels-5' is not the one .* found with: 'latents'": dict(encoder=pixels(5)),
+    "encoder 'pixels-5' is not the one .* found with: 'latents'": dict(encoder=pixel_encoder(5)),
     "targets='hats' matches no layer": dict(targets="hats"),
     "targets='[(]' is neither one of .* nor a regular expression": dict(targets="("),
 }
@@ -911,7 +950,7 @@ def test_bad_input_is_refused_before_any_work(shared, monkeypatch, message):
 
 def test_too_few_samples_are_refused_before_any_work(shared, monkeypatch):
     monkeypatch.setattr(training, "make_pool", never)
-    few = random_directions(shared[0], latents(), samples=15)
+    few = random_directions(shared[0], latent_encoder(), samples=15)
     with pytest.raises(
         ValueError, match="training needs 16 samples or more, and the directions have 15"
     ):

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from sliderspace.features import collect as store
 from sliderspace.training import from_directions as training
 from sliderspace.experiments import trial as trials
-from sliderspace.training.alignment import AlignmentUpdates, Method
-from sliderspace.features.encoders import pixels
-from sliderspace.training.prediction_matching import Regression
-from sliderspace.sampling.generate import decoded
-from sliderspace.experiments.trial import Setup, directions_of, key_of, make_trial
+from sliderspace.training.alignment import AlignmentTrainer, AlignmentConfig
+from sliderspace.features.encoders import pixel_encoder
+from sliderspace.training.prediction_matching import ConceptConfig
+from sliderspace.sampling.generate import decode_latents
+from sliderspace.experiments.trial import TrialConfig, trial_directions, trial_key, run_trial
 
 STEPS = {"steps": 2, "guidance": 1.5}
 SMALL = dict(
@@ -26,7 +26,7 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def setup(tiny_folder):
-    return Setup(str(tiny_folder())).vary(SMALL)
+    return TrialConfig(str(tiny_folder())).vary(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def tiny(setup):
 
 @pytest.fixture(scope="module")
 def trial(setup, tiny, tmp_path_factory):
-    return make_trial(setup, 1, tmp_path_factory.mktemp("trial"), tiny, quiet)
+    return run_trial(setup, 1, tmp_path_factory.mktemp("trial"), tiny, quiet)
 
 
 BAD = {
@@ -76,34 +76,37 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_values_are_named(message):
     with pytest.raises(ValueError, match=message):
-        Setup().vary(BAD[message])
+        TrialConfig().vary(BAD[message])
 
 
 def test_no_field_has_the_name_of_an_option():
-    options = {f.name for kind in (Method, Regression) for f in fields(kind)}
-    assert not options & {f.name for f in fields(Setup)}
+    options = {f.name for kind in (AlignmentConfig, ConceptConfig) for f in fields(kind)}
+    assert not options & {f.name for f in fields(TrialConfig)}
     assert not options & {"options"}
 
 
 def test_setups_are_plain_values():
-    first = Setup(
+    first = TrialConfig(
         prompt=["a", "b"], judge=["portraits-clip", "efficientnet-lite0"], options={"rank": 2}
     )
-    assert Setup(**json.loads(json.dumps(asdict(first)))) == first and first.prompt == ("a", "b")
+    assert TrialConfig(**json.loads(json.dumps(asdict(first)))) == first and first.prompt == (
+        "a",
+        "b",
+    )
     with pytest.raises(ValueError, match="sliders must be 1 or more"):
-        Setup(sliders=0)
+        TrialConfig(sliders=0)
 
 
 def test_options_of_the_other_kind_of_training_are_refused():
-    assert Setup(parts="random").vary({"acts_from": 0.5}).options == {"acts_from": 0.5}
+    assert TrialConfig(parts="random").vary({"acts_from": 0.5}).options == {"acts_from": 0.5}
     with pytest.raises(ValueError, match="no option 'acts_from'"):
-        Setup().vary({"acts_from": 0.5})
+        TrialConfig().vary({"acts_from": 0.5})
 
 
 def test_a_setup_is_not_changed_by_its_variation():
-    first = Setup(options={"rank": 2})
+    first = TrialConfig(options={"rank": 2})
     second = first.vary({"rank": 4, "samples": 40, "prompt": ["a", "b"]})
-    assert first == Setup(options={"rank": 2})
+    assert first == TrialConfig(options={"rank": 2})
     assert (second.options, second.samples, second.prompt) == ({"rank": 4}, 40, ("a", "b"))
 
 
@@ -112,20 +115,22 @@ def test_a_setup_is_not_changed_by_its_variation():
 
 def test_random_directions_are_unit_rows_by_seed(setup, tiny, tmp_path):
     def vectors(seed):
-        return directions_of(
-            tiny, pixels(4), setup.vary({"directions": "random"}), seed, tmp_path, quiet
+        return trial_directions(
+            tiny, pixel_encoder(4), setup.vary({"directions": "random"}), seed, tmp_path, quiet
         ).vectors
 
     first = vectors(0)
     assert_close(first.norm(dim=1), torch.ones(len(first)))
     assert torch.equal(first, vectors(0)) and not torch.allclose(first, vectors(1))
-    principal = directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet).vectors
+    principal = trial_directions(tiny, pixel_encoder(4), setup, 0, tmp_path, quiet).vectors
     assert (first @ principal.T).diag().abs().max() < 0.9
 
 
 def test_a_shared_direction_is_the_first_one(setup, tiny, tmp_path):
     usual, shared = (
-        directions_of(tiny, pixels(4), setup.vary({"directions": kind}), 0, tmp_path, quiet)
+        trial_directions(
+            tiny, pixel_encoder(4), setup.vary({"directions": kind}), 0, tmp_path, quiet
+        )
         for kind in ("principal", "shared")
     )
     assert torch.equal(shared.vectors, usual.vectors[:1].expand_as(usual.vectors))
@@ -136,14 +141,16 @@ def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_fo
     both = setup.vary(
         {"source": [setup.model, other], "timesteps": "final", "prompt": ["a hat", "a cat"]}
     )
-    found = directions_of(tiny, pixels(4), both, 0, tmp_path, quiet)
+    found = trial_directions(tiny, pixel_encoder(4), both, 0, tmp_path, quiet)
     assert (
         found.samples.features.shape[:2] == (24, 1)
         and found.samples.run.samples == 24
         and found.rows == 24
     )
     alone = [
-        directions_of(tiny, pixels(4), replace(both, source=name), 0, tmp_path, quiet).samples
+        trial_directions(
+            tiny, pixel_encoder(4), replace(both, source=name), 0, tmp_path, quiet
+        ).samples
         for name in (setup.model, other)
     ]
     assert not torch.equal(*(a.latents[:] for a in alone))
@@ -155,9 +162,14 @@ def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_fo
 
 
 def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
-    plain = directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet).samples
-    seen = directions_of(
-        tiny, pixels(4), setup.vary({"data_views": 3, "timesteps": "final"}), 0, tmp_path, quiet
+    plain = trial_directions(tiny, pixel_encoder(4), setup, 0, tmp_path, quiet).samples
+    seen = trial_directions(
+        tiny,
+        pixel_encoder(4),
+        setup.vary({"data_views": 3, "timesteps": "final"}),
+        0,
+        tmp_path,
+        quiet,
     )
     assert seen.samples.features.shape == (24, 4, plain.features.shape[2]) and seen.rows == 96
     assert torch.equal(seen.samples.features[:, -1], plain.features[:, -1])
@@ -168,7 +180,7 @@ def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
 
 def test_views_of_latents_are_of_images_that_were_encoded_again(setup, tiny, tmp_path):
     latent = setup.vary({"data_views": 1, "timesteps": "final", "encoder": "latents"})
-    trial = make_trial(latent, 0, tmp_path, tiny, quiet)
+    trial = run_trial(latent, 0, tmp_path, tiny, quiet)
     assert trial.found.samples.features.shape == (24, 2, 4 * 8 * 8)
 
 
@@ -176,7 +188,7 @@ def test_views_of_latents_are_of_images_that_were_encoded_again(setup, tiny, tmp
 
 
 def test_a_trial_is_made_once(setup, tiny, tmp_path, monkeypatch):
-    first = make_trial(setup, 1, tmp_path, tiny, quiet)
+    first = run_trial(setup, 1, tmp_path, tiny, quiet)
     monkeypatch.setattr(trials, "train", never)
     looked_at = {
         "used_from": 0.5,
@@ -187,14 +199,14 @@ def test_a_trial_is_made_once(setup, tiny, tmp_path, monkeypatch):
         "judged": "a",
         "distance": 1,
     }
-    again = make_trial(setup.vary(looked_at), 1, tmp_path, tiny, quiet)
+    again = run_trial(setup.vary(looked_at), 1, tmp_path, tiny, quiet)
     assert again.space.mark() == first.space.mark()
     assert (first.space.acts_from, again.space.acts_from) == (0, 0.5)
     for other in ({"rank": 2}, {"samples": 25}, {"noised": 5}, {"directions": "random"}):
         with pytest.raises(AssertionError, match="work began"):
-            make_trial(setup.vary(other), 1, tmp_path, tiny, quiet)
+            run_trial(setup.vary(other), 1, tmp_path, tiny, quiet)
     with pytest.raises(AssertionError, match="work began"):
-        make_trial(setup, 2, tmp_path, tiny, quiet)
+        run_trial(setup, 2, tmp_path, tiny, quiet)
 
 
 def interrupt(*args, **options):
@@ -202,14 +214,14 @@ def interrupt(*args, **options):
 
 
 def test_an_interrupted_trial_is_not_taken_for_a_whole_one(setup, tiny, tmp_path, monkeypatch):
-    whole = make_trial(setup, 1, None, tiny, quiet).space.mark()
-    for module, name in ((AlignmentUpdates, "_parts"), (training, "calibrate")):
+    whole = run_trial(setup, 1, None, tiny, quiet).space.mark()
+    for module, name in ((AlignmentTrainer, "_parts"), (training, "calibrate")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
-                make_trial(setup, 1, tmp_path, tiny, quiet)
+                run_trial(setup, 1, tmp_path, tiny, quiet)
         assert not list(tmp_path.glob("*.safetensors"))
-    assert make_trial(setup, 1, tmp_path, tiny, quiet).space.mark() == whole
+    assert run_trial(setup, 1, tmp_path, tiny, quiet).space.mark() == whole
     assert not list((tmp_path / "training").iterdir())  # of no more use
 
 
@@ -222,23 +234,23 @@ def test_interrupted_sampling_is_not_taken_for_a_smaller_one(setup, tiny, tmp_pa
 
     larger = setup.vary({"samples": 48})
     with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="32 of 48"):
-        make_trial(larger, 1, tmp_path, tiny, stopping)
-    assert len(make_trial(larger, 1, tmp_path, tiny, quiet).found.samples.latents) == 48
+        run_trial(larger, 1, tmp_path, tiny, stopping)
+    assert len(run_trial(larger, 1, tmp_path, tiny, quiet).found.samples.latents) == 48
 
 
 def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder, monkeypatch):
     source = setup.vary({"source": str(tiny_folder("epsilon", 7))})
     keys = [
-        key_of(setup, 0, tiny),
-        key_of(setup, 1, tiny),
-        key_of(setup, 0, tiny_of("epsilon", 7)),
-        key_of(source, 0, tiny),
-        key_of(setup.vary({"held_out": 3}), 0, tiny),
+        trial_key(setup, 0, tiny),
+        trial_key(setup, 1, tiny),
+        trial_key(setup, 0, tiny_of("epsilon", 7)),
+        trial_key(source, 0, tiny),
+        trial_key(setup.vary({"held_out": 3}), 0, tiny),
     ]
-    keys.append(key_of(setup, 0, tiny, judged=False))
-    assert key_of(setup.vary({"held_out": 3}), 0, tiny, judged=False) == keys[-1]
+    keys.append(trial_key(setup, 0, tiny, judged=False))
+    assert trial_key(setup.vary({"held_out": 3}), 0, tiny, judged=False) == keys[-1]
     monkeypatch.setattr(trials, "_code", lambda: "other")
-    keys.append(key_of(setup, 0, tiny))
+    keys.append(trial_key(setup, 0, tiny))
     assert len(set(keys)) == len(keys)
 
 
@@ -256,16 +268,16 @@ def test_what_does_not_suit_the_model_is_refused_before_any_work(
 ):
     monkeypatch.setattr(trials, "collect", never)
     with pytest.raises(ValueError, match=message):
-        make_trial(setup.vary(changes), 1, None, tiny, quiet)
+        run_trial(setup.vary(changes), 1, None, tiny, quiet)
 
 
 def test_other_code_draws_its_own_samples(setup, tiny, tmp_path, monkeypatch):
-    directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+    trial_directions(tiny, pixel_encoder(4), setup, 0, tmp_path, quiet)
     monkeypatch.setattr(store, "_drawn", never)
-    directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+    trial_directions(tiny, pixel_encoder(4), setup, 0, tmp_path, quiet)
     monkeypatch.setattr(trials, "_code", lambda: "other")
     with pytest.raises(AssertionError, match="work began"):
-        directions_of(tiny, pixels(4), setup, 0, tmp_path, quiet)
+        trial_directions(tiny, pixel_encoder(4), setup, 0, tmp_path, quiet)
 
 
 def test_a_source_is_loaded_at_the_setups_size_and_its_own_steps(setup, tiny, monkeypatch):
@@ -278,11 +290,11 @@ def test_a_source_is_loaded_at_the_setups_size_and_its_own_steps(setup, tiny, mo
     with pytest.raises(
         pytest.fail.Exception, match=r"other \{'size': \(16, 16\), 'low_memory': True\}"
     ):
-        directions_of(tiny, pixels(4), sized, 0, None, quiet)
+        trial_directions(tiny, pixel_encoder(4), sized, 0, None, quiet)
 
 
 def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny, trial):
-    assert make_trial(setup, 1, None, tiny, quiet).space.mark() == trial.space.mark()
+    assert run_trial(setup, 1, None, tiny, quiet).space.mark() == trial.space.mark()
 
 
 @pytest.mark.parametrize("kind", ["random", "clusters"])
@@ -310,13 +322,13 @@ def test_sliders_of_parts_learn_their_own_images(setup, tiny, monkeypatch):
         return random_space(model, list(images), card={"ended": ""})
 
     monkeypatch.setattr(trials, "train_images", watched)
-    plain = Setup(setup.model).vary(
+    plain = TrialConfig(setup.model).vary(
         {n: v for n, v in SMALL.items() if n not in ("start_rows", "noised")} | {"parts": "random"}
     )
-    made = make_trial(plain, 1, None, tiny, quiet)
+    made = run_trial(plain, 1, None, tiny, quiet)
     latents = made.found.samples.latents
     part = trials._parts(made.found.samples, "random", 3, 1)[2]
-    assert torch.equal(shown["part 2"], decoded(tiny, latents[part.tolist()]))
+    assert torch.equal(shown["part 2"], decode_latents(tiny, latents[part.tolist()]))
     assert (
         shown["prompt"] == plain.prompt
         and shown["options"]["rank"] == 1

@@ -8,9 +8,9 @@ import torch
 from tiny import random_space
 
 from sliderspace.portraits import ground_truth as truth
-from sliderspace.portraits.dataset import FACTORS, edit_pairs, score_factors
+from sliderspace.portraits.dataset import FACTORS, counterfactual_pairs, score_factors
 from sliderspace.portraits.ground_truth import (
-    Truth,
+    FactorReport,
     factor_changes,
     plot_truth,
     random_sliders,
@@ -27,7 +27,7 @@ def images(arrays):
 
 def edits(factor, value, count=6):
     """A sweep at -1, 0, 1 of an ideal slider: the value is there at 1 and not before."""
-    before, after, _ = edit_pairs(count, factor, value)
+    before, after, _ = counterfactual_pairs(count, factor, value)
     return torch.stack([images(before), images(before), images(after)])
 
 
@@ -99,7 +99,7 @@ def test_changes_are_total_variation_and_only_of_what_is_drawn():
 def test_shows_itself_and_escapes(scored):
     sweep = edits("glasses", "glasses", 2)
     found = scored(sweep)
-    hostile = Truth(
+    hostile = FactorReport(
         ["<img src=x>", "$a$"],
         found.strengths,
         found.change.repeat(2, 1, 1, 1),
@@ -143,7 +143,7 @@ def test_bad_input_is_refused(model, options, words):
 
 
 def test_the_classifier_reads_renders_of_any_size():
-    _, after, people = edit_pairs(12, "glasses", "glasses", size=128)
+    _, after, people = counterfactual_pairs(12, "glasses", "glasses", size=128)
     scores = score_factors(images(after))
     assert all(
         s.shape == (12, len(FACTORS[f])) and torch.allclose(s.sum(1), torch.ones(12))

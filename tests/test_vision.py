@@ -12,9 +12,9 @@ from test_encoders import picture
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from sliderspace.features.encoders import encoder
-from sliderspace.evaluation.image_metrics import name_of
-from sliderspace.features.backbones import facenet, fitted
+from sliderspace.features.encoders import get_encoder
+from sliderspace.evaluation.image_metrics import metric_name
+from sliderspace.features.backbones import facenet, resize_for_network
 
 
 def wide(size=(120, 90)):
@@ -66,7 +66,7 @@ def test_dinov2_sees_what_transformers_shows_it(dino):
         AutoModel.from_pretrained(dino).eval(),
         AutoImageProcessor.from_pretrained(dino),
     )
-    ours = encoder(f"transformers:{dino}")
+    ours = get_encoder(f"transformers:{dino}")
     assert ours.name == f"transformers:{dino}"
 
     def theirs(image):
@@ -87,9 +87,9 @@ def test_weights_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
         ("timm:vit_tiny_patch16_224:none.safetensors", "give a .safetensors file"),
     ):
         with pytest.raises(ValueError, match=f"weights of .* could not be loaded .*{cure}"):
-            encoder(spec)
+            get_encoder(spec)
     with pytest.raises(ValueError, match="timm knows no model 'vit_of_the_future'"):
-        encoder("timm:vit_of_the_future")
+        get_encoder("timm:vit_of_the_future")
     with pytest.raises(ValueError, match="'vggface2', 'casia-webface' or a file, not 'nobody'"):
         facenet("nobody")
 
@@ -107,17 +107,17 @@ def test_timm_models_see_what_timm_shows_them(name, tmp_path):
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(net), is_training=False
     )
-    ours = encoder(f"timm:{name}:{tmp_path / 'net.safetensors'}")
+    ours = get_encoder(f"timm:{name}:{tmp_path / 'net.safetensors'}")
     assert_sees(ours, lambda image: net(transform(image)[None]))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="could not be loaded .KeyError"):
-        encoder(f"timm:resnet10t:{tmp_path / 'x.safetensors'}")
+        get_encoder(f"timm:resnet10t:{tmp_path / 'x.safetensors'}")
     (tmp_path / "x.pt").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="nothing but tensors"):
-        encoder(f"inception:{tmp_path / 'x.pt'}")
+        get_encoder(f"inception:{tmp_path / 'x.pt'}")
 
 
 # --- faces and Inception ---------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_facenet_sees_what_facenet_pytorch_shows_it(face_weights):
     x = tensor(picture(160))
     with torch.no_grad():
         assert_close(
-            encoder(f"facenet:{face_weights}")(x),
+            get_encoder(f"facenet:{face_weights}")(x),
             net(fixed_image_standardization(x * 255)),
             rtol=1e-4,
             atol=1e-4,
@@ -170,7 +170,7 @@ def test_inception_sees_what_torchvision_shows_it(tmp_path):
     net.avgpool.register_forward_hook(lambda module, given, out: pooled.update(out=out.flatten(1)))
     transform, ours = (
         Inception_V3_Weights.DEFAULT.transforms(),
-        encoder(f"inception:{tmp_path / 'net.pth'}"),
+        get_encoder(f"inception:{tmp_path / 'net.pth'}"),
     )
 
     def theirs(image):
@@ -208,7 +208,7 @@ def test_the_network_of_fid_sees_what_torch_fidelity_shows_it(fid_weights):
     net = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=fid_weights
     )
-    ours = encoder(f"inception-fid:{fid_weights}")
+    ours = get_encoder(f"inception-fid:{fid_weights}")
     for image in (picture(96), wide()):
         found = ours(tensor(image))
         assert found.shape == (1, 2048) and found.std() > 1e-3
@@ -216,7 +216,7 @@ def test_the_network_of_fid_sees_what_torch_fidelity_shows_it(fid_weights):
     x = tensor(picture(96))
     nearly = (x + 0.4 / 255 * torch.linspace(-1, 1, 96)).clamp(0, 1)
     assert torch.equal(ours(nearly), ours(x))  # as a file of bytes would be seen
-    assert name_of("FID", ours.name) == "FID"
+    assert metric_name("FID", ours.name) == "FID"
 
 
 def test_weights_of_fid_that_are_not_there_say_what_to_do(monkeypatch, tmp_path):
@@ -231,7 +231,7 @@ def test_weights_of_fid_that_are_not_there_say_what_to_do(monkeypatch, tmp_path)
             ValueError,
             match="weights of 'inception-fid.* could not be loaded .*'inception-fid:file.pth'",
         ):
-            encoder(spec)
+            get_encoder(spec)
 
 
 class Harm:
@@ -248,13 +248,13 @@ class Harm:
 def test_a_file_of_weights_runs_no_code(kind, tmp_path):
     torch.save({"x": Harm(str(tmp_path / "harm"))}, tmp_path / "net.pth")
     with pytest.raises(ValueError, match="could not be loaded"):
-        encoder(f"{kind}:{tmp_path / 'net.pth'}")
+        get_encoder(f"{kind}:{tmp_path / 'net.pth'}")
     assert not (tmp_path / "harm").exists()
 
 
 def test_weights_of_fid_may_be_at_home(fid_weights, monkeypatch):
     monkeypatch.setenv("HOME", str(fid_weights.parent))
-    assert encoder("inception-fid:~/net.pth")(torch.zeros(1, 3, 8, 8)).shape == (1, 2048)
+    assert get_encoder("inception-fid:~/net.pth")(torch.zeros(1, 3, 8, 8)).shape == (1, 2048)
 
 
 class Fake(torch.nn.Module):
@@ -282,10 +282,10 @@ def test_dreamsim_says_what_it_needs(cache, monkeypatch):
     with pytest.raises(
         ValueError, match="weights of 'dreamsim' could not be loaded .*no network.*run it once"
     ):
-        encoder("dreamsim")
+        get_encoder("dreamsim")
     monkeypatch.setitem(sys.modules, "dreamsim", None)
     with pytest.raises(ImportError, match=r'pip install "sliderspace\[dreamsim\]"'):
-        encoder("dreamsim")
+        get_encoder("dreamsim")
 
 
 def test_dreamsim_sees_whole_images_from_one_folder(cache, monkeypatch):
@@ -300,12 +300,12 @@ def test_dreamsim_sees_whole_images_from_one_folder(cache, monkeypatch):
         return Fake(), None
 
     monkeypatch.setattr(pytest.importorskip("dreamsim"), "dreamsim", load_it)
-    ours = encoder("dreamsim")
+    ours = get_encoder("dreamsim")
     features = ours(whole)
     assert features.shape == (2, 48) and ours.name == "dreamsim"
     features.sum().backward()
     assert (whole.grad != 0).float().mean() > 0.9  # stretched, not cut
-    encoder("dreamsim")
+    get_encoder("dreamsim")
     assert folders[0] == folders[1] and torch.hub.get_dir() == str(cache / "hub")
 
 
@@ -315,11 +315,11 @@ def test_dreamsim_sees_whole_images_from_one_folder(cache, monkeypatch):
 def test_images_are_cut_padded_or_stretched():
     x = torch.zeros(1, 3, 40, 80)
     x[..., 20:60] = 1
-    assert fitted(x, (40, 40)).min() > 0.999  # the middle alone
-    longest = fitted(x, (40, 40), "longest")
+    assert resize_for_network(x, (40, 40)).min() > 0.999  # the middle alone
+    longest = resize_for_network(x, (40, 40), "longest")
     assert longest[..., :9, :].max() == 0 and longest[..., 20, 20].min() > 0.999
-    assert 0.4 < fitted(x, (40, 40), "squash").mean() < 0.6
-    assert torch.equal(fitted(x[..., 20:60], (40, 40)), x[..., 20:60])
+    assert 0.4 < resize_for_network(x, (40, 40), "squash").mean() < 0.6
+    assert torch.equal(resize_for_network(x[..., 20:60], (40, 40)), x[..., 20:60])
 
 
 # --- real weights ----------------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_images_are_cut_padded_or_stretched():
 )
 def test_published_weights_tell_pictures_apart(spec):
     a, b = tensor(picture(224)), tensor(picture(224, seed=1))
-    ours = encoder(spec)
+    ours = get_encoder(spec)
     with torch.no_grad():
         same, other = (
             torch.cosine_similarity(ours(a), ours(a * 0.95)),
@@ -358,7 +358,7 @@ def test_efficientnet_lite0_is_the_packages_tenth_block():
     net, kept = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval(), []
     net._blocks[10].register_forward_hook(lambda module, args, output: kept.append(output))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    got = encoder("efficientnet-lite0")(x)
+    got = get_encoder("efficientnet-lite0")(x)
     net.extract_features(
         torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic") * 2 - 1
     )
@@ -370,4 +370,4 @@ def test_efficientnet_lite0_is_the_packages_tenth_block():
 def test_efficientnet_lite0_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ImportError, match=r"sliderspace\[portraits\]"):
-        encoder("efficientnet-lite0")
+        get_encoder("efficientnet-lite0")

@@ -9,10 +9,10 @@ from tiny import PROMPT, never, quiet
 
 from sliderspace import discover, train
 from sliderspace.training.from_text import Concept, train_concepts
-from sliderspace.features.encoders import latents
-from sliderspace.viz.progress import watch
+from sliderspace.features.encoders import latent_encoder
+from sliderspace.viz.progress import live_progress
 
-FEW = dict(steps=2, count=4, encoder=latents())
+FEW = dict(steps=2, count=4, encoder=latent_encoder())
 
 
 def size(image):
@@ -20,7 +20,7 @@ def size(image):
 
 
 def test_watching_changes_nothing_but_what_is_shown(tiny):
-    shown = watch(tiny, PROMPT, every=0.0, sliders=2)
+    shown = live_progress(tiny, PROMPT, every=0.0, sliders=2)
     found = discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
     assert shown.says.value == "samples: 2 of 2" and shown.bar.value == shown.bar.max == 2
     assert size(shown.plot)[0] > 100 and size(shown.pictures)[0] > 8 * tiny.image_size[1]
@@ -29,7 +29,7 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
     )
 
     options = dict(
-        encoder=latents(),
+        encoder=latent_encoder(),
         updates=3,
         start_rows=8,
         held_rows=4,
@@ -48,14 +48,14 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
 
 
 def test_asked_for_sliders_are_watched_too(tiny):
-    shown = watch(tiny, PROMPT, every=0.0)
+    shown = live_progress(tiny, PROMPT, every=0.0)
     concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", label="hat")
     train_concepts(tiny, concept, updates=2, steps=2, rank=2, targets="keys-values", progress=shown)
     assert size(shown.plot) and len(shown.reached) == 2
 
 
 def test_what_cannot_be_shown_does_not_end_the_work(tiny, monkeypatch):
-    shown = watch(tiny, PROMPT, every=0.0)
+    shown = live_progress(tiny, PROMPT, every=0.0)
     monkeypatch.setattr("sliderspace.viz.progress.decoded", never)
     discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
     assert "nothing to see: AssertionError" in shown.says.value

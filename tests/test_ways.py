@@ -13,36 +13,36 @@ from torch.testing import assert_close
 
 from sliderspace.evaluation import comparison as ways
 from sliderspace import load
-from sliderspace.experiments.applications import mixing_ways, returned, rivals
-from sliderspace.features.encoders import Encoder, encoder, latents, pixels
-from sliderspace.sliders.mixing import sparse_mixes
-from sliderspace.figures import png
-from sliderspace.sampling.generate import pictures, sample, start_noise
+from sliderspace.experiments.applications import mixing_strategies, recovered_fraction, baselines
+from sliderspace.features.encoders import Encoder, get_encoder, latent_encoder, pixel_encoder
+from sliderspace.sliders.mixing import sparse_mixtures
+from sliderspace.figures import to_png
+from sliderspace.sampling.generate import generate_images, sample, initial_noise
 from sliderspace.evaluation.image_metrics import (
-    Interval,
+    ConfidenceInterval,
     cmmd,
-    distance_of_pairs,
+    mean_pairwise_distance,
     frechet_distance,
-    kernel_distance,
+    kernel_inception_distance,
     precision_recall,
-    text_alignment,
+    clip_score,
     vendi_score,
 )
-from sliderspace.sampling.prompts import read_pictures
+from sliderspace.sampling.prompts import load_image_folder
 from sliderspace.evaluation.comparison import (
     Comparison,
-    Way,
-    compare_ways,
-    features_of_way,
-    plain,
-    plot_ways,
+    ImageGenerator,
+    compare_generators,
+    generator_features,
+    base_model,
+    plot_comparison,
     reference_features,
-    reworded,
-    with_mixes,
+    rephrased_prompts,
+    slider_mixtures,
 )
 
 STEPS = dict(steps=2, guidance=2.0)
-EYES = [pixels(4)]
+EYES = [pixel_encoder(4)]
 
 
 def zeros(numbers):
@@ -53,7 +53,7 @@ def ones(numbers):
     return torch.ones(len(numbers), 3)
 
 
-class Counted(Way):
+class Counted(ImageGenerator):
     """A way of random pictures, which says what it was asked for."""
 
     def __init__(self, name="way", card=None, scale=1.0):
@@ -97,48 +97,54 @@ def red():
 
 
 def test_the_plain_way_is_the_sampler(student):
-    got = plain(student).draw([PROMPT], [3, 0, 11], 5)
+    got = base_model(student).draw([PROMPT], [3, 0, 11], 5)
     assert got.shape == (3, 3, 64, 64) and torch.equal(
-        got, pictures(student, PROMPT, [3, 0, 11], seed=5)
+        got, generate_images(student, PROMPT, [3, 0, 11], seed=5)
     )
 
 
 def test_steps_guidance_and_prompts_are_handed_on(tiny):
     prompts, numbers = ["hat", PROMPT], [0, 1, 5]
-    got = plain(tiny, **STEPS).draw(prompts, numbers, 1)
-    assert torch.equal(got, pictures(tiny, prompts, numbers, 1, **STEPS))
-    assert (plain(tiny, steps=3, guidance=2.0).draw(prompts, numbers, 1) - got).abs().max() > 1e-3
-    assert (plain(tiny, steps=2, guidance=5.0).draw(prompts, numbers, 1) - got).abs().max() > 1e-3
+    got = base_model(tiny, **STEPS).draw(prompts, numbers, 1)
+    assert torch.equal(got, generate_images(tiny, prompts, numbers, 1, **STEPS))
+    assert (
+        base_model(tiny, steps=3, guidance=2.0).draw(prompts, numbers, 1) - got
+    ).abs().max() > 1e-3
+    assert (
+        base_model(tiny, steps=2, guidance=5.0).draw(prompts, numbers, 1) - got
+    ).abs().max() > 1e-3
 
 
 def test_all_ways_begin_with_the_same_noise(tiny):
-    base = plain(tiny, **STEPS).draw([PROMPT], [4, 1], 7)
-    still = with_mixes(tiny, random_space(tiny), "still", zeros, **STEPS)
-    same = reworded(tiny, {PROMPT: [PROMPT]}, **STEPS)
+    base = base_model(tiny, **STEPS).draw([PROMPT], [4, 1], 7)
+    still = slider_mixtures(tiny, random_space(tiny), "still", zeros, **STEPS)
+    same = rephrased_prompts(tiny, {PROMPT: [PROMPT]}, **STEPS)
     assert torch.equal(still.draw([PROMPT], [4, 1], 7), base) and torch.equal(
         same.draw([PROMPT], [4, 1], 7), base
     )
-    itself = plain(tiny.led_by(tiny, guidance=2.0), **STEPS)
+    itself = base_model(tiny.led_by(tiny, guidance=2.0), **STEPS)
     assert_close(itself.draw([PROMPT], [4, 1], 7), base, rtol=0, atol=1e-5)
     for way in (still, same, itself):
         assert (way.draw([PROMPT], [4, 1], 8) - base).abs().max() > 1e-2
 
 
 def test_mixes_are_drawn_by_number(tiny):
-    space, mixes = random_space(tiny), partial(sparse_mixes, 3, count=2, both=True)
-    got = with_mixes(tiny, space, "mixed", mixes, start=0.3, **STEPS).draw([PROMPT], [5, 2], 7)
+    space, mixes = random_space(tiny), partial(sparse_mixtures, 3, count=2, both=True)
+    got = slider_mixtures(tiny, space, "mixed", mixes, start=0.3, **STEPS).draw([PROMPT], [5, 2], 7)
     for image, number in zip(got, (5, 2)):
         with space.on(tiny, mixes([number])[0], start=0.3):
-            assert_close(image, pictures(tiny, PROMPT, [number], 7, **STEPS)[0], rtol=0, atol=1e-4)
+            assert_close(
+                image, generate_images(tiny, PROMPT, [number], 7, **STEPS)[0], rtol=0, atol=1e-4
+            )
 
 
 def test_batches_of_a_way_make_no_difference(tiny):
     space = random_space(tiny)
     mixed, other = (
-        partial(with_mixes, tiny, space, "mixed", ones),
-        partial(reworded, tiny, {PROMPT: ["a"]}),
+        partial(slider_mixtures, tiny, space, "mixed", ones),
+        partial(rephrased_prompts, tiny, {PROMPT: ["a"]}),
     )
-    for make_way in (partial(plain, tiny), mixed, other):
+    for make_way in (partial(base_model, tiny), mixed, other):
         whole, parts = (make_way(batch=b, **STEPS).draw([PROMPT], range(5), 0) for b in (64, 2))
         assert_close(parts, whole, rtol=0, atol=1e-4)
 
@@ -146,8 +152,8 @@ def test_batches_of_a_way_make_no_difference(tiny):
 def test_sliders_of_another_model_are_refused_but_for_a_transfer(tiny, tiny_of):
     other = tiny_of("epsilon", 1)
     with pytest.raises(ValueError, match="made for the weights of"):
-        with_mixes(other, random_space(tiny), "mixed", ones)
-    with_mixes(other, random_space(tiny), "mixed", ones, transfer=True).draw([PROMPT], [0], 0)
+        slider_mixtures(other, random_space(tiny), "mixed", ones)
+    slider_mixtures(other, random_space(tiny), "mixed", ones, transfer=True).draw([PROMPT], [0], 0)
 
 
 # --- other words -----------------------------------------------------------------------------------------------------
@@ -161,7 +167,7 @@ def test_other_words_take_turns(tiny, monkeypatch):
         return sample(model, prompts, noise, *args)
 
     monkeypatch.setattr(ways, "sample", heard)
-    way = reworded(tiny, {"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}, **STEPS)
+    way = rephrased_prompts(tiny, {"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}, **STEPS)
     whole = way.draw(["a", "b"], range(8), 0)
     assert said == ["a1", "b1", "a2", "b2", "a3", "b1", "a1", "b2"]
     said.clear()
@@ -177,9 +183,9 @@ def test_words_that_are_missing_are_refused(tiny, monkeypatch):
         ({PROMPT: ["a", " "]}, "prompt must be a non-empty text, not ' '"),
     ):
         with pytest.raises(ValueError, match=message):
-            reworded(tiny, variations)
+            rephrased_prompts(tiny, variations)
     with pytest.raises(ValueError, match="variations lack the prompt 'hat'"):
-        reworded(tiny, {PROMPT: ["a"]}).draw([PROMPT, "hat"], [0, 1], 0)
+        rephrased_prompts(tiny, {PROMPT: ["a"]}).draw([PROMPT, "hat"], [0, 1], 0)
 
 
 # --- another model's first steps -------------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ def two(request, tmp_path_factory):
     with torch.no_grad():
         for p in other.denoiser.parameters():
             p += 0.1 * torch.randn(p.shape, generator=gen)
-    noise = start_noise(one, 0, [0, 1, 2])
+    noise = initial_noise(one, 0, [0, 1, 2])
     return one, other, noise
 
 
@@ -263,16 +269,16 @@ def test_sliders_act_in_the_steps_of_their_own_model(two):
 
 
 def test_the_bundled_student_is_led_by_its_teacher(student, model):
-    led, noise = student.led_by(model, guidance=3.0), start_noise(student, 0, [0, 1])
+    led, noise = student.led_by(model, guidance=3.0), initial_noise(student, 0, [0, 1])
     kept = []
     sample(led, [PROMPT, "hat"], noise, on_step=kept.append)
     theirs = model.predict(
         noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].signal, kept[0].noise)
     )[1]
     assert_close(kept[0].x0, theirs, rtol=0, atol=1e-4)
-    got = plain(led).draw([PROMPT, "hat"], [0, 1], 0)
+    got = base_model(led).draw([PROMPT, "hat"], [0, 1], 0)
     assert_close(got, student.decode(kept[-1].next), rtol=0, atol=1e-4)
-    assert (got - plain(student).draw([PROMPT, "hat"], [0, 1], 0)).abs().max() > 0.1
+    assert (got - base_model(student).draw([PROMPT, "hat"], [0, 1], 0)).abs().max() > 0.1
 
 
 def test_a_leader_that_cannot_be_is_refused(tiny, student):
@@ -300,26 +306,26 @@ def kept(folder):
 
 def test_features_are_of_every_image_in_order():
     way = Counted()
-    features, first = features_of_way(
-        way, ["a"], 10, [pixels(4), pixels(2)], seed=2, shown=6, progress=quiet
+    features, first = generator_features(
+        way, ["a"], 10, [pixel_encoder(4), pixel_encoder(2)], seed=2, shown=6, progress=quiet
     )
     assert way.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images = Counted().made(["a"], range(10), 2)
-    for eye in (pixels(4), pixels(2)):
+    for eye in (pixel_encoder(4), pixel_encoder(2)):
         assert_close(features[eye.name], eye(images), rtol=0, atol=1e-6)
     assert first.dtype == torch.uint8 and torch.equal(first, (images[:6] * 255).round().byte())
 
 
 def test_a_prompt_is_not_a_list_of_letters():
     way = Counted()
-    features_of_way(way, "hat", 2, EYES, progress=quiet)
+    generator_features(way, "hat", 2, EYES, progress=quiet)
     assert way.said == [["hat"]]
 
 
 @pytest.mark.parametrize("name", ["images", "a/b: <c>", "größer"])
 def test_an_encoder_may_have_any_name(tmp_path, name):
     for _ in range(2):
-        got = features_of_way(
+        got = generator_features(
             Counted(), ["a"], 6, [looks(name, average)], folder=tmp_path, progress=quiet
         )[0]
         assert_close(got[name], average(Counted().made(["a"], range(6), 0)))
@@ -333,7 +339,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
             return super().made(prompts, numbers, seed)
 
     run = partial(
-        features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
+        generator_features, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
     )
     stopped, going = Killed(), Counted()
     with pytest.raises(KeyboardInterrupt):
@@ -341,13 +347,13 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert len(kept(tmp_path)) == 2
     features, first = run(going)
     assert going.asked == [[8, 9]]
-    whole, images = features_of_way(Counted(), ["a"], 10, EYES, progress=quiet)
+    whole, images = generator_features(Counted(), ["a"], 10, EYES, progress=quiet)
     assert torch.equal(features["pixels-4"], whole["pixels-4"]) and torch.equal(first, images)
 
 
 def test_a_shard_that_is_gone_is_made_again(tmp_path):
     run = partial(
-        features_of_way, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
+        generator_features, prompts=["a"], images=10, encoders=EYES, folder=tmp_path, progress=quiet
     )
     whole = run(Counted())
     kept(tmp_path)[1].unlink()
@@ -363,7 +369,7 @@ def test_a_shard_that_is_gone_is_made_again(tmp_path):
 
 
 def test_a_damaged_shard_is_named(tmp_path):
-    run = partial(features_of_way, Counted(), ["a"], 6, EYES, folder=tmp_path, progress=quiet)
+    run = partial(generator_features, Counted(), ["a"], 6, EYES, folder=tmp_path, progress=quiet)
     run()
     path = kept(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-20])
@@ -376,7 +382,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 )
 def test_a_file_that_was_not_finished_is_not_read(tmp_path, monkeypatch, error):
     run = partial(
-        features_of_way, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet
+        generator_features, prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet
     )
     with monkeypatch.context() as patch:
 
@@ -394,7 +400,7 @@ def test_a_file_that_was_not_finished_is_not_read(tmp_path, monkeypatch, error):
 
 def late(x):
     """Pixels, the last ones backwards."""
-    phi = pixels(4)(x)
+    phi = pixel_encoder(4)(x)
     return torch.cat([phi[:, :40], phi[:, 40:].flip(1)], 1)
 
 
@@ -403,10 +409,14 @@ OTHERS = {  # what differs between two runs into one folder
     "another card": dict(way=Counted(card={"a": 2})),
     "other prompts": dict(prompts=["a", "b"]),
     "another seed": dict(seed=1),
-    "another encoder": dict(encoders=[pixels(2)]),
-    "one encoder more": dict(encoders=[pixels(4), pixels(2)]),
-    "an encoder of the same name": dict(encoders=[looks("pixels-4", lambda x: 1 - pixels(4)(x))]),
-    "an encoder of another scale": dict(encoders=[looks("pixels-4", lambda x: 2 * pixels(4)(x))]),
+    "another encoder": dict(encoders=[pixel_encoder(2)]),
+    "one encoder more": dict(encoders=[pixel_encoder(4), pixel_encoder(2)]),
+    "an encoder of the same name": dict(
+        encoders=[looks("pixels-4", lambda x: 1 - pixel_encoder(4)(x))]
+    ),
+    "an encoder of another scale": dict(
+        encoders=[looks("pixels-4", lambda x: 2 * pixel_encoder(4)(x))]
+    ),
     "an encoder that differs late": dict(encoders=[looks("pixels-4", late)]),
 }
 
@@ -416,33 +426,33 @@ def test_what_is_kept_is_not_taken_for_another(tmp_path, what):
     options = dict(
         way=Counted(), prompts=["a"], images=6, encoders=EYES, folder=tmp_path, progress=quiet
     )
-    features_of_way(**options)
+    generator_features(**options)
     other = options | {"way": Counted()} | OTHERS[what]
-    expected = features_of_way(**other | {"folder": None})[0]
+    expected = generator_features(**other | {"folder": None})[0]
     other["way"].asked.clear()
-    found = features_of_way(**other)[0]
+    found = generator_features(**other)[0]
     assert other["way"].asked == [[0, 1, 2, 3], [4, 5]]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def with_ones(model, space, **options):
-    return with_mixes(model, space, "ones", ones, **options)
+    return slider_mixtures(model, space, "ones", ones, **options)
 
 
 def in_range(model, space):
-    return next(way for way in mixing_ways(model, space) if "in range" in way.name)
+    return next(way for way in mixing_strategies(model, space) if "in range" in way.name)
 
 
 CARDS = {  # what differs -> two ways of a model and a space, which make other images
-    "steps": lambda m, s: (plain(m), plain(m, steps=2)),
-    "steps of the model": lambda m, s: (plain(m), plain(replace(m, steps=2))),
-    "guidance of the model": lambda m, s: (plain(m), plain(replace(m, guidance=3.0))),
-    "words": lambda m, s: (reworded(m, {"a": ["b"]}), reworded(m, {"a": ["c"]})),
-    "a leader": lambda m, s: (plain(m), plain(m.led_by(m))),
-    "steps of a leader": lambda m, s: (plain(m.led_by(m)), plain(m.led_by(m, 2))),
+    "steps": lambda m, s: (base_model(m), base_model(m, steps=2)),
+    "steps of the model": lambda m, s: (base_model(m), base_model(replace(m, steps=2))),
+    "guidance of the model": lambda m, s: (base_model(m), base_model(replace(m, guidance=3.0))),
+    "words": lambda m, s: (rephrased_prompts(m, {"a": ["b"]}), rephrased_prompts(m, {"a": ["c"]})),
+    "a leader": lambda m, s: (base_model(m), base_model(m.led_by(m))),
+    "steps of a leader": lambda m, s: (base_model(m.led_by(m)), base_model(m.led_by(m, 2))),
     "guidance of a leader": lambda m, s: (
-        plain(m.led_by(m)),
-        plain(m.led_by(replace(m, guidance=3.0))),
+        base_model(m.led_by(m)),
+        base_model(m.led_by(replace(m, guidance=3.0))),
     ),
     "sliders": lambda m, s: (with_ones(m, s), with_ones(m, random_space(m, seed=1))),
     "mixes": lambda m, s: (with_ones(m, s, key="a"), with_ones(m, s, key="b")),
@@ -472,9 +482,9 @@ def test_the_usable_range_of_every_slider_counts(student):
 def test_equal_ways_have_equal_cards(student):
     space = random_space(student)
     for make_way in (
-        partial(plain, student),
-        partial(with_mixes, student, space, key="a", mixes=ones),
-        partial(reworded, student, {"a": ["b"]}),
+        partial(base_model, student),
+        partial(slider_mixtures, student, space, key="a", mixes=ones),
+        partial(rephrased_prompts, student, {"a": ["b"]}),
     ):
         assert (
             make_way(name="one").card == make_way(name="two", batch=3).card
@@ -491,11 +501,11 @@ BAD = {
     ),
     "no way": (dict(ways=[]), "ways must have different names"),
     "an encoder of latents": (
-        dict(encoders=[latents()]),
+        dict(encoders=[latent_encoder()]),
         "encoders must look at images, .*'latents' looks at latents",
     ),
     "an encoder of latents among others": (
-        dict(encoders=[pixels(4), latents()]),
+        dict(encoders=[pixel_encoder(4), latent_encoder()]),
         "'latents' looks at latents",
     ),
     "two encoders of one name": (
@@ -526,20 +536,22 @@ def test_bad_input_is_refused_before_any_image(what, monkeypatch):
     options = (
         dict(ways=[Counted()], prompts=["a"], images=8, encoders=EYES, progress=quiet) | options
     )
-    if "reference" in options and isinstance(options["reference"], Way):
+    if "reference" in options and isinstance(options["reference"], ImageGenerator):
         options["reference"] = Counted("reference")
     options["ways"] = [
         Counted(w.name) for w in options["ways"]
     ]  # made anew, so that they are the patched ones
     with pytest.raises(ValueError, match=message):
-        compare_ways(**options)
+        compare_generators(**options)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_image(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(Counted, "made", never)
     with pytest.raises(ValueError, match="cannot write into folder"):
-        compare_ways([Counted()], "a", 8, EYES, folder=tmp_path / "file" / "out", progress=quiet)
+        compare_generators(
+            [Counted()], "a", 8, EYES, folder=tmp_path / "file" / "out", progress=quiet
+        )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -547,7 +559,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_image(tmp_path, m
 
 def test_figures_are_those_of_sets(red):
     reference, prompts = Counted("reference", scale=0.5), ["red", "blue"]
-    found = compare_ways(
+    found = compare_generators(
         [Counted("a"), Counted("b", scale=0.9)], prompts, 12, [red], reference, progress=quiet
     )
     assert list(found.rows) == ["a", "b"] and found.images == 12
@@ -556,11 +568,11 @@ def test_figures_are_those_of_sets(red):
     vendi = sum(vendi_score(x[groups == g]) for g in (0, 1)) / 2
     precision, recall = precision_recall(x, y)
     expected = {
-        "distance of pairs (red)": distance_of_pairs(x, groups, "cosine"),
+        "distance of pairs (red)": mean_pairwise_distance(x, groups, "cosine"),
         "Vendi score (red)": vendi,
-        "text alignment (red)": text_alignment(x, words),
+        "text alignment (red)": clip_score(x, words),
         "Frechet distance (red)": frechet_distance(x, y),
-        "kernel distance (red)": kernel_distance(x, y)[0],
+        "kernel distance (red)": kernel_inception_distance(x, y)[0],
         "MMD (red)": cmmd(x, y),
         "precision (red)": precision,
         "recall (red)": recall,
@@ -575,14 +587,16 @@ def test_figures_are_those_of_sets(red):
 
 
 def test_a_way_is_no_distance_from_itself():
-    found = compare_ways([Counted()], "a", 8, EYES, Counted("reference"), progress=quiet)["way"]
+    found = compare_generators([Counted()], "a", 8, EYES, Counted("reference"), progress=quiet)[
+        "way"
+    ]
     assert found["Frechet distance (pixels-4)"] == pytest.approx(0, abs=1e-5)
     assert found["MMD (pixels-4)"] == pytest.approx(0, abs=1e-9)
     assert found["precision (pixels-4)"] == found["recall (pixels-4)"] == 1
 
 
 def test_prompts_of_a_single_image_have_no_diversity(red):
-    found = compare_ways([Counted()], ["a", "b", "c"], 4, [red], progress=quiet)
+    found = compare_generators([Counted()], ["a", "b", "c"], 4, [red], progress=quiet)
     assert list(found["way"]) == ["text alignment (red)"]
 
 
@@ -590,16 +604,16 @@ def test_references_are_ways_tensors_or_pictures(tmp_path):
     images = Counted().made(["a"], range(6), 0).mul(255).byte()
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
-    features = reference_features(read_pictures(tmp_path, "a"), EYES, (8, 8))
+    features = reference_features(load_image_folder(tmp_path, "a"), EYES, (8, 8))
     assert_close(features["pixels-4"], reference_features(images / 255, EYES)["pixels-4"])
-    x = pixels(4)(Counted().made(["a"], range(8), 0))
-    read = read_pictures(tmp_path, "a")
+    x = pixel_encoder(4)(Counted().made(["a"], range(8), 0))
+    read = load_image_folder(tmp_path, "a")
     for reference, y in (
         (read, reference_features(read, EYES)["pixels-4"]),
         (images / 255, features["pixels-4"]),
         (Counted("reference"), x),
     ):
-        found = compare_ways([Counted()], "a", 8, EYES, reference, progress=quiet)["way"][
+        found = compare_generators([Counted()], "a", 8, EYES, reference, progress=quiet)["way"][
             "MMD (pixels-4)"
         ]
         assert found == pytest.approx(cmmd(x, y), rel=1e-4, abs=1e-9)
@@ -610,14 +624,14 @@ def test_photographs_of_a_reference_are_cut_and_not_padded(tmp_path):
         wide = Image.new("RGB", (48, 16), (i, i, i))
         wide.paste((200, 200, 200), (12, 0, 36, 16))  # the middle is all that is seen
         wide.save(tmp_path / f"{i}.png")
-    seen = reference_features(read_pictures(tmp_path, "a"), EYES, (8, 8))["pixels-4"]
+    seen = reference_features(load_image_folder(tmp_path, "a"), EYES, (8, 8))["pixels-4"]
     assert_close(seen, reference_features(torch.full((2, 3, 8, 8), 200 / 255), EYES)["pixels-4"])
 
 
 def test_a_reference_is_kept_too(tmp_path):
     reference = Counted("reference")
     for _ in range(2):
-        compare_ways([Counted()], "a", 8, EYES, reference, folder=tmp_path, progress=quiet)
+        compare_generators([Counted()], "a", 8, EYES, reference, folder=tmp_path, progress=quiet)
     assert reference.asked == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
@@ -627,11 +641,16 @@ def test_images_of_a_reference_are_looked_at_once(tmp_path):
     def eye(x):
         if x.shape[-1] == 8:  # and not the probe that tells encoders apart
             seen.append(len(x))
-        return pixels(4)(x)
+        return pixel_encoder(4)(x)
 
     encoders = [looks("eye", eye)]
     run = partial(
-        compare_ways, [Counted()], images=8, encoders=encoders, folder=tmp_path, progress=quiet
+        compare_generators,
+        [Counted()],
+        images=8,
+        encoders=encoders,
+        folder=tmp_path,
+        progress=quiet,
     )
     for prompt, new in (
         ("a", [4, 2, 4, 4]),
@@ -642,19 +661,23 @@ def test_images_of_a_reference_are_looked_at_once(tmp_path):
         run(prompts=prompt, reference=images)
         assert seen == new
     other = reference_features(images.flip(2), encoders, folder=tmp_path, progress=quiet)["eye"]
-    assert torch.equal(other, pixels(4)(images.flip(2)))  # and others are not taken for it
+    assert torch.equal(other, pixel_encoder(4)(images.flip(2)))  # and others are not taken for it
 
 
 def test_the_bundled_encoder_sees_the_bundled_models_ways(student):
-    more = with_mixes(student, random_space(student), "mixed", lambda numbers: 0.3 * ones(numbers))
-    found = compare_ways([plain(student), more], PROMPT, 8, model=student, shown=2, progress=quiet)
-    eye = encoder(None, student)
-    x = eye(plain(student).draw([PROMPT], range(8), 0))
-    expected = distance_of_pairs(x, metric="cosine")
+    more = slider_mixtures(
+        student, random_space(student), "mixed", lambda numbers: 0.3 * ones(numbers)
+    )
+    found = compare_generators(
+        [base_model(student), more], PROMPT, 8, model=student, shown=2, progress=quiet
+    )
+    eye = get_encoder(None, student)
+    x = eye(base_model(student).draw([PROMPT], range(8), 0))
+    expected = mean_pairwise_distance(x, metric="cosine")
     assert found["unchanged"]["distance of pairs (portraits-clip)"].value == pytest.approx(
         expected.value, rel=1e-4
     )
-    expected = text_alignment(x, eye.text([PROMPT]).expand(8, -1))
+    expected = clip_score(x, eye.text([PROMPT]).expand(8, -1))
     assert found["unchanged"]["text alignment (portraits-clip)"].value == pytest.approx(
         expected.value, rel=1e-4
     )
@@ -669,8 +692,8 @@ EVIL = '<script>alert(1)</script>&"'
 @pytest.fixture
 def compared():
     rows = {
-        EVIL: {"far (a)": Interval(1.23456, 1.0, 2.0), "<b>": 0.5},
-        "$x_1": {"far (a)": Interval(3.0, 2.5, 3.5)},
+        EVIL: {"far (a)": ConfidenceInterval(1.23456, 1.0, 2.0), "<b>": 0.5},
+        "$x_1": {"far (a)": ConfidenceInterval(3.0, 2.5, 3.5)},
     }
     return Comparison(rows, {}, 12, ["a", "b"])
 
@@ -705,22 +728,22 @@ def test_names_in_the_table_are_text(compared):
 
 def test_ways_are_drawn_as_points(compared):
     compared["$x_1"]["<b>"] = 0.7
-    axes = plot_ways(compared, "<b>", "far (a)").axes[0]
+    axes = plot_comparison(compared, "<b>", "far (a)").axes[0]
     points = [line.get_xydata().tolist() for line in axes.lines]
     assert [p for p in points if len(p) == 1] == [[[0.5, 1.23456]], [[0.7, 3.0]]]
     assert [t.get_text() for t in axes.texts] == [EVIL, r"\$x_1"] and axes.get_ylabel() == "far (a)"
     with pytest.raises(KeyError, match="near"):
-        plot_ways(compared, "near", "far (a)")
+        plot_comparison(compared, "near", "far (a)")
 
 
 def test_figures_of_any_name_can_be_drawn(compared):
     rows = {"a": {"$x^{ (a)": 1.0, r"\\frac{$1$}": 2.0}}
-    assert png(plot_ways(replace(compared, rows=rows), *rows["a"]))[:4] == b"\x89PNG"
+    assert to_png(plot_comparison(replace(compared, rows=rows), *rows["a"]))[:4] == b"\x89PNG"
 
 
 def test_few_images_of_many_prompts_can_be_drawn(red):
-    found = compare_ways([Counted()], [f"{i}" for i in range(20)], 40, [red], progress=quiet)
-    assert plot_ways(found, "text alignment (red)", "distance of pairs (red)").axes
+    found = compare_generators([Counted()], [f"{i}" for i in range(20)], 40, [red], progress=quiet)
+    assert plot_comparison(found, "text alignment (red)", "distance of pairs (red)").axes
 
 
 # --- what was lost and came back -------------------------------------------------------------------------------------
@@ -736,17 +759,17 @@ def test_what_came_back_is_a_share_of_what_was_lost():
         "worse": 0.1,
         "more": 0.8,
     }
-    rows = {way: {"far": Interval(v, 0, 1), "plain": v} for way, v in values.items()}
+    rows = {way: {"far": ConfidenceInterval(v, 0, 1), "plain": v} for way, v in values.items()}
     for measure in ("far", "plain"):
-        found = returned(Comparison(rows, {}, 9, ["a"]), measure)
+        found = recovered_fraction(Comparison(rows, {}, 9, ["a"]), measure)
         assert found == pytest.approx(
             {"mixed": 0.75, "none": 0, "all": 1, "worse": -0.25, "more": 1.5}
         )
     falls = Comparison(
         {way: {"near": 1 - v} for way, v in values.items()}, {}, 9, ["a"]
     )  # of what should be small
-    assert returned(falls, "near")["mixed"] == pytest.approx(0.75)
-    assert returned(falls, "near", "none", "all")["unchanged"] == pytest.approx(0)
+    assert recovered_fraction(falls, "near")["mixed"] == pytest.approx(0.75)
+    assert recovered_fraction(falls, "near", "none", "all")["unchanged"] == pytest.approx(0)
 
 
 def test_where_nothing_was_lost_nothing_comes_back():
@@ -756,15 +779,15 @@ def test_where_nothing_was_lost_nothing_comes_back():
     with pytest.raises(
         ValueError, match="'unchanged' and 'the other model' have the same far: nothing was lost"
     ):
-        returned(same, "far")
+        recovered_fraction(same, "far")
     for options in (("near",), ("far", "nobody"), ("far", "unchanged", "nobody")):
         with pytest.raises(KeyError):
-            returned(same, *options)
+            recovered_fraction(same, *options)
 
 
 def test_rivals_are_the_model_the_other_its_first_step_and_guidances(tiny, tiny_of):
     other = tiny_of("epsilon", 1)
-    found = rivals(tiny, other, (2.0, 4.0), steps=2)
+    found = baselines(tiny, other, (2.0, 4.0), steps=2)
     assert [w.name for w in found] == [
         "unchanged",
         "the other model",
@@ -773,11 +796,11 @@ def test_rivals_are_the_model_the_other_its_first_step_and_guidances(tiny, tiny_
         "guidance 4",
     ]
     expected = [
-        plain(tiny, steps=2),
-        plain(other),
-        plain(tiny.led_by(other), steps=2),
-        plain(tiny, steps=2, guidance=2.0),
-        plain(tiny, steps=2, guidance=4.0),
+        base_model(tiny, steps=2),
+        base_model(other),
+        base_model(tiny.led_by(other), steps=2),
+        base_model(tiny, steps=2, guidance=2.0),
+        base_model(tiny, steps=2, guidance=4.0),
     ]
     for way, same in zip(found[1:], expected[1:]):
         assert torch.equal(way.draw([PROMPT], [0], 0), same.draw([PROMPT], [0], 0))

@@ -17,8 +17,8 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sliderspace.viz import renderer as painting
 from sliderspace import load
-from sliderspace.viz.renderer import small
-from sliderspace.sampling.generate import pictures, start_noise
+from sliderspace.viz.renderer import thumbnail
+from sliderspace.sampling.generate import generate_images, initial_noise
 from sliderspace.sliders.space import SliderSpace, detach
 from sliderspace.viz.board_widget import board
 
@@ -73,7 +73,7 @@ def pixels(png):
 def expected(model, space, mix, start=0.0, prompt=PROMPT, seed=0):
     """What the board should show, made without it: the pixels, each one enlarged."""
     with space.on(model, mix, start=start):
-        picture = to_pil_image(pictures(model, prompt, 1, seed, STEPS)[0])
+        picture = to_pil_image(generate_images(model, prompt, 1, seed, STEPS)[0])
     zoom = 256 // picture.width
     return pil_to_tensor(picture).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
 
@@ -113,7 +113,7 @@ def test_the_latest_of_many_moves_wins(shown, runs):
 def test_an_unwanted_picture_is_given_up_unless_it_is_nearly_there(
     shown, runs, monkeypatch, patience, steps
 ):
-    monkeypatch.setattr(painting, "PATIENCE", patience)
+    monkeypatch.setattr(painting, "PATIENCE_SECONDS", patience)
     begun, go_on, sample = threading.Event(), threading.Event(), painting.sample
 
     def held(*args, on_step):
@@ -259,7 +259,7 @@ def test_setting_an_unknown_slider_changes_nothing(shown):
 
 
 def test_the_model_is_its_own_again_afterwards(model, space, shown):
-    noise = start_noise(model, 0, [0])
+    noise = initial_noise(model, 0, [0])
     before = model.predict(noise, 500, PROMPT)[0]
     moved(shown, {"glasses": 2.0})
     assert torch.equal(model.predict(noise, 500, PROMPT)[0], before)
@@ -293,7 +293,7 @@ def test_several_pictures_side_by_side(model, space):
     shown.mix = {"hair": 1.0}
     shown.wait(60)
     with space.on(model, {"hair": 1.0}):
-        each = [to_pil_image(x) for x in pictures(model, PROMPT, 3, 4, STEPS)]
+        each = [to_pil_image(x) for x in generate_images(model, PROMPT, 3, 4, STEPS)]
     row = torch.cat([pil_to_tensor(x) for x in each], 2)
     zoom = 256 // each[0].width
     assert torch.equal(
@@ -312,7 +312,7 @@ def test_steps_and_guidance_and_the_end_of_the_window_count(model, space, shown)
         seen.add(shown.image.value)
     assert len(seen) == 4
     with space.on(model, {"glasses": 2.0}, 0.0, 0.5):
-        last = to_pil_image(pictures(model, PROMPT, 1, 0, 5, 3.0)[0])
+        last = to_pil_image(generate_images(model, PROMPT, 1, 0, 5, 3.0)[0])
     assert torch.equal(
         pixels(shown.image.value)[:, :: 256 // last.width, :: 256 // last.width],
         pil_to_tensor(last),
@@ -396,7 +396,7 @@ def test_the_mix_as_a_lora_and_as_code(model, space, tmp_path):
     code = shown.code.value.replace("images = ", "made['images'] = ")
     assert compile(code, "board", "exec") and code.startswith("with space.on(model, {'hair': 1.5}")
     with space.on(model, {"hair": 1.5}, start=0, stop=1):
-        made["images"] = pictures(model, PROMPT, 1, seed=0, steps=STEPS, guidance=1)
+        made["images"] = generate_images(model, PROMPT, 1, seed=0, steps=STEPS, guidance=1)
     assert torch.equal(
         pixels(shown.image.value)[:, ::4, ::4], pil_to_tensor(to_pil_image(made["images"][0]))
     )
@@ -476,9 +476,9 @@ def test_ends_are_pictures_of_each_slider_alone(model, space):
     if thread is not None:
         thread.join(60)
     with space.on(model, {"hair": 2.0}):
-        whole = to_pil_image(pictures(model, PROMPT, 1, 0, STEPS)[0])
+        whole = to_pil_image(generate_images(model, PROMPT, 1, 0, STEPS)[0])
     low, high = (pixels(picture.value).int() for picture in (shown.rows[1].low, shown.rows[1].high))
-    expected_end = pixels(small(pil_to_tensor(whole) / 255, 72)).int()
+    expected_end = pixels(thumbnail(pil_to_tensor(whole) / 255, 72)).int()
     assert (
         (high - expected_end).abs().max() <= 2 < (low - expected_end).abs().max()
     )  # made in one batch with others
@@ -486,9 +486,9 @@ def test_ends_are_pictures_of_each_slider_alone(model, space):
 
 
 def test_ends_come_from_a_report_without_sampling(model, space, runs):
-    from sliderspace.evaluation.search import measure_asked
+    from sliderspace.evaluation.search import measure_concepts
 
-    report = measure_asked(
+    report = measure_concepts(
         model, space, samples=2, reference=8, progress=quiet, strengths=(-2.0, -1.0, 0.0, 1.0, 2.0)
     )
     shown = board(model, report.space, steps=STEPS, report=report)
@@ -569,7 +569,7 @@ def test_work_that_fails_does_not_end_the_worker(capsys):
             raise RuntimeError("no")
         done.append(n)
 
-    newest = painting.Newest(work)
+    newest = painting.LatestOnlyWorker(work)
     for n in (1, 2):
         newest.ask(n)
         time.sleep(0.05)
@@ -606,7 +606,7 @@ def test_a_drag_is_a_few_pictures(shown, runs):
 
 def test_a_first_move_does_not_wait_and_a_long_drag_is_not_left_alone():
     done, began = [], time.monotonic()
-    newest = painting.Newest(
+    newest = painting.LatestOnlyWorker(
         lambda n: done.append((n, time.monotonic() - began)), settle=0.2, longest=0.5
     )
     newest.ask(0)
@@ -620,7 +620,7 @@ def test_a_first_move_does_not_wait_and_a_long_drag_is_not_left_alone():
 
 
 def test_a_slow_picture_is_preceded_by_its_estimate(shown, monkeypatch):
-    monkeypatch.setattr(painting, "PATIENCE", 0)
+    monkeypatch.setattr(painting, "PATIENCE_SECONDS", 0)
     seen = []
     shown.image.observe(lambda change: seen.append(change["new"]), "value")
     moved(shown, {"glasses": 2.0})

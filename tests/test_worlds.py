@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sliderspace.models.pipeline import bundled
+from sliderspace.models.pipeline import asset_path
 from sliderspace.portraits.world import (
     PORTRAITS_64,
     PORTRAITS_128,
@@ -87,7 +87,7 @@ def test_worlds_share_factors_and_values_but_for_styles():
 
 def test_a_models_folder_names_its_world(tmp_path):
     write_world(tmp_path, PORTRAITS_128)
-    assert world_of(tmp_path) is PORTRAITS_128 and world_of(bundled()) is PORTRAITS_64
+    assert world_of(tmp_path) is PORTRAITS_128 and world_of(asset_path()) is PORTRAITS_64
     (tmp_path / "world.json").write_text(json.dumps({"world": "landscapes"}))
     with pytest.raises(ValueError, match="names the world 'landscapes': known ones are"):
         world_of(tmp_path)

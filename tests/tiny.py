@@ -6,11 +6,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sliderspace.sliders.adapter import target_layers
-from sliderspace.directions.discovery import find_directions
-from sliderspace.features.encoders import features
-from sliderspace.models.pipeline import bundled
+from sliderspace.directions.discovery import fit_directions
+from sliderspace.features.encoders import normalized_features
+from sliderspace.models.pipeline import asset_path
 from sliderspace.sliders.space import SliderSpace
-from sliderspace.features.collect import Run, Samples
+from sliderspace.features.collect import SamplingConfig, SampleFeatures
 
 PROMPT = "portrait of a person"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -29,7 +29,7 @@ def never(*args, **options):
 def tiny_parts(prediction_type="epsilon", seed=0, words=32):
     """Parts of a Stable Diffusion pipeline for images of 16x16 pixels."""
     torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(bundled() / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(asset_path() / "tokenizer")
     special = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -86,10 +86,12 @@ def random_directions(model, encoder, samples=24, count=6, steps=3, guidance=2.0
     """Directions of random features and latents, their run card filled in: as from `discover`, without sampling."""
     gen = torch.Generator().manual_seed(seed)
     latents = torch.randn(samples, *model.latent_shape, generator=gen)
-    width = features(model, encoder, latents[:1]).shape[-1]
+    width = normalized_features(model, encoder, latents[:1]).shape[-1]
     rows = F.normalize(torch.randn(samples, steps, width, generator=gen), dim=-1)
-    run = Run(model.name, model.identity(), encoder.name, [PROMPT], samples, seed, steps, guidance)
-    return find_directions(Samples(run, rows, latents), count)
+    run = SamplingConfig(
+        model.name, model.identity(), encoder.name, [PROMPT], samples, seed, steps, guidance
+    )
+    return fit_directions(SampleFeatures(run, rows, latents), count)
 
 
 def random_weights(model, layers, sliders, rank=1, seed=0, std=0.3):

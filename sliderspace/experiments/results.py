@@ -16,7 +16,7 @@ import numpy as np
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-03
 from ..files import write_bytes
 from ..figures import html_table, new_figure
-from ..evaluation.image_metrics import Interval
+from ..evaluation.image_metrics import ConfidenceInterval
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-04
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,7 +165,7 @@ def rank_correlation(
         list[float]
     ],  # figures of every slider, a list for each seed, as `Results.each` gives them
     y: list[list[float]],
-) -> Interval:  # in [-1, 1], with its 95 % interval
+) -> ConfidenceInterval:  # in [-1, 1], with its 95 % interval
     """Sliders without a number in either list are left out. The interval takes sliders as drawn anew for every seed:
     where seeds share a model's directions it is rather too narrow. Raises `ValueError` for lists of other lengths, and
     for fewer than four sliders in a seed."""
@@ -179,7 +179,7 @@ def rank_correlation(
     )
     z, variance = np.arctanh(r), (1 + r**2 / 2) / (np.array([len(p) for p in pairs]) - 3)
     away = 1.96 * variance.sum() ** 0.5 / len(r)
-    return Interval(*(float(np.tanh(z.mean() + s * away)) for s in (0, -1, 1)))
+    return ConfidenceInterval(*(float(np.tanh(z.mean() + s * away)) for s in (0, -1, 1)))
 
 # %% ../../nbs/10_experiments/01_results.ipynb #cell-10
 def _without(name):

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-03
-from .registry import PRESETS, family_of
-from .pipeline import BUNDLED, Model, bundled
+from .registry import PRESETS, pipeline_spec
+from .pipeline import BUNDLED, Model, asset_path
 from .schedulers import prediction_type
 
 # %% ../../nbs/01_models/04_loading.ipynb #cell-04
@@ -66,7 +66,7 @@ def _fast_parts(dtype):
     "What `portraits-fast` has of its own."
     from diffusers import LCMScheduler, UNet2DConditionModel
 
-    folder = bundled("portraits-fast")
+    folder = asset_path("portraits-fast")
     return dict(
         unet=UNet2DConditionModel.from_pretrained(
             folder / "unet", dtype=dtype, use_safetensors=True
@@ -174,7 +174,7 @@ def _found(source, dtype, parts):
     if text == "portraits-fast":
         parts = _fast_parts(dtype) | parts
     if text in BUNDLED:
-        return _pipeline(bundled(), dtype, False, **parts), None
+        return _pipeline(asset_path(), dtype, False, **parts), None
     if (path / "model_index.json").is_file():
         return _pipeline(path, dtype, False, **parts), None
     if path.suffix == ".safetensors" and path.is_file():
@@ -337,7 +337,7 @@ def load(
     known = (
         BUNDLED.get(str(source))
         or (preset and (preset.steps, preset.guidance))
-        or (usual("num_inference_steps"), usual(family_of(pipe).guidance))
+        or (usual("num_inference_steps"), usual(pipeline_spec(pipe).guidance))
     )
     own = preset is not None and steps in (None, preset.steps) and "scheduler" not in parts
     steps, guidance = (k if w is None else w for w, k in zip((steps, guidance), known))

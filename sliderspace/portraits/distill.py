@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 # %% ../../nbs/09_portraits/08_distill.ipynb #cell-03
-from ..models.schedulers import signal_and_noise, x0_estimate
+from ..models.schedulers import alpha_sigma, x0_estimate
 from .networks import betas, new_scheduler, stretched_place
 from .recipe import Build
 from .text_encoder import captions_of, token_ids
@@ -130,7 +130,7 @@ class Distillation:
     def matching(self, x0: Tensor, words: Tensor, gen: torch.Generator) -> Tensor:
         """`matching_loss` of drawings, at random timesteps."""
         t = self._timesteps(0.02 + 0.96 * torch.rand(len(x0), generator=gen, device=x0.device))
-        x, shares = self._noised(x0.detach(), t, gen)[0], signal_and_noise(self.scheduler, t)
+        x, shares = self._noised(x0.detach(), t, gen)[0], alpha_sigma(self.scheduler, t)
         with torch.no_grad():
             real = _guided(self.teacher, x, t, words, self.empty)
             fake = self.model.fake(x, t, words).sample.float()
@@ -146,9 +146,7 @@ class Distillation:
         if depth:
             x = self._noised(x0, t, gen)[0]
         v = self.model.student(x, t, self.embed([captions[n] for n in i.tolist()])).sample.float()
-        return F.mse_loss(
-            x0_estimate(v, x, *signal_and_noise(self.scheduler, t), "v_prediction"), x0
-        )
+        return F.mse_loss(x0_estimate(v, x, *alpha_sigma(self.scheduler, t), "v_prediction"), x0)
 
     def __call__(self, gen: torch.Generator) -> Tensor:
         shape, device = self.pairs[0].shape[1:], gen.device

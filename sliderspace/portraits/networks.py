@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 import torch
 
 # %% ../../nbs/09_portraits/03_networks.ipynb #cell-03
-from .text_encoder import new_text
+from .text_encoder import new_text_encoder
 
 # %% ../../nbs/09_portraits/03_networks.ipynb #cell-05
 LATENT_CHANNELS, LATENT_SIDE = 32, 8
@@ -80,7 +80,7 @@ def new_denoiser(tokenizer) -> nn.ModuleDict:
         norm_num_groups=16,
     )
     return nn.ModuleDict(
-        dict(unet=unet.to(memory_format=torch.channels_last), text=new_text(tokenizer))
+        dict(unet=unet.to(memory_format=torch.channels_last), text=new_text_encoder(tokenizer))
     )
 
 # %% ../../nbs/09_portraits/03_networks.ipynb #cell-09

@@ -44,21 +44,21 @@ from sliderspace.portraits.text_encoder import (
     Captions,
     adopt_words,
     make_tokenizer,
-    new_words,
-    start_text,
+    new_text_probe,
+    init_from_clip,
 )
-from .text_encoder import words_loss
+from .text_encoder import text_probe_loss
 from .networks import PatchDiscriminator, clip_config, new_clip, new_denoiser
 from .networks import new_scheduler, new_vae
-from .model_metrics import FrechetTo, accuracies, entropy, psnr, sheet
+from .model_metrics import FrechetTo, accuracies, entropy, psnr, image_sheet
 from ..files import write_bytes
-from .fitting import fit, half_precision, write_whole
+from .fitting import train_network, half_precision, write_whole
 from sliderspace.portraits.losses import (
     SharpDecoder,
     classifier_loss,
     clip_loss,
     denoiser_loss,
-    floats,
+    to_float,
 )
 from .losses import vae_loss
 
@@ -163,7 +163,7 @@ class Build:
         module: nn.Module,
         loss_of,
         steps: int,  # of the stage by itself
-        **options,  # of `fit`
+        **options,  # of `train_network`
     ):
         """Train a part: for so many steps, or as many as were asked for, or without an end."""
         count = None if self.onward else _of_stage(self.length, stage, steps)
@@ -171,7 +171,7 @@ class Build:
             options.pop("watch", None)
         for name in {"lr", "muon"} & options.keys():
             options[name] *= self.rate
-        fit(stage, module, loss_of, count, self.folder, every=self.every, **options)
+        train_network(stage, module, loss_of, count, self.folder, every=self.every, **options)
 
     def batch_of(self, stage: str, own: int) -> int:
         """Give how many images a step has: as many as were asked for, or the stage's own."""
@@ -351,7 +351,7 @@ def _save_sheet(build, name, step, images):
     folder = build.folder / "sheets"
     folder.mkdir(exist_ok=True)
     write_whole(
-        folder / f"{name}-{step:07d}.png", lambda file: sheet(images).save(file, format="png")
+        folder / f"{name}-{step:07d}.png", lambda file: image_sheet(images).save(file, format="png")
     )
 
 
@@ -407,7 +407,7 @@ def encode_all(
     if not about.exists() or json.loads(about.read_text())["encoder"] != digest:
         parts = []
         for x in tqdm(build.renders.split(100), desc="latents"):
-            parts.append(vae.encode(floats(x.to(build.device))).latent_dist.mean.float().cpu())
+            parts.append(vae.encode(to_float(x.to(build.device))).latent_dist.mean.float().cpu())
         z = torch.cat(parts)
         scaling = vae.config.scaling_factor
         if (
@@ -452,18 +452,18 @@ def decoder_stage(build: Build):
 # %% ../../nbs/09_portraits/07_recipe.ipynb #cell-16
 def words_stage(build: Build) -> nn.ModuleDict:
     """Teach the text encoder every factor's words; it starts from portraits-clip's text tower."""
-    model = new_words(new_denoiser(build.tokenizer).text, WORLD)
+    model = new_text_probe(new_denoiser(build.tokenizer).text, WORLD)
     if build.given("text_encoder"):
         _adopt_text(model.text, build)
     else:
         clip = new_clip(build.tokenizer)
         clip.load_state_dict(build.weights("clip"))
-        start_text(model.text, clip)
+        init_from_clip(model.text, clip)
     model.to(build.device)
     batch = build.batch_of("words", 128)
 
     def loss(gen):
-        return words_loss(model, build.captions, build.tokenizer, gen, batch)
+        return text_probe_loss(model, build.captions, build.tokenizer, gen, batch)
 
     build.fit("words", model, loss, 600)
     return model

@@ -15,9 +15,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-03
-from ..models.batching import in_parts
+from ..models.batching import run_in_batches
 from ..models.pipeline import Model
-from .generate import check_prompt, check_steps, sample, start_noise
+from .generate import check_prompt, check_steps, sample, initial_noise
 from ..models.schedulers import x0_estimate
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-05
@@ -59,7 +59,7 @@ def _estimates(model, x, step, prompts, guidance, batch):
             x[part], t, [prompts[i] for i in part.tolist()], guidance, (signal, noise)
         )[1]
 
-    x0 = torch.cat(list(in_parts(model, "inversion", seen, torch.arange(len(x)), batch)))
+    x0 = torch.cat(list(run_in_batches(model, "inversion", seen, torch.arange(len(x)), batch)))
     return x0, (x - signal * x0) / noise
 
 # %% ../../nbs/02_sampling/02_inversion.ipynb #cell-09
@@ -73,7 +73,7 @@ def _before(model, x, after, step, prompts, guidance, batch):
         )[0]
 
     out, kind = (
-        torch.cat(list(in_parts(model, "inversion", said, torch.arange(len(x)), batch))),
+        torch.cat(list(run_in_batches(model, "inversion", said, torch.arange(len(x)), batch))),
         model.prediction_type,
     )
     if kind == "sample":
@@ -115,7 +115,7 @@ def invert(
     walk, path = _walk(model, steps), [clean]
     if method == "edit-friendly":
         for i, (_, signal, noise, *_) in enumerate(walk):
-            drawn = start_noise(model, seed, [i * len(images) + j for j in range(len(images))])
+            drawn = initial_noise(model, seed, [i * len(images) + j for j in range(len(images))])
             path.insert(i, signal * clean + noise * drawn)
     else:
         for step in reversed(walk):

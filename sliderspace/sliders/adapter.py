@@ -63,7 +63,7 @@ def target_layers(
     return found
 
 # %% ../../nbs/05_sliders/00_adapter.ipynb #cell-09
-class _Now(local):
+class _ThreadState(local):
     "What is set, for each thread by itself: a board at work does not change the pictures that a cell makes meanwhile."
 
     strengths, window, on, gate = (
@@ -117,7 +117,7 @@ class GatedAdapter:
             layers,
             sliders,
             rank,
-            _Now(),
+            _ThreadState(),
         )
         width = sliders * rank
         self.off = torch.zeros(1, width, device=model.device)

@@ -22,8 +22,8 @@ from torch import Tensor
 from .adapter import GatedAdapter
 from sliderspace.files import (
     read_tensors,
-    tensor_bytes,
-    writable_folder,
+    serialize_safetensors,
+    ensure_writable_dir,
     write_bytes,
     write_tensors,
 )
@@ -376,7 +376,7 @@ class SliderSpace:
             raise ValueError(f"format must be 'kohya' or 'diffusers', not {format!r}")
         if format == "kohya" and not unet:
             raise ValueError("format='kohya' is for unets; transformers: 'diffusers'")
-        folder, ranges = writable_folder(folder), self.ranges.tolist()
+        folder, ranges = ensure_writable_dir(folder), self.ranges.tolist()
         if mix is not None:
             jobs = [
                 (
@@ -400,7 +400,8 @@ class SliderSpace:
                 state = convert_state_dict_to_kohya(state)
             paths.append(folder / f"{name}.safetensors")
             write_bytes(
-                paths[-1], tensor_bytes(state, {"format": "pt", "modelspec.usage_hint": hint})
+                paths[-1],
+                serialize_safetensors(state, {"format": "pt", "modelspec.usage_hint": hint}),
             )
         return paths
 

@@ -9,7 +9,7 @@ __all__ = []
 import ipywidgets
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-03
-from .renderer import Position
+from .renderer import BoardState
 from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/03_board_controls.ipynb #cell-05
@@ -114,7 +114,7 @@ ORDERS = {
 class Controls(ipywidgets.VBox):
     "Controls and pictures; `_follow` is called when something moved, `_rename` when a row's name or note changed."
 
-    def __init__(self, space: SliderSpace, position: Position, saved):
+    def __init__(self, space: SliderSpace, position: BoardState, saved):
         self.space, self._shared, self._still = space, _Shared(), True
         self._make_rows()
         self._make_controls(position, saved)
@@ -264,10 +264,10 @@ class Controls(ipywidgets.VBox):
         return ipywidgets.HBox([beside, ipywidgets.VBox(controls)], layout=reverse)
 
     @property
-    def position(self) -> Position:
+    def position(self) -> BoardState:
         """Everything on the board that its picture depends on."""
         mix = tuple((i, round(s.value, 3)) for i, s in enumerate(self.sliders) if round(s.value, 3))
-        return Position(
+        return BoardState(
             self.prompt.value,
             self.seed.value,
             self.images.value,

@@ -16,15 +16,15 @@ import torch
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-03
 from .board_controls import EDGE, Controls
-from ..files import writable_folder, write_bytes
+from ..files import ensure_writable_dir, write_bytes
 from ..evaluation.report import Report
 from ..models.pipeline import Model
-from .renderer import Newest, Painter, Position, small
-from ..sampling.generate import check_prompt, check_steps, decoded
+from .renderer import LatestOnlyWorker, BoardRenderer, BoardState, thumbnail
+from ..sampling.generate import check_prompt, check_steps, decode_latents
 from ..sliders.space import SliderSpace, detach
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-05
-SETTLE = 0.08  # seconds that a hand rests before a picture is made
+DEBOUNCE_SECONDS = 0.08  # seconds that a hand rests before a picture is made
 
 # %% ../../nbs/08_viz/04_board_widget.ipynb #cell-06
 class Board(Controls):
@@ -33,7 +33,10 @@ class Board(Controls):
 
     def __init__(self, model, space, position, report, folder, file, thumbnails):
         self.model, self.folder, self.file, self._report = model, folder, file, report
-        self._painter, self._newest = Painter(model, space), Newest(self._work, self._fill, SETTLE)
+        self._painter, self._newest = (
+            BoardRenderer(model, space),
+            LatestOnlyWorker(self._work, self._fill, DEBOUNCE_SECONDS),
+        )
         self._past, self._own, self._seconds = [], random.Random(position.seed), 0.0
         self._first = position
         self._bare = list(
@@ -101,7 +104,7 @@ class Board(Controls):
         name = self.name.value.strip()
         if not re.fullmatch(r"[\w\- ]{1,80}", name):
             raise ValueError(f"save as must be letters, digits, spaces, _ and -, not {name!r}")
-        return writable_folder(self.folder) / name
+        return ensure_writable_dir(self.folder) / name
 
     def save(self) -> Path:
         """Write the board as a preset, JSON, under its name. Raises `ValueError` for a name that is none."""
@@ -128,7 +131,7 @@ class Board(Controls):
             start, stop = map(float, kept["window"])
             if not (0 <= start <= stop <= 1 and strengths.isfinite().all()):
                 raise ValueError("out of range")
-            here = Position(
+            here = BoardState(
                 str(kept["prompt"]),
                 int(kept["seed"]),
                 int(kept["images"]),
@@ -259,8 +262,8 @@ class Board(Controls):
 
         ends = [nearest(end) for end in self.space.ranges[i].tolist()]
         return [
-            small(image, 2 * EDGE)
-            for image in decoded(self.model, self._report.latents[at, ends, 0])
+            thumbnail(image, 2 * EDGE)
+            for image in decode_latents(self.model, self._report.latents[at, ends, 0])
         ]
 
     def close(self):
@@ -313,7 +316,7 @@ def board(
         )  # it stays, switched off: to attach takes as long as a picture
     if adapter.now.strengths is not None:
         raise ValueError("leave the `with space.on(...)` first: a board waits for it")
-    position = Position(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.0))
+    position = BoardState(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.0))
     shown = Board(model, space, position, report, Path(folder).expanduser(), file, thumbnails)
     shown.wait()  # the cells below may use the model
     return shown

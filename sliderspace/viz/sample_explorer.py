@@ -14,11 +14,11 @@ import torch
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-03
 from .board_controls import close_all
 from ..directions.discovery import Directions, coordinates
-from .maps import Map, explore, plot_map
+from .maps import Embedding2D, scatter_widget, plot_map
 from ..models.pipeline import Model
-from ..figures import grid, png
-from ..sampling.generate import decoded
-from ..sampling.prompts import fitted
+from ..figures import image_grid, to_png
+from ..sampling.generate import decode_latents
+from ..sampling.prompts import load_and_resize
 from .board_widget import Board
 
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-04
@@ -70,10 +70,10 @@ class Explorer(ipywidgets.VBox):
     def _map(self, colours):
         "The map as a widget, or as a picture with a sentence on what is missing."
         try:
-            scatter = explore(self.model, self.found, self.made, colours)
+            scatter = scatter_widget(self.model, self.found, self.made, colours)
         except ImportError as e:
             still = ipywidgets.Image(
-                value=png(plot_map(self.made, colours=colours)), layout={"max_width": "100%"}
+                value=to_png(plot_map(self.made, colours=colours)), layout={"max_width": "100%"}
             )
             return ipywidgets.VBox(
                 [still, ipywidgets.Label(f"{e}. Until then, choose samples by their number.")]
@@ -90,7 +90,7 @@ class Explorer(ipywidgets.VBox):
         "Some samples, and where the first of them lies."
         self.samples, shown = samples, samples[:MOST]
         self.at = self.found.place(self.found.samples.features[shown[:1], -1])[0]
-        self._draw(decoded(self.model, self.found.samples.latents[shown]))
+        self._draw(decode_latents(self.model, self.found.samples.latents[shown]))
         number = (
             f"sample {samples[0]}"
             if len(samples) == 1
@@ -100,14 +100,16 @@ class Explorer(ipywidgets.VBox):
 
     def _read(self, content):
         "An image of one's own."
-        image = fitted(BytesIO(bytes(content)), self.model.image_size)[None]
+        image = load_and_resize(BytesIO(bytes(content)), self.model.image_size)[None]
         self.at, self.samples = coordinates(self.model, self.found, image)[0], []
         self._draw(image)
         self.says.value = f"your image lies at {self._largest()}"
 
     def _draw(self, images):
-        self.picture.value = png(
-            grid(images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0)
+        self.picture.value = to_png(
+            image_grid(
+                images[None], zoom=max(1, 512 // images.shape[-1] // max(4, len(images))), gap=0
+            )
         )
 
     def _largest(self):
@@ -134,7 +136,7 @@ class Explorer(ipywidgets.VBox):
 def explorer(
     model: Model,
     found: Directions,
-    made: Map,  # of `make_map`
+    made: Embedding2D,  # of `embed_2d`
     board: Board | None = None,  # that "reproduce this" sets
     colours=None,  # a text or a number a point
 ) -> Explorer:  # an ipywidget
