@@ -36,7 +36,7 @@ test: export SLIDERSPACE_SMALL = 1
 
 test: .venv/.done ## run everything CI checks: lint, notebooks in sync and clean, notebooks and tests
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check . sliderspace/__init__.py sliderspace/*/__init__.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # A core is left to the browser, which shows the board's pictures sooner then.

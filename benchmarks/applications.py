@@ -38,7 +38,7 @@ from sliderspace.evaluation.labels import (
 )
 from sliderspace.evaluation.report import sweep
 from sliderspace.sliders.mixing import sparse_mixtures
-from sliderspace.portraits.dataset import FACTORS, PROMPT, caption, sample_factors
+from sliderspace.portraits.renders import FACTORS, PROMPT, caption, sample_factors
 from sliderspace.sampling.generate import sample_latents
 from sliderspace.portraits.ground_truth import random_sliders, score_images
 from sliderspace.evaluation.comparison import (

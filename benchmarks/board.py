@@ -14,7 +14,7 @@ from portraits import table, write_figures
 
 from sliderspace.viz import renderer as painting
 from sliderspace import load
-from sliderspace.portraits.dataset import PROMPT
+from sliderspace.portraits.renders import PROMPT
 from sliderspace.sampling.generate import generate_images
 from sliderspace.viz.board_widget import board
 

@@ -19,7 +19,7 @@ from sliderspace import load
 from sliderspace.evaluation.search import measure_concepts
 from sliderspace.training.from_text import Concept, train_concepts
 from sliderspace.sampling.inversion import prompt_to_prompt
-from sliderspace.portraits.dataset import FACTORS, PROMPT
+from sliderspace.portraits.renders import FACTORS, PROMPT
 from sliderspace.sampling.generate import sample, initial_noise
 from sliderspace.portraits.ground_truth import score_images, score_sliders
 

@@ -15,7 +15,7 @@ from portraits import table, write_figures
 
 from sliderspace.sliders.adapter import target_layers
 from sliderspace.models.loading import load
-from sliderspace.portraits.dataset import PROMPT
+from sliderspace.portraits.renders import PROMPT
 from sliderspace.sampling.generate import initial_noise
 from sliderspace.sliders.space import SliderSpace, detach
 from sliderspace.training.initialization import standard_init

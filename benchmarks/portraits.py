@@ -21,15 +21,14 @@ from sliderspace.features.encoders import get_encoder, open_clip_encoder
 from sliderspace.portraits.model_metrics import FrechetTo, accuracies, psnr, image_sheet
 from sliderspace.models.loading import load
 from sliderspace.models.pipeline import asset_path
-from sliderspace.portraits.dataset import (
+from sliderspace.portraits.classifier import score_factors, score_numbers
+from sliderspace.portraits.renders import (
     NUMBERS,
     PROMPT,
     caption,
     dataset,
     dataset_numbers,
     sample_factors,
-    score_factors,
-    score_numbers,
 )
 from sliderspace.sampling.generate import generate_images, sample, initial_noise
 from sliderspace.portraits.world import PORTRAITS_64, world_of

@@ -14,7 +14,8 @@ from portraits import captioned, drawn, followed, held_out, networks, table, tim
 from sliderspace.portraits.model_metrics import FrechetTo, entropy
 from sliderspace.models.loading import load
 from sliderspace.models.pipeline import asset_path
-from sliderspace.portraits.dataset import FACTORS, PROMPT, score_factors
+from sliderspace.portraits.classifier import score_factors
+from sliderspace.portraits.renders import FACTORS, PROMPT
 from sliderspace.sampling.generate import generate_images, sample, initial_noise
 
 

@@ -111,7 +111,7 @@ class Watch:
         """What the sliders do to known factors."""
         import torch
 
-        from sliderspace.portraits.dataset import PROMPT
+        from sliderspace.portraits.renders import PROMPT
         from sliderspace.sampling.generate import sample, initial_noise
         from sliderspace.portraits.ground_truth import score_images
 
@@ -144,7 +144,7 @@ def run(way, seed, samples, sliders, folder):
     import torch
 
     from sliderspace import discover, load
-    from sliderspace.portraits.dataset import PROMPT
+    from sliderspace.portraits.renders import PROMPT
     from sliderspace.training.initialization import make_noised_latents
     from sliderspace.training.from_directions import choose_directions, train
 

@@ -1,51 +1,83 @@
 """Discover, train and use the sliders that are already inside a text-to-image diffusion model."""
 
-from importlib import import_module
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:  # for editors; at run time a name is imported when it is first used
+    from .models.loading import load as load
+    from .models.pipeline import Model as Model
+    from .sampling.generate import sample as sample
+    from .sampling.prompts import (
+        expand_prompt as expand_prompt,
+        load_image_folder as load_image_folder,
+    )
+    from .directions.discovery import (
+        discover as discover,
+        Directions as Directions,
+        coordinates as coordinates,
+    )
+    from .directions.significance import count_significant as count_significant
+    from .sliders.space import SliderSpace as SliderSpace, detach as detach
+    from .sliders.lora_files import load_lora as load_lora
+    from .training.from_directions import train as train
+    from .training.from_text import Concept as Concept, train_concepts as train_concepts
+    from .training.from_images import train_image_pairs as train_image_pairs
+    from .evaluation.report import measure as measure
+    from .evaluation.search import measure_concepts as measure_concepts
+    from .evaluation.labels import label_with_clip as label_with_clip
+    from .evaluation.comparison import compare_generators as compare_generators
+    from .viz.plots import (
+        plot_spectrum as plot_spectrum,
+        plot_extremes as plot_extremes,
+        plot_leakage as plot_leakage,
+        plot_report as plot_report,
+        plot_significance as plot_significance,
+        plot_traversals as plot_traversals,
+        sweep_strip as sweep_strip,
+    )
+    from .viz.maps import embed_2d as embed_2d, plot_map as plot_map
+    from .viz.board_widget import board as board
+    from .viz.sample_explorer import explorer as explorer
+    from .viz.player import play as play
+    from .viz.gallery import write_gallery as write_gallery
+    from .experiments.applications import decompose as decompose, transfer as transfer
 
 __version__ = "0.1.0"
 
-# Public name: the module that defines it. Names are imported when first used, so that `import sliderspace` is instant.
-_MODULES = {
-    "load": "models.loading",
-    "Model": "models.pipeline",
-    "sample": "sampling.generate",
-    "expand_prompt": "sampling.prompts",
-    "read_pictures": "sampling.prompts",
-    "discover": "directions.discovery",
-    "Directions": "directions.discovery",
-    "coordinates": "directions.discovery",
-    "how_many": "directions.significance",
-    "SliderSpace": "sliders.space",
-    "read_lora": "sliders.lora_files",
-    "detach": "sliders.space",
-    "train": "training.from_directions",
-    "measure": "evaluation.report",
-    "label_by_words": "evaluation.labels",
-    "plot_spectrum": "viz.plots",
-    "plot_ends": "viz.plots",
-    "plot_leakage": "viz.plots",
-    "plot_report": "viz.plots",
-    "plot_rank": "viz.plots",
-    "plot_ramps": "viz.plots",
-    "make_map": "viz.maps",
-    "plot_map": "viz.maps",
-    "strip": "viz.plots",
-    "board": "viz.board_widget",
-    "explorer": "viz.sample_explorer",
-    "play": "viz.player",
-    "compare_ways": "evaluation.comparison",
-    "decompose": "experiments.applications",
-    "transfer": "experiments.applications",
-}
-__all__ = ["__version__", *_MODULES]
-
-
-def __getattr__(name):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "models.loading": ["load"],
+        "models.pipeline": ["Model"],
+        "sampling.generate": ["sample"],
+        "sampling.prompts": ["expand_prompt", "load_image_folder"],
+        "directions.discovery": ["discover", "Directions", "coordinates"],
+        "directions.significance": ["count_significant"],
+        "sliders.space": ["SliderSpace", "detach"],
+        "sliders.lora_files": ["load_lora"],
+        "training.from_directions": ["train"],
+        "training.from_text": ["Concept", "train_concepts"],
+        "training.from_images": ["train_image_pairs"],
+        "evaluation.report": ["measure"],
+        "evaluation.search": ["measure_concepts"],
+        "evaluation.labels": ["label_with_clip"],
+        "evaluation.comparison": ["compare_generators"],
+        "viz.plots": [
+            "plot_spectrum",
+            "plot_extremes",
+            "plot_leakage",
+            "plot_report",
+            "plot_significance",
+            "plot_traversals",
+            "sweep_strip",
+        ],
+        "viz.maps": ["embed_2d", "plot_map"],
+        "viz.board_widget": ["board"],
+        "viz.sample_explorer": ["explorer"],
+        "viz.player": ["play"],
+        "viz.gallery": ["write_gallery"],
+        "experiments.applications": ["decompose", "transfer"],
+    },
+)
+__all__ = ["__version__", *__all__]

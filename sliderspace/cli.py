@@ -16,7 +16,7 @@ from .files import ensure_writable_dir
 from .evaluation.report import measure
 from .models.loading import load
 from .viz.gallery import write_report
-from .portraits.dataset import PROMPT
+from .portraits.renders import PROMPT
 from .training.from_directions import train
 
 # %% ../nbs/11_cli.ipynb #cell-04

@@ -25,7 +25,7 @@ from sliderspace.evaluation.vlm_labels import (
     openai_vlm,
 )
 from sliderspace.evaluation.labels import EditPairs
-from sliderspace.portraits.dataset import counterfactual_pairs
+from sliderspace.portraits.renders import counterfactual_pairs
 
 label_with_vlm = partial(label_with_vlm, asks=3)  # few questions are enough here
 

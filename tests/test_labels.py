@@ -20,7 +20,7 @@ from sliderspace.evaluation.labels import (
     null_pairs,
 )
 from sliderspace.evaluation.report import Report
-from sliderspace.portraits.dataset import FACTORS, dataset, counterfactual_pairs
+from sliderspace.portraits.renders import FACTORS, dataset, counterfactual_pairs
 
 EVIL = '<script>alert("x")</script> & <b>'
 PALETTE = {

@@ -10,11 +10,16 @@ import torch
 from PIL import Image, ImageChops
 
 from sliderspace.models.pipeline import asset_path
-from sliderspace.portraits.dataset import (
+from sliderspace.portraits.classifier import (
+    FactorClassifier,
+    factor_ids,
+    score_factors,
+    score_numbers,
+)
+from sliderspace.portraits.renders import (
     FACTORS,
     NUMBERS,
     PROMPT,
-    FactorClassifier,
     Placement,
     Portrait,
     _options,
@@ -27,15 +32,12 @@ from sliderspace.portraits.dataset import (
     sample_placement,
     edit_factors,
     counterfactual_pairs,
-    factor_ids,
     factors_of,
     jitter,
     numbers_of,
     parse_caption,
     portrait,
     render,
-    score_factors,
-    score_numbers,
 )
 from sliderspace.portraits.world import PORTRAITS_64, PORTRAITS_128, WORLDS, art_name, world_of
 

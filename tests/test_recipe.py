@@ -31,15 +31,8 @@ from sliderspace.portraits.networks import (
     new_vae,
     stretched_place,
 )
-from sliderspace.portraits.dataset import (
-    NUMBERS,
-    PROMPT,
-    FactorClassifier,
-    Placement,
-    caption,
-    portrait,
-    render,
-)
+from sliderspace.portraits.classifier import FactorClassifier
+from sliderspace.portraits.renders import NUMBERS, PROMPT, Placement, caption, portrait, render
 from sliderspace.portraits.recipe import STAGES, Build, encode_all, make_portraits, make_renders
 from sliderspace.portraits.text_encoder import Captions, adopt_words, make_tokenizer, token_ids
 from sliderspace.portraits.world import PORTRAITS_128, world_of
@@ -84,7 +77,7 @@ def test_the_finished_folder_is_a_pipeline_that_names_its_world(made):
     assert image.size == (128, 128)
     assert world_of(made / "model") is PORTRAITS_128
     from sliderspace.features.encoders import open_clip_encoder
-    from sliderspace.portraits.dataset import score_factors, score_numbers
+    from sliderspace.portraits.classifier import score_factors, score_numbers
 
     x = torch.rand(2, 3, 128, 128)
     assert open_clip_encoder(str(made / "model" / "clip"))(x).shape == (2, 128)

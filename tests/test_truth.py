@@ -8,7 +8,8 @@ import torch
 from tiny import random_space
 
 from sliderspace.portraits import ground_truth as truth
-from sliderspace.portraits.dataset import FACTORS, counterfactual_pairs, score_factors
+from sliderspace.portraits.classifier import score_factors
+from sliderspace.portraits.renders import FACTORS, counterfactual_pairs
 from sliderspace.portraits.ground_truth import (
     FactorReport,
     factor_changes,

@@ -283,7 +283,7 @@ def measure(
     """Sweep every slider on final images of new noise; effect, monotonicity and range go to the space's card.
 
     Effect: half the change of the slider's own score from -1 to 1, in standard deviations. Monotonicity: share of
-    neighbouring strengths, within the range, at which the score rises. Agreement: `cross_encoder_agreement` the other encoder. Novelty
+    neighbouring strengths, within the range, at which the score rises. Agreement: `cross_encoder_agreement`. Novelty
     and distance: means at -1 and 1. CR, CSM, SP, OS: `freesliders_metrics`. Raises `ValueError` when the sliders are
     of other directions, the model is another, or -1, 0 or 1 is not among the strengths."""
     encoder, other = _checked(

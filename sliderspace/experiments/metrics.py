@@ -22,7 +22,7 @@ from ..evaluation.labels import edit_pairs_from_report, label_with_clip
 from ..evaluation.report import Report, sweep
 from ..sliders.mixing import sparse_mixtures
 from ..models.pipeline import BUNDLED
-from ..portraits.dataset import FACTORS, dataset
+from ..portraits.renders import FACTORS, dataset
 from ..training.prediction_matching import CONCEPT_DEFAULTS, active_steps
 from ..features.encoders import encode_latents
 from ..sampling.generate import decode_latents, sample_latents

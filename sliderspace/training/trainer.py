@@ -229,7 +229,7 @@ class Trainer:
         self.barren = 0 if count.any() else self.barren + 1
         if self.barren == 10:
             raise FloatingPointError(
-                f"training stopped at update {self.done}: nothing that {self.involved} gave was finite in 10 updates; load "
+                f"training stopped at step {self.done}: all losses were non-finite for 10 steps ({self.involved}); load "
                 "the model in float32 or bfloat16, or train with a smaller lr"
             )
         self.stack.step(

@@ -234,7 +234,7 @@ def scatter_widget(
     made: Embedding2D,
     colours=None,  # a text or a number a point
 ):  # a `jscatter.Scatter`
-    """The map as a widget: hover to see final images, lasso to select; `selected_samples(widget, map)` are the samples circled.
+    """Show the map as a widget: hover to see final images, lasso to select (see `selected_samples`).
 
     Raises `ImportError` without `pip install "sliderspace[lab]"`."""
     try:
