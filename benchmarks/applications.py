@@ -111,7 +111,7 @@ class Bench:
             self.student,
             prompt,
             samples=600,
-            count=sliders + 8,
+            n_directions=sliders + 8,
             seed=seed,
             progress=quiet,
             source=self.teacher if teachers else None,
@@ -121,7 +121,7 @@ class Bench:
             self.student,
             found,
             sliders=sliders,
-            updates=self.args.updates,
+            training_steps=self.args.updates,
             seed=seed,
             folder=self.args.folder / "training",
             progress=quiet,
@@ -194,7 +194,7 @@ def asked_sliders(bench, seed):
     return train_concepts(
         bench.student,
         concepts,
-        updates=100,
+        training_steps=100,
         seed=seed,
         folder=bench.args.folder / "asked",
         progress=quiet,
@@ -243,7 +243,7 @@ def labels(bench, seed):
             values = [v for vs in FACTORS.values() for v in vs]
             for k, row in enumerate(named.rows):
                 first, second = truth.by_factor[k].sort(descending=True).values[:2].tolist()
-                main = truth.main[k]
+                main = truth.main_factor[k]
                 at = [i for i, v in enumerate(values) if kind_of[v] == main]
                 most = (values[at[moved[k, at].argmax()]], values[at[moved[k, at].argmin()]])
                 rows.append(
@@ -268,7 +268,7 @@ def name_sliders(bench, names, seed):
     return train_concepts(
         bench.student,
         concepts,
-        updates=60,
+        training_steps=60,
         seed=seed,
         folder=bench.args.folder / "names",
         progress=quiet,
@@ -283,7 +283,7 @@ def slider_ways(bench, space, found, strengths=(1.5,), led=(1.0,)):
     def best(ways):
         return [w for w in ways if w.name.startswith("by singular value")]
 
-    first = bench.student.led_by(bench.teacher)
+    first = bench.student.with_first_steps_from(bench.teacher)
     after = [
         w
         for s in led
@@ -378,7 +378,7 @@ def bottleneck(bench, seed):
             confident=sum(r.confident for r in named.rows) / len(space),
             factors=sum(c >= 0.25 for c in truth.coverage.values()),
         )
-    out["explained by the first direction of h-space"] = found.explained[0].item()
+    out["explained by the first direction of h-space"] = found.explained_variance_ratio[0].item()
     return out
 
 

@@ -34,8 +34,8 @@ WAYS = {  # what differs from the first
     "sliders": {},
     "nothing preserved": dict(preserve=()),
     "eta 2": dict(eta=2.0),
-    "from the first step": dict(acts_from=0.0),
-    "trained on all steps, used late": dict(acts_from=0.0, used_from=0.5),
+    "from the first step": dict(active_from=0.0),
+    "trained on all steps, used late": dict(active_from=0.0, used_from=0.5),
     "rank 1": dict(rank=1),
     "rank 16": dict(rank=16),
     "full rank": dict(rank=160),  # as wide as the widest layer
@@ -47,20 +47,20 @@ def figures_of(truth, at):
     """[rise, elsewhere, interference] of every attribute; `at`: the strengths to choose from."""
     found = {}
     for k, (factor, (value, _)) in enumerate(ASKED.items()):
-        s = next((s for s in at if truth.rise(value, (-s, s))[k] >= 0.5), at[-1])
+        s = next((s for s in at if truth.value_gain(value, (-s, s))[k] >= 0.5), at[-1])
         ends = (-s, s)
         found[factor] = dict(
             strength=s,
-            rise=truth.rise(value, ends)[k].item(),
-            elsewhere=truth.elsewhere(factor, ends)[k].item(),
-            interference=truth.interference(factor, ends)[k].item(),
+            rise=truth.value_gain(value, ends)[k].item(),
+            elsewhere=truth.off_target_change(factor, ends)[k].item(),
+            interference=truth.off_target_shift(factor, ends)[k].item(),
         )
     return found
 
 
 def trained(model, way, seed, updates, samples, folder):
-    options = dict(preserve=tuple(FACTORS["style"]), eta=4.0, acts_from=0.5, rank=4) | WAYS[way]
-    used_from = options.pop("used_from", options["acts_from"])
+    options = dict(preserve=tuple(FACTORS["style"]), eta=4.0, active_from=0.5, rank=4) | WAYS[way]
+    used_from = options.pop("used_from", options["active_from"])
     preserve, eta = options.pop("preserve"), options.pop("eta")
     asked = [
         Concept(PROMPT, f"{PROMPT}, {a}", f"{PROMPT}, {b}", preserve, eta, f)
@@ -76,8 +76,8 @@ def trained(model, way, seed, updates, samples, folder):
     space = train_concepts(
         model,
         asked,
-        updates=updates,
-        one_preserved=True,
+        training_steps=updates,
+        sample_preserved=True,
         seed=seed,
         folder=folder,
         progress=lambda x, **k: x,
@@ -107,7 +107,7 @@ def prompted(model, way, seed, samples):
         return (
             sample(model, prompt, noise)
             if way == PROMPTS[0]
-            else prompt_to_prompt(model, PROMPT, prompt, noise, share=0.8)[1]
+            else prompt_to_prompt(model, PROMPT, prompt, noise, cross_replace_steps=0.8)[1]
         )
 
     latents = torch.stack(

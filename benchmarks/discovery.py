@@ -42,7 +42,9 @@ def run(samples):
     torch.set_num_threads(2)
     model, spent = load("portraits", steps=4), {}
     clip = get_encoder(None, model)
-    discover(model, PROMPT, samples=32, count=8, encoder=clip, progress=lambda x, **k: x)  # warm
+    discover(
+        model, PROMPT, samples=32, n_directions=8, encoder=clip, progress=lambda x, **k: x
+    )  # warm
 
     def encode(images):
         start = time.perf_counter()
@@ -61,7 +63,7 @@ def run(samples):
             model,
             PROMPT,
             samples=samples,
-            count=40,
+            n_directions=40,
             encoder=Encoder(clip.name, encode),
             folder=folder,
             progress=lambda x, **k: x,

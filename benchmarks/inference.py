@@ -52,7 +52,7 @@ class Gated:
         self.space, self.adapter = space, space.attach(model)
 
     def switch(self, mix):
-        self.adapter.set(self.space.strengths(mix))
+        self.adapter.set_strengths(self.space.strengths(mix))
 
 
 class Peft:
@@ -79,7 +79,7 @@ def measured(laps):
     models = {name: load("portraits") for name in names}
     space = random_space(models["unchanged"], SLIDERS)
     ways, mixes = {}, [ON, {0: 1.0, 1: 0.5, 2: -1.0}]
-    ways["one slider"] = Gated(models["one slider"], space.take([3]))
+    ways["one slider"] = Gated(models["one slider"], space.subset([3]))
     ways["64 sliders, gated"] = Gated(models["64 sliders, gated"], space)
     ways["64 adapters of peft"] = Peft(models["64 adapters of peft"], space, tempfile.mkdtemp())
     ways["folded"] = Peft(models["folded"], space, tempfile.mkdtemp(), ON)

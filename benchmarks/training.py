@@ -21,19 +21,19 @@ from sliderspace.training.alignment import DEFAULT, SLIDERSPACE_RELEASE
 WAYS = {
     "recipe": SLIDERSPACE_RELEASE,
     "ours": DEFAULT,
-    "first-order": replace(DEFAULT, updates=300),  # starts, with everything else ours
-    "random": replace(DEFAULT, updates=300, start="random"),
-    "orthonormal": replace(DEFAULT, updates=300, start="orthonormal"),
-    "24 rows": replace(DEFAULT, updates=300, start_rows=24),
-    "192 rows": replace(DEFAULT, updates=300, start_rows=192),
-    "keys-values": replace(DEFAULT, updates=300, targets="keys-values"),
-    "cross-attention": replace(DEFAULT, updates=300, targets="cross-attention"),
-    "full": replace(DEFAULT, updates=300, targets="full"),
-    "one sign": replace(DEFAULT, updates=300, two_sided=False),
-    "no views": replace(DEFAULT, updates=300, views=False),
-    "no leash": replace(DEFAULT, updates=300, leash=0.0),
-    "leakage": replace(DEFAULT, updates=300, leakage=1.0),
-    "rank 4": replace(DEFAULT, updates=300, rank=4),
+    "first-order": replace(DEFAULT, training_steps=300),  # starts, with everything else ours
+    "random": replace(DEFAULT, training_steps=300, init="random"),
+    "orthonormal": replace(DEFAULT, training_steps=300, init="orthonormal"),
+    "24 rows": replace(DEFAULT, training_steps=300, init_latents=24),
+    "192 rows": replace(DEFAULT, training_steps=300, init_latents=192),
+    "keys-values": replace(DEFAULT, training_steps=300, targets="keys-values"),
+    "cross-attention": replace(DEFAULT, training_steps=300, targets="cross-attention"),
+    "full": replace(DEFAULT, training_steps=300, targets="full"),
+    "one sign": replace(DEFAULT, training_steps=300, two_sided=False),
+    "no views": replace(DEFAULT, training_steps=300, views=False),
+    "no leash": replace(DEFAULT, training_steps=300, output_penalty=0.0),
+    "leakage": replace(DEFAULT, training_steps=300, leakage_penalty=1.0),
+    "rank 4": replace(DEFAULT, training_steps=300, rank=4),
 }
 AT = (0, 10, 30, 100, 300, 450, 1000)
 
@@ -57,19 +57,19 @@ class Watch:
         def look():
             self.seconds += time.perf_counter() - self.since
             seconds, passes = self.seconds, self.passes
-            point = self.measure(steps, last=steps.done == steps.settings.updates)
+            point = self.measure(steps, last=steps.done == steps.settings.training_steps)
             self.points.append(point | dict(seconds=seconds, passes=passes))
             self.passes = passes
             self.since = time.perf_counter()
 
-        if steps.settings.start == "first-order":
+        if steps.settings.init == "first-order":
             look()
         for reached in steps:
             yield reached
             early = (
-                steps.done < 100 and not steps.settings.ahead
+                steps.done < 100 and not steps.settings.precompute_base
             )  # nothing to see yet, and each look takes half a minute
-            if (steps.done in AT and not early) or steps.done == steps.settings.updates:
+            if (steps.done in AT and not early) or steps.done == steps.settings.training_steps:
                 look()
 
     def measure(self, steps, last):
@@ -86,7 +86,11 @@ class Watch:
         )
         before = [p.detach().clone() for pair in adapter.parameters().values() for p in pair]
         calibrate(
-            *own, self.found, self.chosen, list(range(run.samples, run.samples + 4)), most=16.0
+            *own,
+            self.found,
+            self.chosen,
+            list(range(run.samples, run.samples + 4)),
+            max_rescale=16.0,
         )
         effect = measure_effects(
             *own, self.found, self.chosen, list(range(run.samples + 10, run.samples + 18))
@@ -94,7 +98,7 @@ class Watch:
         mean = held_out_cosines(*own, self.test, steps.vectors).nanmean(1)
         others = mean - mean.diag().diag()
         point = dict(
-            updates=steps.done,
+            training_steps=steps.done,
             alignment=mean.diag().mean().item(),
             effect=effect.mean().item(),
             dominant=int((mean.argmax(1) == torch.arange(len(mean))).sum()),
@@ -121,7 +125,7 @@ class Watch:
         )
 
         def images(k, strength):
-            steps.adapter.set(
+            steps.adapter.set_strengths(
                 strength
                 * torch.nn.functional.one_hot(torch.tensor(k), steps.adapter.sliders).float()
             )
@@ -131,7 +135,7 @@ class Watch:
         latents = torch.stack(
             [torch.stack([images(k, s) for s in strengths]) for k in range(len(labels))]
         )
-        steps.adapter.set(None)
+        steps.adapter.set_strengths(None)
         return dict(
             selectivity=score_images(steps.model, labels, strengths, latents)
             .selectivity.mean()
@@ -154,7 +158,7 @@ def run(way, seed, samples, sliders, folder):
         model,
         PROMPT,
         samples=samples,
-        count=sliders + 8,
+        n_directions=sliders + 8,
         seed=seed,
         folder=folder,
         progress=lambda x, **k: x,
@@ -163,7 +167,7 @@ def run(way, seed, samples, sliders, folder):
     test = make_noised_latents(model, found, list(range(last, samples)), 32, seed + 1)
     watch = Watch(model, found, choose_directions(found, sliders), test)
     train(
-        model, found, sliders, WAYS[way], seed=seed, progress=watch, held_rows=10, calibrated=False
+        model, found, sliders, WAYS[way], seed=seed, progress=watch, n_held_out=10, calibrated=False
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return dict(way=way, seed=seed, points=watch.points, peak=peak)

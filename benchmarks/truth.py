@@ -90,7 +90,9 @@ def main():
         "\n".join(
             f"{label}: {main} ({s:.2f})"
             for label, main, s in zip(
-                space.labels, truths["the space"].main, truths["the space"].selectivity.tolist()
+                space.labels,
+                truths["the space"].main_factor,
+                truths["the space"].selectivity.tolist(),
             )
         )
     )

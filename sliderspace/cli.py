@@ -71,7 +71,7 @@ def demo(
     samples: int = 400,
     sliders: int = 16,
     method: str = "ours",  # of training, or "published"
-    updates: int | None = None,  # default: the method's own number
+    training_steps: int | None = None,  # default: the method's own number
     seed: int = 0,
     size: int | None = None,  # of images, pixels a side
     **loading,  # `steps`, `guidance` and `low_memory` of `loading.load`
@@ -86,9 +86,9 @@ def demo(
         raise ValueError(f"samples must be 16 or more, not {samples}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
-    options = {} if updates is None else {"updates": updates}
-    if updates is not None and updates < 0:
-        raise ValueError(f"updates must be 0 or more, not {updates}")
+    options = {} if training_steps is None else {"training_steps": training_steps}
+    if training_steps is not None and training_steps < 0:
+        raise ValueError(f"updates must be 0 or more, not {training_steps}")
     loaded = load(model, size=None if size is None else (size, size), **loading)
     found = discover(
         loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output / "samples"

@@ -22,7 +22,7 @@ def make(tiny_of):
     def adapter(targets="attention", sliders=3, rank=2, on=model):
         layers = target_layers(on, targets)
         made.append(GatedAdapter(on, layers, sliders, rank))
-        made[-1].copy_in(*random_weights(on, layers, sliders, rank, std=0.15))
+        made[-1].load_weights(*random_weights(on, layers, sliders, rank, std=0.15))
         return made[-1]
 
     yield adapter
@@ -37,7 +37,7 @@ def user_lora():
 
     def load_one(model, targets="attention", name="mine", seed=7):
         space = random_space(model, ["one"], rank=2, seed=seed, targets=targets)
-        model.pipe.load_lora_weights(space.fold({0: 1.0}), adapter_name=name)
+        model.pipe.load_lora_weights(space.to_lora_state_dict({0: 1.0}), adapter_name=name)
 
     return load_one
 
@@ -148,13 +148,13 @@ def test_without_strengths_it_is_the_base_model_bit_for_bit(tiny, make, targets,
     base = predict(tiny, guidance=guidance)
     adapter = make(targets)
     assert torch.equal(predict(tiny, guidance=guidance), base)  # attached
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     assert (predict(tiny, guidance=guidance) - base).abs().max() > 1e-3
     for off in (torch.zeros(3), torch.zeros(2, 3), -torch.zeros(3), None):
-        adapter.set(MIX)
-        adapter.set(off)
+        adapter.set_strengths(MIX)
+        adapter.set_strengths(off)
         assert torch.equal(predict(tiny, guidance=guidance), base)
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     adapter.remove()
     assert torch.equal(predict(tiny, guidance=guidance), base)
 
@@ -162,7 +162,7 @@ def test_without_strengths_it_is_the_base_model_bit_for_bit(tiny, make, targets,
 @pytest.mark.parametrize("targets", ["attention", r"to_q$|ff\.net", "full"])
 def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypatch):
     adapter = make(targets, rank=1)
-    adapter.set(torch.tensor([0.0, 0.7, 0.0]))
+    adapter.set_strengths(torch.tensor([0.0, 0.7, 0.0]))
     some, widths = predict(tiny), set()
     linear, conv = torch.nn.functional.linear, torch.nn.Conv2d._conv_forward
 
@@ -176,10 +176,10 @@ def test_only_the_sliders_that_are_on_are_computed(tiny, make, targets, monkeypa
     monkeypatch.setattr("sliderspace.sliders.adapter.F.linear", watched(linear, 1))
     monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", watched(conv, 2))
     assert torch.equal(predict(tiny), some) and widths == {1}
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     predict(tiny)
     assert widths == {1, 2}
-    adapter.set(None)
+    adapter.set_strengths(None)
     widths.clear()
     predict(tiny)
     assert not widths
@@ -203,7 +203,7 @@ def test_an_attachment_that_fails_leaves_nothing(fresh, make, user_lora, monkeyp
             GatedAdapter(fresh, target_layers(fresh), 3)
     assert torch.equal(predict(fresh), base)
     adapter = make(on=fresh)
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     once = predict(fresh)
     adapter.remove()
     assert torch.equal(predict(fresh), base) and not torch.equal(once, base)
@@ -213,10 +213,10 @@ def test_an_attachment_that_fails_leaves_nothing(fresh, make, user_lora, monkeyp
 def test_a_lora_that_is_fused_later_takes_the_sliders_off(fresh, make, user_lora):
     user_lora(fresh)
     adapter = make(on=fresh)
-    assert adapter.here
+    assert adapter.is_attached
     with pytest.raises(ValueError, match="sliders have no one change"):
         fresh.pipe.fuse_lora(components=["unet"])
-    assert not adapter.here
+    assert not adapter.is_attached
     for layer in fresh.denoiser.modules():
         if getattr(layer, "merged", False):
             layer.unmerge()
@@ -224,7 +224,7 @@ def test_a_lora_that_is_fused_later_takes_the_sliders_off(fresh, make, user_lora
 
 def test_sliders_are_not_merged_into_the_weights(tiny, make):
     base, adapter = predict(tiny), make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     for safe in (False, True):
         with pytest.raises(ValueError, match=r"save the mix with space\.export"):
             tiny.pipe.fuse_lora(components=["unet"], safe_fusing=safe)
@@ -234,7 +234,7 @@ def test_sliders_are_not_merged_into_the_weights(tiny, make):
 
 def test_an_image_at_strength_0_is_the_base_models_beside_others(tiny, make):
     base, adapter = predict(tiny), make()
-    adapter.set(torch.stack([torch.zeros(3), MIX]))
+    adapter.set_strengths(torch.stack([torch.zeros(3), MIX]))
     mixed = predict(tiny)
     assert torch.equal(mixed[0], base[0]) and not torch.equal(mixed[1], base[1])
 
@@ -276,7 +276,7 @@ def test_a_mix_is_pefts_sum_of_separate_adapters(tiny, make, with_peft, targets,
     base, adapter = predict(tiny), make(targets, rank=rank)
     at = with_peft(adapter)
     for mix in map(torch.tensor, MIXES):
-        adapter.set(mix.float())
+        adapter.set_strengths(mix.float())
         ours = predict(tiny)
         assert_close(ours, predict(at(mix)), **CLOSE)
         assert (ours - base).abs().max() > 1e-3
@@ -285,7 +285,7 @@ def test_a_mix_is_pefts_sum_of_separate_adapters(tiny, make, with_peft, targets,
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_mix_is_pefts_in_a_call_of_the_pipeline(tiny, make, with_peft, guidance):
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     theirs = from_pipe(with_peft(adapter)(MIX), guidance=guidance)
     assert_close(from_pipe(tiny, guidance=guidance), theirs, rtol=1e-5, atol=1e-5)
 
@@ -296,10 +296,10 @@ def test_every_image_of_a_batch_has_its_own_mix(tiny, make, guidance):
     grown = {
         n: v * (2 * guidance - 1) for n, v in CLOSE.items()
     }  # g a - (g - 1) b has the rounding of a and of b
-    adapter.set(mixes)
+    adapter.set_strengths(mixes)
     together, predicted = from_pipe(tiny, 4, guidance), predict(tiny, 4, guidance=guidance)
     for i, mix in enumerate(mixes):
-        adapter.set(mix)
+        adapter.set_strengths(mix)
         assert_close(together[i], from_pipe(tiny, 4, guidance)[i], rtol=1e-5, atol=1e-5)
         assert_close(predicted[i], predict(tiny, 4, guidance=guidance)[i], **grown)
     assert len(torch.unique(together.flatten(1), dim=0)) == 4
@@ -307,10 +307,10 @@ def test_every_image_of_a_batch_has_its_own_mix(tiny, make, guidance):
 
 def test_strengths_are_gone_with_the_next_set(tiny, make):
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     first = predict(tiny)
-    adapter.set(-MIX, (0.0, 0.5))
-    adapter.set(MIX)
+    adapter.set_strengths(-MIX, (0.0, 0.5))
+    adapter.set_strengths(MIX)
     assert torch.equal(predict(tiny), first)
 
 
@@ -334,10 +334,10 @@ def test_the_samplers_own_loop_agrees_with_the_pipeline(tiny, make):
 )
 def test_bad_strengths_are_refused_and_change_nothing(tiny, make, strengths, message):
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     before = predict(tiny)
     with pytest.raises(ValueError, match=message):
-        adapter.set(strengths)
+        adapter.set_strengths(strengths)
     assert torch.equal(predict(tiny), before)
 
 
@@ -365,9 +365,9 @@ def test_strengths_for_another_number_of_images_are_refused(tiny, make):
 def test_sliders_act_inside_their_window_only(tiny, make, window, inside):
     adapter, times = make(), torch.tensor([999, 750, 749, 500, 499, 1, 0])  # an image each
     base = denoise(tiny, times)
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     everywhere = denoise(tiny, times)
-    adapter.set(MIX, window)
+    adapter.set_strengths(MIX, window)
     within = denoise(tiny, times)
     for i, t in enumerate(times.tolist()):
         assert torch.equal(within[i], everywhere[i] if t in inside else base[i]), t
@@ -378,20 +378,20 @@ def test_guidance_doubles_the_timesteps_too(tiny, make):
     adapter = make()
     times = torch.tensor([900, 100, 900, 100])
     base = denoise(tiny, times)
-    adapter.set(torch.stack([MIX, -MIX]), (0.5, 1.0))
+    adapter.set_strengths(torch.stack([MIX, -MIX]), (0.5, 1.0))
     mixed = denoise(tiny, times)
     assert [torch.equal(m, b) for m, b in zip(mixed, base)] == [True, False, True, False]
 
 
 def test_a_window_of_the_whole_schedule_is_none(tiny, make):
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     plain = from_pipe(tiny)
-    adapter.set(MIX, (0.0, 1.0))
+    adapter.set_strengths(MIX, (0.0, 1.0))
     assert torch.equal(from_pipe(tiny), plain)
-    adapter.set(MIX, (0.6, 1.0))  # of two steps, at 501 and at 1, the second
+    adapter.set_strengths(MIX, (0.6, 1.0))  # of two steps, at 501 and at 1, the second
     late = from_pipe(tiny)
-    adapter.set(None)
+    adapter.set_strengths(None)
     base = from_pipe(tiny)
     assert len(torch.unique(torch.stack([plain, late, base]).flatten(1), dim=0)) == 3
 
@@ -401,10 +401,10 @@ def test_a_window_of_the_whole_schedule_is_none(tiny, make):
 )
 def test_bad_windows_are_refused_and_change_nothing(tiny, make, window):
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     before = predict(tiny)
     with pytest.raises(ValueError, match="window must be 0 <= start <= stop <= 1, not "):
-        adapter.set(-MIX, window)
+        adapter.set_strengths(-MIX, window)
     assert torch.equal(predict(tiny), before)
 
 
@@ -414,7 +414,7 @@ def test_bad_windows_are_refused_and_change_nothing(tiny, make, window):
 def test_nothing_is_left_after_removal(tiny, make):
     before, modules = state(tiny.denoiser), [(n, type(m)) for n, m in tiny.denoiser.named_modules()]
     adapter = make()
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     predict(tiny)
     adapter.remove()
     assert state(tiny.denoiser) == before and not hasattr(tiny.denoiser, "peft_config")
@@ -460,7 +460,7 @@ def test_a_users_own_lora_stays_on(fresh, make, user_lora, theirs, ours):
     assert (with_lora - base).abs().max() > 1e-3
     adapter = make(ours, on=fresh)
     assert torch.equal(predict(fresh), with_lora)
-    adapter.set(MIX)
+    adapter.set_strengths(MIX)
     assert not torch.equal(predict(fresh), with_lora)
     adapter.remove()
     assert torch.equal(predict(fresh), with_lora)
@@ -473,11 +473,11 @@ def test_a_users_lora_and_sliders_add_up(fresh, make, user_lora):
     user_lora(fresh, "cross-attention")
     fresh.pipe.set_adapters("mine", 0.7)
     space, adapter = random_space(fresh, ["a", "b", "c"], rank=2), make(on=fresh)
-    adapter.copy_in(space.down, space.up)
-    adapter.set(MIX)
+    adapter.load_weights(space.down, space.up)
+    adapter.set_strengths(MIX)
     ours = predict(fresh)
     adapter.remove()
-    fresh.pipe.load_lora_weights(space.fold(MIX), adapter_name="sliders")
+    fresh.pipe.load_lora_weights(space.to_lora_state_dict(MIX), adapter_name="sliders")
     fresh.pipe.set_adapters(["mine", "sliders"], [0.7, 1.0])
     assert_close(ours, predict(fresh), rtol=1e-5, atol=1e-5)
 
@@ -541,14 +541,14 @@ def test_gradients_of_an_image_reach_its_own_sliders_only(tiny, trainable):
 def test_strengths_keep_no_graph(tiny, make):
     strengths = MIX.clone().requires_grad_(True)
     adapter = make()
-    adapter.set(strengths)
+    adapter.set_strengths(strengths)
     assert not adapter.now.strengths.requires_grad and not predict(tiny).requires_grad
 
 
 def test_weights_go_in_and_come_out(tiny, make):
     adapter = make("keys-values", sliders=4, rank=2)
     down, up = random_weights(tiny, adapter.layers, 4, 2, seed=5)
-    adapter.copy_in(down, up)
+    adapter.load_weights(down, up)
     for name, (a, b) in adapter.parameters().items():
         assert (
             torch.equal(a, down[name])

@@ -27,7 +27,7 @@ def found(tiny):
 
 def test_the_papers_mixes_are_three_sliders_at_strength_one(tiny, space):
     way = mixing_strategies(tiny, space, steps=2)[0]
-    images = way.draw([PROMPT], [4, 7], 3)
+    images = way.generate([PROMPT], [4, 7], 3)
     mixes = sparse_mixtures(3, [4, 7])
     assert mixes.eq(1).all()  # three of three
     expected = decode_latents(
@@ -66,7 +66,7 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
 
     monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", keep)
     for way in mixing_strategies(tiny, space, found, count=2, strength=1.5):
-        way.draw([PROMPT], list(range(400)), 0)
+        way.generate([PROMPT], list(range(400)), 0)
     for mixes in made:
         assert mixes.pow(2).sum(1).mean().sqrt().item() == pytest.approx(1.5 * 2**0.5, rel=0.06)
 
@@ -80,7 +80,7 @@ def test_chances_follow_singular_values(tiny, space, found, monkeypatch):
     way = next(
         w for w in mixing_strategies(tiny, space, found, count=1) if w.name == "by singular value"
     )
-    way.draw([PROMPT], list(range(3000)), 0)
+    way.generate([PROMPT], list(range(3000)), 0)
     chance = found.singular_values[[0, 2, 5]]
     assert_close(made[0].abs().mean(0), chance / chance.sum(), rtol=0, atol=0.03)
 
@@ -122,7 +122,7 @@ def test_rivals_start_from_the_same_noise(tiny, tiny_of):
         "its first step",
         "guidance 3",
     ]
-    images = [w.draw([PROMPT], [0, 1], 0) for w in ways]
+    images = [w.generate([PROMPT], [0, 1], 0) for w in ways]
     assert_close(images[0], generate_images(tiny, PROMPT, [0, 1], steps=3), rtol=0, atol=1e-5)
     assert_close(
         images[1], generate_images(other, PROMPT, [0, 1]), rtol=0, atol=1e-5
@@ -152,7 +152,7 @@ def test_transfer_is_what_a_sweep_changes(tiny, space):
     )
     assert_close(
         moved.effect[0][1],
-        (change * axes[:, None]).sum(2).mean(1) / 2 / found.unit[[0, 2, 5]],
+        (change * axes[:, None]).sum(2).mean(1) / 2 / found.score_std[[0, 2, 5]],
         rtol=1e-3,
         atol=1e-4,
     )

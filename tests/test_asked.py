@@ -43,9 +43,11 @@ def test_scores_are_along_the_other_halfs_change(tiny):
         others = [i for i in range(4) if i // 2 != n // 2]  # the other half
         axis = F.normalize((phi[2] - phi[0])[others].mean(0), dim=0)
         expected = (phi[:, n] - phi[1, n]) @ axis / (base @ axis).std()
-        assert_close(report.scores[1, :, n], expected, rtol=1e-3, atol=1e-4)
+        assert_close(report.score_change[1, :, n], expected, rtol=1e-3, atol=1e-4)
     row = report.space.card["sliders"][1]
-    assert_close(row["effect"], ((report.scores[1, 2] - report.scores[1, 0]) / 2).mean().item())
+    assert_close(
+        row["effect"], ((report.score_change[1, 2] - report.score_change[1, 0]) / 2).mean().item()
+    )
 
 
 def test_signs_exchanged_tell_the_same(tiny):
@@ -77,7 +79,7 @@ def test_sliders_that_do_nothing_have_figures_and_a_file(tiny, tmp_path):
     still = replace(space, up={n: 0 * w for n, w in space.up.items()})
     report = measure_concepts(tiny, still, **SWEEP)
     assert report.space.card["sliders"][0]["effect"] == 0
-    assert "less than a tenth of a standard deviation" in report.advice[0]
+    assert "less than a tenth of a standard deviation" in report.diagnostics[0]
     report.space.save(tmp_path / "a.safetensors")
 
 
@@ -107,7 +109,7 @@ def test_words_are_scored_by_the_text_tower_too(model):
     )
     one, two = report.space.card["sliders"]
     assert -1 < one["dclip"] < 1 and one["dclip"] != 0 and "dclip" not in two
-    assert all(advice for advice in report.advice) and "alignment" not in one
+    assert all(advice for advice in report.diagnostics) and "alignment" not in one
 
 
 def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
@@ -154,7 +156,7 @@ def test_found_and_asked_for_are_compared(tiny):
     cosines = alignment_matrix(tiny, space, found, rows=4)
     assert cosines.shape == (2, len(found.vectors)) and cosines.abs().max() <= 1
     assert_close(
-        alignment_matrix(tiny, space.take([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4
+        alignment_matrix(tiny, space.subset([1]), found, rows=4), cosines[[1]], rtol=1e-3, atol=1e-4
     )
     other = replace(
         found, samples=replace(found.samples, run=replace(found.samples.run, identity="another"))

@@ -32,7 +32,7 @@ from sliderspace.training.initialization import temporary_adapter
 
 BEARD = Concept(PROMPT, f"{PROMPT}, beard", f"{PROMPT}, no beard", ("smiling", "frowning"), 2.0)
 GLASSES = Concept(PROMPT, f"{PROMPT}, glasses", f"{PROMPT}, no glasses", label="glasses")
-QUICK = dict(steps=2, rank=2, updates=4, targets="keys-values", progress=quiet)
+QUICK = dict(steps=2, rank=2, training_steps=4, targets="keys-values", progress=quiet)
 
 
 # --- attributes in words ---------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def adapter_of():
         left.append(context)
         adapter = context.__enter__()
         space = random_space(model, [str(i) for i in range(sliders)], rank=2, targets="keys-values")
-        adapter.copy_in(space.down, space.up)
+        adapter.load_weights(space.down, space.up)
         return adapter
 
     yield make
@@ -120,7 +120,9 @@ def adapter_of():
 @pytest.mark.parametrize("one, rescaled", [(False, False), (True, False), (False, True)])
 def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled):
     adapter = adapter_of(tiny, 2)
-    settings = ConceptConfig(rank=2, one_preserved=one, rescaled=rescaled, rows=1)
+    settings = ConceptConfig(
+        rank=2, sample_preserved=one, rescale_target=rescaled, latents_per_step=1
+    )
     source = TextTargets(tiny, [BEARD, GLASSES], settings, 3, 5)
     listed = source.more(adapter, torch.Generator().manual_seed(0))
     assert len(listed) == 3 and len({r.timestep.item() for r in listed}) == 3
@@ -145,10 +147,10 @@ def test_what_words_want_is_the_papers_equation(tiny, adapter_of, one, rescaled)
                 if rescaled:
                     wanted = wanted * ((ups if s > 0 else downs).mean(0).norm() / wanted.norm())
                 options.append(wanted)
-            assert any(torch.allclose(rows.wanted[i], o, rtol=1e-4, atol=1e-4) for o in options)
+            assert any(torch.allclose(rows.target[i], o, rtol=1e-4, atol=1e-4) for o in options)
             assert_close(
-                rows.base[i],
-                (e(rows, i, c.target) - rows.wanted[i]).pow(2).mean(),
+                rows.base_error[i],
+                (e(rows, i, c.target) - rows.target[i]).pow(2).mean(),
                 rtol=1e-3,
                 atol=1e-6,
             )
@@ -162,7 +164,7 @@ def test_states_are_those_of_sampling_with_the_slider_on(tiny, adapter_of):
     )
     noise = torch.randn(4, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
     for i in range(4):
-        adapter.set(F.one_hot(rows[0].slider[i], 2) * rows[0].strength[i])
+        adapter.set_strengths(F.one_hot(rows[0].slider[i], 2) * rows[0].strength[i])
         seen = []
         sample(tiny, PROMPT, noise[[i]], 3, on_step=seen.append)
         for step, r in zip(seen, rows, strict=True):
@@ -231,14 +233,14 @@ def test_a_pair_shares_noise_and_timestep(tiny_of, adapter_of, kind):
             2.0: torch.randn(2, *model.latent_shape),
         },
     ]
-    listed = ImageTargets(model, shown, PROMPT, ConceptConfig(rows=2), 3, 64).more(
+    listed = ImageTargets(model, shown, PROMPT, ConceptConfig(latents_per_step=2), 3, 64).more(
         adapter, torch.Generator().manual_seed(0)
     )
     assert len({r.timestep.item() for r in listed}) == 3
     for rows in listed:
         assert rows.slider.tolist() == [0] * 4 + [1] * 6
         assert rows.strength.tolist() == [-1, -1, 1, 1, 0.5, 0.5, 1, 1, 2, 2]
-        x0 = x0_estimate(rows.wanted, rows.latents, *rows.shares, kind)
+        x0 = x0_estimate(rows.target, rows.latents, *rows.shares, kind)
         noise = (rows.latents - rows.shares[0] * x0) / rows.shares[1]
         assert_close(noise[:2], noise[2:4], rtol=1e-3, atol=1e-3)
         assert_close(noise[4:6], noise[8:], rtol=1e-3, atol=1e-3)
@@ -248,7 +250,7 @@ def test_a_pair_shares_noise_and_timestep(tiny_of, adapter_of, kind):
         with torch.no_grad():
             base = model.predict(rows.latents, rows.timestep, PROMPT, 1.0)[0]
         assert_close(
-            rows.base, (base - rows.wanted).pow(2).flatten(1).mean(1), rtol=1e-3, atol=1e-5
+            rows.base_error, (base - rows.target).pow(2).flatten(1).mean(1), rtol=1e-3, atol=1e-5
         )
 
 
@@ -328,19 +330,19 @@ def same(a, b):
 def test_sliders_learn_what_words_want(tiny_of, kind):
     model = tiny_of(kind)
     space = train_concepts(
-        model, [BEARD, GLASSES], **QUICK | dict(updates=60, lr=0.05, targets="attention")
+        model, [BEARD, GLASSES], **QUICK | dict(training_steps=60, lr=0.05, targets="attention")
     )
     assert space.labels == [f"{PROMPT}, beard", "glasses"] and space.rank == 2
     reached = [row["reached"] for row in space.card["sliders"]]
     assert min(reached) > 0.3, reached
     assert space.card["sliders"][0]["preserve"] == ("smiling", "frowning")
-    assert train_concepts(model, BEARD, **QUICK | dict(updates=0)).card["sliders"][0][
+    assert train_concepts(model, BEARD, **QUICK | dict(training_steps=0)).card["sliders"][0][
         "reached"
     ] == pytest.approx(0, abs=1e-5)
 
 
 def test_sliders_learn_what_pairs_show(tiny):
-    space = trained_on(tiny, updates=60, lr=0.05, targets="attention")
+    space = trained_on(tiny, training_steps=60, lr=0.05, targets="attention")
     assert space.labels == ["one"] and space.card["sliders"][0]["reached"] > 0.01
     gone = initial_noise(tiny, 5, range(2))
     x = {s: None for s in (-1.0, 0.0, 1.0)}
@@ -356,7 +358,7 @@ def test_sliders_learn_what_pairs_show(tiny):
     ids=["words", "pairs"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny, tmp_path, train_one):
-    options = dict(updates=9, every=2)
+    options = dict(training_steps=9, every=2)
     whole = train_one(tiny, **options)
     with pytest.raises(RuntimeError, match="power cut"):
         train_one(tiny, folder=tmp_path, **options, progress=stopped(7))
@@ -397,7 +399,7 @@ train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLAS
 """
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    options = QUICK | dict(updates=9, every=2)
+    options = QUICK | dict(training_steps=9, every=2)
     model = tiny_of("epsilon")
     assert same(
         train_concepts(model, [BEARD, GLASSES], folder=tmp_path, **options),
@@ -411,7 +413,7 @@ def test_rows_that_are_not_finite_are_left_out_and_counted(tiny, monkeypatch):
     def spoilt(self, *args):
         listed = more(self, *args)
         for rows in listed:
-            rows.wanted[1] = float("nan")
+            rows.target[1] = float("nan")
         return listed
 
     monkeypatch.setattr(TextTargets, "more", spoilt)
@@ -424,7 +426,7 @@ BAD = [
     (dict(concepts=[]), "concepts must be"),
     (dict(concepts=["glasses"]), "concepts must be"),
     (dict(concepts=[GLASSES, GLASSES]), "two sliders have the label 'glasses'"),
-    (dict(updates=-1), "updates must be 0 or more"),
+    (dict(training_steps=-1), "updates must be 0 or more"),
     (dict(rank=0), "rank must be 1 or more"),
     (dict(batch=0), "batch must be 1 or more"),
     (dict(every=0), "every must be 1 or more"),
@@ -477,7 +479,7 @@ def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
     model = tiny_of("sample")  # what is wanted is the image itself
     shown = {"one": images_of(model, 1), "two": images_of(model, 1, seed=1)}
     space = train_customization(
-        model, shown, PROMPT, **QUICK | dict(updates=60, lr=0.05, targets="attention")
+        model, shown, PROMPT, **QUICK | dict(training_steps=60, lr=0.05, targets="attention")
     )
     assert space.labels == ["one", "two"] and [row["strengths"] for row in space.rows] == [
         [1.0],
@@ -488,7 +490,7 @@ def test_sliders_of_images_learn_their_noise_at_strength_1(tiny_of):
         model,
         {"two": shown["two"]},
         PROMPT,
-        **QUICK | dict(updates=60, lr=0.05, targets="attention"),
+        **QUICK | dict(training_steps=60, lr=0.05, targets="attention"),
     )
     assert alone.rows[0]["images"] == space.rows[1]["images"]
 
@@ -527,7 +529,7 @@ def test_spaces_of_several_ranks_add_up(tiny):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind):
-    model, settings = tiny_of(kind), ConceptConfig(rank=2, acts_from=0.5, rescaled=False)
+    model, settings = tiny_of(kind), ConceptConfig(rank=2, active_from=0.5, rescale_target=False)
     source, gen = TextTargets(model, [BEARD], settings, 4, 8), torch.Generator().manual_seed(0)
     with temporary_adapter(model, target_layers(model, "attention"), 1, 2) as adapter:
         for pair in adapter.parameters().values():
@@ -547,8 +549,8 @@ def test_late_sliders_see_states_of_the_unchanged_models_beginning(tiny_of, kind
 
 
 def test_late_sliders_act_late_wherever_they_are_used(tiny):
-    space = train_concepts(tiny, BEARD, acts_from=0.5, **QUICK | dict(steps=4))
-    assert space.acts_from == space.card["acts_from"] == 0.5
+    space = train_concepts(tiny, BEARD, active_from=0.5, **QUICK | dict(steps=4))
+    assert space.active_from == space.card["active_from"] == 0.5
     noise = initial_noise(tiny, 0, [0])
 
     def final(**window):
@@ -557,10 +559,14 @@ def test_late_sliders_act_late_wherever_they_are_used(tiny):
 
     assert torch.equal(final(), final(start=0.5)) and not torch.equal(final(), final(start=0.0))
     shown = train_image_pairs(
-        tiny, {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}}, PROMPT, acts_from=0.5, **QUICK
+        tiny,
+        {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}},
+        PROMPT,
+        active_from=0.5,
+        **QUICK,
     )
-    assert shown.acts_from == 0.5 and (space + shown).acts_from == 0.5
-    assert (space + random_space(tiny, rank=2, targets="keys-values")).acts_from == 0.0
+    assert shown.active_from == 0.5 and (space + shown).active_from == 0.5
+    assert (space + random_space(tiny, rank=2, targets="keys-values")).active_from == 0.0
 
 
 @pytest.mark.parametrize("late", [0.1, 0.3, 0.45, 0.65, 0.7, 0.9])
@@ -577,20 +583,20 @@ def test_training_and_use_agree_on_the_steps(tiny, steps, late):
             0.0,
             on_step=lambda step: now.gate.any() and open_in.append(step.index),
         )
-    assert regression.active_steps(tiny, steps, ConceptConfig(acts_from=late)) == open_in != []
+    assert regression.active_steps(tiny, steps, ConceptConfig(active_from=late)) == open_in != []
 
 
 @pytest.mark.parametrize("value", [1, -0.1, 0.9999, float("nan")])
 def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
     monkeypatch.setattr(regression, "new_adapter", never)
-    with pytest.raises(ValueError, match="acts_from"):
-        train_concepts(tiny, BEARD, acts_from=value, **QUICK)
-    with pytest.raises(ValueError, match="acts_from"):
+    with pytest.raises(ValueError, match="active_from"):
+        train_concepts(tiny, BEARD, active_from=value, **QUICK)
+    with pytest.raises(ValueError, match="active_from"):
         train_image_pairs(
             tiny,
             {"a": {-1: images_of(tiny, 2), 1: images_of(tiny, 2)}},
             PROMPT,
-            acts_from=value,
+            active_from=value,
             **QUICK,
         )
 
@@ -616,7 +622,10 @@ def test_ddim_inversion_is_diffusers_own_walk(tiny):
     assert_close(
         replay(tiny, found), sample(tiny, PROMPT, found.start, 5, 1.0), rtol=1e-3, atol=1e-3
     )
-    closer = [invert(tiny, images, PROMPT, 5, "ddim", rounds=n, guidance=1.0) for n in (0, 2, 8)]
+    closer = [
+        invert(tiny, images, PROMPT, 5, "ddim", fixed_point_iterations=n, guidance=1.0)
+        for n in (0, 2, 8)
+    ]
     away = [(replay(tiny, f) - tiny.encode(images)).abs().mean() for f in closer]
     assert away[0] > away[1] > away[2]
 
@@ -633,7 +642,9 @@ def test_a_step_back_undoes_the_step(tiny_of, kind, monkeypatch):
     if kind == "sample":
         answer = answer * 0.1
     monkeypatch.setattr(type(model), "predict", predict)
-    found = invert(model, images, PROMPT, 4, "ddim", rounds=0 if kind != "sample" else 30)
+    found = invert(
+        model, images, PROMPT, 4, "ddim", fixed_point_iterations=0 if kind != "sample" else 30
+    )
     if kind == "sample":  # the last step forgets where it started: the image cannot come back
         assert found.start.isfinite().all()
     else:
@@ -665,13 +676,13 @@ def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
     before = [type(p) for p in tiny.denoiser.attn_processors.values()]
     plain = [sample(tiny, p, noise, 4, guidance) for p in (PROMPT, more)]
     for ours, theirs in zip(
-        prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, share=0), plain
+        prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, cross_replace_steps=0), plain
     ):
         assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    source, edited = prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, share=1)
+    source, edited = prompt_to_prompt(tiny, PROMPT, more, noise, 4, guidance, cross_replace_steps=1)
     assert_close(source, plain[0], rtol=1e-3, atol=1e-3)  # the source is as it was
     assert (edited - plain[1]).abs().max() > 1e-4  # the edited one is not
-    same = prompt_to_prompt(tiny, PROMPT, PROMPT, noise, 4, guidance, share=1)
+    same = prompt_to_prompt(tiny, PROMPT, PROMPT, noise, 4, guidance, cross_replace_steps=1)
     assert_close(same[0], same[1])
     assert [type(p) for p in tiny.denoiser.attn_processors.values()] == before
     assert not any("get_attention_scores" in vars(m) for m in tiny.denoiser.modules())

@@ -204,13 +204,15 @@ def test_rows_are_every_estimate_or_the_final_images(timesteps, rows):
     features = samples.features if timesteps == "all" else samples.features[:, -1]
     features = features.reshape(-1, 8).double()
     theirs = PCA(svd_solver="full").fit(features.numpy())
-    assert (found.rows, found.timesteps) == (rows, timesteps) and len(features) == rows
+    assert (found.n_rows, found.timesteps) == (rows, timesteps) and len(features) == rows
     assert_close(found.mean, features.mean(0).float())
     assert_close(
         found.singular_values.numpy(), theirs.singular_values_.astype("f4"), rtol=1e-5, atol=1e-5
     )
     assert_same_axes(found.vectors, theirs.components_[:4], 1e-5)
-    assert_close(found.explained.numpy(), theirs.explained_variance_ratio_[:4].astype("f4"))
+    assert_close(
+        found.explained_variance_ratio.numpy(), theirs.explained_variance_ratio_[:4].astype("f4")
+    )
     scores = (samples.features.double() - features.mean(0)) @ found.vectors.double().T
     assert_close(found.scores, scores.float(), rtol=0, atol=1e-5)
 
@@ -222,7 +224,7 @@ def test_other_words_for_timesteps_are_refused():
 
 def test_explained_shares_are_of_the_whole_variance():
     samples = random_samples()
-    shares = [fit_directions(samples, count).explained for count in (1, 4, 8)]
+    shares = [fit_directions(samples, count).explained_variance_ratio for count in (1, 4, 8)]
     for few, more in combinations(shares, 2):
         assert torch.equal(few, more[: len(few)])
     assert (shares[1] > 0).all() and shares[1].sum() < 1
@@ -243,14 +245,14 @@ def composed():
 def test_timing_is_the_share_that_the_step_explains(composed):
     found, _ = composed
     assert_close(found.vectors.abs(), torch.eye(6)[:2], rtol=0, atol=1e-3)
-    assert_close(found.timing, torch.tensor([1.0, 0.0]), rtol=0, atol=1e-3)
+    assert_close(found.step_variance_ratio, torch.tensor([1.0, 0.0]), rtol=0, atol=1e-3)
 
 
 def test_timing_is_in_between_where_step_and_sample_both_matter():
     samples = random_samples()
     scores = fit_directions(samples, 4).scores.double().numpy()  # analysis of variance, written out
     between = ((scores.mean(0) - scores.mean((0, 1))) ** 2).mean(0)
-    timing = fit_directions(samples, 4).timing
+    timing = fit_directions(samples, 4).step_variance_ratio
     assert_close(
         timing.numpy(), (between / ((scores - scores.mean((0, 1))) ** 2).mean((0, 1))).astype("f4")
     )
@@ -259,15 +261,17 @@ def test_timing_is_in_between_where_step_and_sample_both_matter():
 
 def test_the_unit_is_the_spread_of_the_final_images(composed):
     found, of_sample = composed
-    assert_close(found.unit[1], of_sample.std(), rtol=1e-4, atol=0)
-    assert_close(found.unit[0], torch.tensor(0.0), rtol=0, atol=0.02)  # all end at the same step
+    assert_close(found.score_std[1], of_sample.std(), rtol=1e-4, atol=0)
+    assert_close(
+        found.score_std[0], torch.tensor(0.0), rtol=0, atol=0.02
+    )  # all end at the same step
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_ends_are_the_lowest_and_the_highest_samples(composed, count):
     found, of_sample = composed
     order = of_sample.argsort().tolist()
-    assert found.ends(1, count) == (order[:count], order[-count:])
+    assert found.extremes(1, count) == (order[:count], order[-count:])
 
 
 def test_the_table_escapes_the_prompt():
@@ -280,7 +284,7 @@ def test_the_table_escapes_the_prompt():
     )
     html = found._repr_html_()
     assert "&lt;script&gt;x" in html and "<script>" not in html
-    assert html.count("<tr><td>") == 3 and f"{found.explained[0].item():.1%}" in html
+    assert html.count("<tr><td>") == 3 and f"{found.explained_variance_ratio[0].item():.1%}" in html
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

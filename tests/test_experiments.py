@@ -31,8 +31,8 @@ SMALL = dict(
     encoder="pixels-4",
     judge="pixels-4",
     sliders=3,
-    updates=2,
-    start_rows=4,
+    training_steps=2,
+    init_latents=4,
     noised=4,
     held_out=2,
     mixed=4,
@@ -98,7 +98,7 @@ def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_p
         ({"encoder": "no-such-thing"}, "way 'b': .*no-such-thing"),
         ({"targets": "atention"}, "way 'b': targets='atention' matches no layer"),
         ({"rank": 4096}, "way 'b': rank must be 1 to"),
-        ({"used_from": 0.9999}, "way 'b': acts_from=0.9999 leaves none"),
+        ({"used_from": 0.9999}, "way 'b': active_from=0.9999 leaves none"),
     ],
 )
 def test_what_does_not_suit_the_model_is_refused_before_the_first_way(
@@ -117,7 +117,7 @@ def test_a_measure_of_ones_own_needs_one_process(experiment, monkeypatch, tmp_pa
         match="measure 'mine' is not known to other processes: processes must be 1, not 2",
     ):
         run_experiment(own, tmp_path, 2)
-    assert run_experiment(own, tmp_path, progress=quiet).of("a", "x") == [1.0]
+    assert run_experiment(own, tmp_path, progress=quiet).values("a", "x") == [1.0]
 
 
 def test_a_bad_number_of_processes_is_refused(experiment):
@@ -133,10 +133,10 @@ def test_a_row_for_each_way_and_seed(experiment, results):
         (f"rank {r}", s) for r in (1, 2) for s in (0, 1)
     ]
     assert [row["changes"] for row in results.rows] == [{"rank": 1}] * 2 + [{"rank": 2}] * 2
-    assert results.of("rank 2", "weights")[0] == 2 * results.of("rank 1", "weights")[0]
-    assert all(len(each) == 3 for each in results.each("rank 1", "alignment"))
-    assert results.of("rank 1", "alignment") == [
-        mean(each) for each in results.each("rank 1", "alignment")
+    assert results.values("rank 2", "weights")[0] == 2 * results.values("rank 1", "weights")[0]
+    assert all(len(each) == 3 for each in results.per_slider("rank 1", "alignment"))
+    assert results.values("rank 1", "alignment") == [
+        mean(each) for each in results.per_slider("rank 1", "alignment")
     ]
 
 
@@ -145,13 +145,13 @@ TABLE = Results("t", {}, [dict(way=w, changes={}, seed=s, figures={"x": v}) for 
 
 
 def test_means_and_spreads_are_over_seeds():
-    assert TABLE.of("b", "x") == [2, 6]  # by seed; the mean of the sliders that have one
+    assert TABLE.values("b", "x") == [2, 6]  # by seed; the mean of the sliders that have one
     assert TABLE.table() == [
         ["", "x"],
         ["a", f"{2:.3g} ± {stdev([1, 3]):.2g}"],
         ["b", f"{4:.3g} ± {stdev([2, 6]):.2g}"],
     ]
-    assert TABLE.against("b", "a", "x") == (2, stdev([1, 3]))
+    assert TABLE.paired_difference("b", "a", "x") == (2, stdev([1, 3]))
 
 
 def test_some_figures_alone_are_a_table_too():
@@ -183,21 +183,21 @@ def test_ways_are_held_against_each_other_seed_by_seed():
             for s, v in enumerate(vs)
         ],
     )
-    assert table.against("a", "b", "x") == (0, 0)
+    assert table.paired_difference("a", "b", "x") == (0, 0)
     with pytest.raises(ValueError, match="for no seed both"):
-        table.against("a", "c", "x")
+        table.paired_difference("a", "c", "x")
     for way, name in (("typo", "x"), ("a", "typo")):
         with pytest.raises(KeyError, match="no .* 'typo': there are"):
-            table.against(way, "b", name)
+            table.paired_difference(way, "b", name)
 
 
 def test_unknown_ways_and_figures_are_named():
     with pytest.raises(KeyError, match="no way 'c'"):
-        TABLE.of("c", "x")
+        TABLE.values("c", "x")
     with pytest.raises(KeyError, match="no figure 'x': there are \\[\\]"):
         Results("empty", {}, [])["x"]
     with pytest.raises(KeyError, match="no figure 'y'"):
-        TABLE.each("a", "y")
+        TABLE.per_slider("a", "y")
     with pytest.raises(KeyError, match="no figure 'y'"):
         _ = TABLE["y"]
 

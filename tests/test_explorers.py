@@ -18,7 +18,7 @@ from sliderspace.viz.board_widget import board
 
 @pytest.fixture(scope="module")
 def found(model):
-    return discover(model, PROMPT, samples=24, count=4, progress=quiet)
+    return discover(model, PROMPT, samples=24, n_directions=4, progress=quiet)
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def live(model):
 def test_a_sample_by_number_and_the_board_at_its_place(model, found, live):
     shown = explorer(model, found, embed_2d(found, "pca", neighbours=5), live)
     shown.sample.value = 5
-    at = found.place(found.samples.features[5:6, -1])[0]
+    at = found.project(found.samples.features[5:6, -1])[0]
     assert_close(shown.at, at)
     picture = pil_to_tensor(Image.open(BytesIO(shown.picture.value)))[:, ::2, ::2]
     own = pil_to_tensor(to_pil_image(model.decode(found.samples.latents[5:6])[0]))
     assert (picture.int() - own.int()).abs().max() <= 1
-    shown.reproduce.click()
+    shown.set_from_coordinates.click()
     expected = {"one": at[2], "two": at[0]}
     assert live.mix == {
         n: max(-2.0, min(2.0, round(s.item(), 1)))
@@ -54,7 +54,7 @@ def test_circled_points_come_back_as_samples(model, found):
     shown._circled([0, 1, made.samples.tolist().index(7), made.samples.tolist().index(3)])
     assert (
         shown.samples == sorted({made.samples[0].item(), made.samples[1].item(), 7, 3})
-        and shown.reproduce.disabled
+        and shown.set_from_coordinates.disabled
     )
     shown._circled([])  # nothing circled: what was shown stays
     assert len(shown.samples) > 1
@@ -67,7 +67,7 @@ def test_ones_own_image_is_placed_and_a_file_that_is_none_is_said(model, found, 
     shown._try(shown._read, memoryview(data.getvalue()))
     assert shown.says.value.startswith("your image lies at") and not shown.samples
     assert_close(
-        shown.at, found.place(found.samples.features[3:4, -1])[0], rtol=0, atol=0.3
+        shown.at, found.project(found.samples.features[3:4, -1])[0], rtol=0, atol=0.3
     )  # but for the autoencoder
     shown._try(shown._read, memoryview(b"<script>"))
     assert "UnidentifiedImageError" in shown.says.value and shown.says._view_name == "LabelView"
@@ -95,10 +95,10 @@ def test_sliders_without_directions_have_no_place(tiny):
     found = random_directions(tiny, pixel_encoder(4))
     live = board(tiny, random_space(tiny, ["one"]), PROMPT, steps=1, thumbnails=False)
     shown = explorer(tiny, found, embed_2d(found, "pca", neighbours=5), live)
-    shown.reproduce.click()
+    shown.set_from_coordinates.click()
     assert (
         "none of these sliders was found along a direction" in shown.says.value and live.mix == {}
     )
     with pytest.raises(ValueError, match="none of these sliders"):
-        live.reproduce(shown.at)
+        live.set_from_coordinates(shown.at)
     live.close()

@@ -27,7 +27,7 @@ from sliderspace.evaluation.vlm_labels import (
 from sliderspace.evaluation.labels import EditPairs
 from sliderspace.portraits.renders import counterfactual_pairs
 
-label_with_vlm = partial(label_with_vlm, asks=3)  # few questions are enough here
+label_with_vlm = partial(label_with_vlm, n_questions=3)  # few questions are enough here
 
 SIDE = 8  # pixels of the images below
 

@@ -145,7 +145,7 @@ def test_estimates_at_every_step(model, noise):
         type(model.pipe.scheduler).__name__ == "LCMScheduler"
     )  # its estimate holds on to a little of x_t
     for step in run:
-        x0 = model.predict(step.latents, step.timestep, PROMPT, 2.0, (step.signal, step.noise))[1]
+        x0 = model.predict(step.latents, step.timestep, PROMPT, 2.0, (step.alpha, step.sigma))[1]
         assert_close(step.x0, x0, rtol=0, atol=(2e-2 if lcm else 1e-4) * x0.abs().max().item())
     if type(model.pipe.scheduler).__name__.startswith("FlowMatch"):
         assert_close(
@@ -163,11 +163,11 @@ def test_signal_and_noise_are_the_schedulers(model, noise):
     run = []
     sample(model, PROMPT, noise, STEPS, 0.0, on_step=run.append)
     for step in run:
-        ours = step.signal * clean + step.noise * noise
+        ours = step.alpha * clean + step.sigma * noise
         if hasattr(scheduler, "scale_noise"):  # flows; the share of noise is sigma
             scheduler.timesteps, scheduler.sigmas = (
                 step.timestep[None].float(),
-                step.noise[None].float(),
+                step.sigma[None].float(),
             )
             theirs = scheduler.scale_noise(clean, scheduler.timesteps, noise)
         elif model.prediction_type in (
@@ -176,9 +176,9 @@ def test_signal_and_noise_are_the_schedulers(model, noise):
         ):  # no method of theirs: by the formula
             angle = step.timestep if model.prediction_type == "trigflow" else None
             theirs = angle.cos() * clean + angle.sin() * noise if angle is not None else ours
-            assert angle is not None or abs(step.signal + step.noise - 1) < 1e-6
+            assert angle is not None or abs(step.alpha + step.sigma - 1) < 1e-6
             assert (
-                angle is not None or abs(step.noise - step.timestep / 1000) < 2e-3
+                angle is not None or abs(step.sigma - step.timestep / 1000) < 2e-3
             )  # timesteps are whole numbers
         else:
             variance_preserving = diffusers.DDIMScheduler.from_config(scheduler.config)
@@ -206,7 +206,7 @@ def test_gradients_reach_every_slider(model, noise):
         for a, b in adapter.parameters().values():
             torch.nn.init.normal_(b, std=0.1)
             a.requires_grad_(True), b.requires_grad_(True)
-        adapter.set(torch.eye(2))
+        adapter.set_strengths(torch.eye(2))
         model.predict(noise, model.timesteps(STEPS)[0][1], PROMPT, 2.0)[1].square().sum().backward()
         deaf = re.compile(
             r"\.add_q_proj|\.to_add_out"
@@ -291,7 +291,13 @@ def test_the_denoisers_clock_is_read_right(model, noise):
 
 def test_ten_steps_of_training_raise_the_alignment(model):
     found = discover(
-        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
+        model,
+        PROMPT,
+        samples=16,
+        encoder=pixel_encoder(4),
+        n_directions=4,
+        guidance=1.0,
+        progress=quiet,
     )
     adapter = GatedAdapter(model, target_layers(model), sliders=2)
     try:
@@ -300,7 +306,7 @@ def test_ten_steps_of_training_raise_the_alignment(model):
         pool = make_noised_latents(model, found, list(range(8)), 1, seed=0)
         goal = model, pixel_encoder(4), adapter, pool, found.vectors[:2]
         before = held_out_cosines(*goal).mean(1).diag().mean()
-        for _ in AlignmentTrainer(*goal, AlignmentConfig(updates=10, rows=3)):
+        for _ in AlignmentTrainer(*goal, AlignmentConfig(training_steps=10, latents_per_step=3)):
             pass
         after = held_out_cosines(*goal).mean(1).diag().mean()
         assert after > before + 0.05, (before, after)
@@ -310,16 +316,22 @@ def test_ten_steps_of_training_raise_the_alignment(model):
 
 def test_the_whole_way(model, fresh, tmp_path, noise):
     found = discover(
-        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
+        model,
+        PROMPT,
+        samples=16,
+        encoder=pixel_encoder(4),
+        n_directions=4,
+        guidance=1.0,
+        progress=quiet,
     )
     assert found.vectors.shape[0] == 4
     space = train(
         model,
         found,
         sliders=2,
-        updates=2,
-        start_rows=3,
-        held_rows=3,
+        training_steps=2,
+        init_latents=3,
+        n_held_out=3,
         encoder=pixel_encoder(4),
         progress=quiet,
     )
@@ -375,7 +387,7 @@ def acts_in(space, model, noise):
 
 def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
     """In words and from pairs; the steps that training takes to be late are those in which the denoiser is changed."""
-    options = dict(updates=4, steps=STEPS, acts_from=0.4, progress=quiet)
+    options = dict(training_steps=4, steps=STEPS, active_from=0.4, progress=quiet)
     concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", eta=2.0)
     shown = {
         s: torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(s))
@@ -385,13 +397,15 @@ def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
         train_concepts(model, concept, **options),
         train_image_pairs(model, {"hat": shown}, PROMPT, **options),
     ):
-        assert space.card["updates"] == 4 and space.acts_from == 0.4 and not any(space.card["lost"])
+        assert (
+            space.card["updates"] == 4 and space.active_from == 0.4 and not any(space.card["lost"])
+        )
         assert all(w.isfinite().all() for w in space.up.values()) and any(
             w.any() for w in space.up.values()
         )
         assert (
             acts_in(space, model, noise)
-            == active_steps(model, STEPS, ConceptConfig(acts_from=0.4))
+            == active_steps(model, STEPS, ConceptConfig(active_from=0.4))
             != []
         )
         assert len(acts_in(space, model, noise)) < STEPS

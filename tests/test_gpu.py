@@ -53,15 +53,21 @@ def test_text_encoders_rest_on_the_cpu(folder):
 def test_training_in_bfloat16(folder):
     model = loaded(folder, dtype=torch.bfloat16)
     found = discover(
-        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=4, guidance=1.0, progress=quiet
+        model,
+        PROMPT,
+        samples=16,
+        encoder=pixel_encoder(4),
+        n_directions=4,
+        guidance=1.0,
+        progress=quiet,
     )
     space = train(
         model,
         found,
         sliders=2,
-        updates=4,
-        start_rows=3,
-        held_rows=3,
+        training_steps=4,
+        init_latents=3,
+        n_held_out=3,
         encoder=pixel_encoder(4),
         progress=quiet,
     )
@@ -69,7 +75,7 @@ def test_training_in_bfloat16(folder):
         p.dtype == torch.float32 and p.isfinite().all()
         for p in (*space.down.values(), *space.up.values())
     )
-    assert {"training", "samples"} <= set(model.sizes)  # chosen from what the first row took
+    assert {"training", "samples"} <= set(model.batch_sizes)  # chosen from what the first row took
 
 
 def test_batches_follow_from_free_memory(folder):

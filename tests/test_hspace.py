@@ -63,7 +63,10 @@ def test_directions_are_principal_components(tiny, guidance, prompts):
     h = activations(tiny, prompts, guidance)
     pca = PCA(4, svd_solver="full").fit(h.flatten(1).double().numpy())
     assert_close(
-        found.explained.double(), torch.tensor(pca.explained_variance_ratio_), rtol=1e-3, atol=0
+        found.explained_variance_ratio.double(),
+        torch.tensor(pca.explained_variance_ratio_),
+        rtol=1e-3,
+        atol=0,
     )
     assert_close(
         found.singular_values[:4].double(), torch.tensor(pca.singular_values_), rtol=1e-3, atol=0
@@ -72,14 +75,18 @@ def test_directions_are_principal_components(tiny, guidance, prompts):
     assert found.vectors.shape == (4, *h.shape[1:])
     assert_close((found.vectors.flatten(1) * theirs).sum(1).abs(), torch.ones(4), rtol=0, atol=1e-3)
     scores = (h - h.mean(0)).flatten(1) @ found.vectors.flatten(1).T
-    assert_close(found.unit, scores.std(0), rtol=1e-3, atol=0)
+    assert_close(found.score_std, scores.std(0), rtol=1e-3, atol=0)
 
 
 def test_directions_are_orthonormal_and_all_variance_is_accounted_for(found):
     flat = found.vectors.flatten(1)
     assert_close(flat @ flat.T, torch.eye(4), rtol=0, atol=1e-5)
-    assert found.singular_values.shape == (SAMPLES - 1,) and found.explained.shape == (4,)
-    assert (found.explained.diff() <= 0).all() and 0 < found.explained.sum() < 1
+    assert found.singular_values.shape == (
+        SAMPLES - 1,
+    ) and found.explained_variance_ratio.shape == (4,)
+    assert (
+        found.explained_variance_ratio.diff() <= 0
+    ).all() and 0 < found.explained_variance_ratio.sum() < 1
     assert repr(found) == "HSpace(4 directions, 3 steps)"
 
 
@@ -103,9 +110,9 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, found, monkeypatch):
         return made
 
     monkeypatch.setattr(hspace, "sample", small)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     halved = discover_hspace(tiny, PROMPT, **OPTIONS)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     assert_close(halved.singular_values[:4], found.singular_values[:4], rtol=1e-3, atol=0)
     assert_close(halved.timesteps, found.timesteps)
 
@@ -126,7 +133,7 @@ def test_strength_1_is_a_standard_deviation_along_the_direction(tiny, found):
         images(tiny, [0])
     with found.on(tiny, [0.0, 1.0, 0.0, -2.0]), watched(tiny) as after:
         images(tiny, [0])
-    wanted = found.unit[1] * found.vectors[1, 0] - 2 * found.unit[3] * found.vectors[3, 0]
+    wanted = found.score_std[1] * found.vectors[1, 0] - 2 * found.score_std[3] * found.vectors[3, 0]
     for half in (0, 1):  # with the prompt, and without
         assert_close(after[0][half] - before[0][half], wanted, rtol=0, atol=1e-4)
 
@@ -142,7 +149,9 @@ def test_each_step_gets_its_own_part(tiny, found):
                     tiny.denoiser, (), {"timestep": t}
                 )
                 added.append(hook(tiny.denoiser.mid_block, (), zero))
-    assert_close(torch.stack(added)[:, 0], found.unit[0] * found.vectors[0], rtol=1e-5, atol=1e-6)
+    assert_close(
+        torch.stack(added)[:, 0], found.score_std[0] * found.vectors[0], rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -291,4 +300,4 @@ def test_directions_of_another_model_are_refused(tiny, model, found):
 def test_a_space_of_directions_says_what_it_explains():
     values = torch.tensor([3.0, 2.0, 1.0])
     space = HSpace(torch.zeros(2, 1, 1, 1, 1), values, torch.ones(2), torch.ones(1), [PROMPT], None)
-    assert_close(space.explained, torch.tensor([9.0, 4.0]) / 14)
+    assert_close(space.explained_variance_ratio, torch.tensor([9.0, 4.0]) / 14)

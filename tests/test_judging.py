@@ -25,8 +25,8 @@ SMALL = dict(
     encoder="pixels-4",
     judge="pixels-4",
     sliders=3,
-    updates=2,
-    start_rows=4,
+    training_steps=2,
+    init_latents=4,
     noised=4,
     held_out=2,
     mixed=8,
@@ -180,7 +180,7 @@ def test_judged_prompts_stand_in_for_the_setups(trial):
 
 
 def test_a_window_says_in_how_many_steps_sliders_act(trial):
-    late = replace(trial.space, card=trial.space.card | {"acts_from": 0.7})
+    late = replace(trial.space, card=trial.space.card | {"active_from": 0.7})
     assert MEASURES["edits"](TrialEvaluation(trial))["steps"] == 2
     assert MEASURES["edits"](changed(trial, late, used_from=0.7))["steps"] == 1
 

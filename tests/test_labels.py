@@ -171,8 +171,10 @@ def test_chance_is_exact_for_few_pairs(pairs):
     for seed in range(4):
         ends = random_ends(1, pairs, seed)
         p = p_by_brute_force(ends.latents[0])
-        (at,) = label_with_clip(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p).rows
-        (below,) = label_with_clip(PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=p - 1e-6).rows
+        (at,) = label_with_clip(PLAIN_MODEL, ends, PALETTE, RAW, min_margin=0.0, alpha=p).rows
+        (below,) = label_with_clip(
+            PLAIN_MODEL, ends, PALETTE, RAW, min_margin=0.0, alpha=p - 1e-6
+        ).rows
         assert at.confident and not below.confident
 
 
@@ -184,7 +186,7 @@ def test_pairs_in_random_order_are_confident_as_often_as_chance_allows(pairs):
     )  # an order and its opposite change as much
     for chance in (0.05, 0.1, 0.25, 0.5, 0.75):
         found = label_with_clip(
-            PLAIN_MODEL, ends, PALETTE, RAW, least=0.0, chance=chance, batch=100_000
+            PLAIN_MODEL, ends, PALETTE, RAW, min_margin=0.0, alpha=chance, batch=100_000
         )
         share, noise = (
             sum(row.confident for row in found.rows) / 2000,
@@ -206,7 +208,7 @@ def test_no_change_is_beyond_chance():
     """The order as it is is one of all orders, so the share of orders that do as well is never 0."""
     for pairs in (6, 12):
         ends = EditPairs(["s"], shift(pairs, ["red"])[None], PROMPT)
-        (row,) = label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW, chance=0.0).rows
+        (row,) = label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW, alpha=0.0).rows
         assert row.high == "red" and not row.confident
         assert label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW).rows[0].confident
 
@@ -218,7 +220,9 @@ def test_a_small_change_is_not_named_with_confidence():
     low, high = probabilities(ends.latents[0], ["red", "green"]).mean(1)
     assert row.confidence == pytest.approx((high - low)[0].item(), abs=1e-5)
     assert (
-        not label_with_clip(PLAIN_MODEL, ends, ["red", "green"], RAW, least=row.confidence + 1e-3)
+        not label_with_clip(
+            PLAIN_MODEL, ends, ["red", "green"], RAW, min_margin=row.confidence + 1e-3
+        )
         .rows[0]
         .confident
     )

@@ -282,7 +282,7 @@ def gradients(model, thread=False):
             with torch.no_grad():
                 a.normal_(generator=gen), b.normal_(std=0.1, generator=gen)
             a.requires_grad_(True), b.requires_grad_(True)
-        adapter.set(torch.eye(2))
+        adapter.set_strengths(torch.eye(2))
         loss = model.predict(initial_noise(model, 0, [0, 1]), 500, PROMPT, 1.0)[1].square().sum()
         if thread:  # as those of autograd on a GPU
             back = threading.Thread(target=loss.backward)
@@ -298,7 +298,7 @@ def gradients(model, thread=False):
 @pytest.mark.parametrize("thread", [False, True], ids=["same thread", "thread of autograd"])
 def test_low_memory_changes_no_gradient(xl, thread):
     lean = load(xl, device="cpu", low_memory=True)
-    assert lean.denoiser.is_gradient_checkpointing and len(lean.parked) == 2
+    assert lean.denoiser.is_gradient_checkpointing and len(lean.offload_hooks) == 2
     whole = gradients(load(xl, device="cpu"))
     assert (whole != 0).any()
     assert_close(gradients(lean, thread), whole, rtol=1e-3, atol=1e-4)
@@ -313,14 +313,14 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
         found = random_directions(model, pixel_encoder(4), steps=3, guidance=1.0)
         pool = make_noised_latents(model, found, list(range(8)), 6, seed=0)
         adapter = GatedAdapter(model, target_layers(model), sliders=2)
-        adapter.copy_in(*random_weights(model, target_layers(model), 2, std=0.05))
+        adapter.load_weights(*random_weights(model, target_layers(model), 2, std=0.05))
         for _ in AlignmentTrainer(
             model,
             pixel_encoder(4),
             adapter,
             pool,
             found.vectors[:2],
-            AlignmentConfig(updates=2, rows=4),
+            AlignmentConfig(training_steps=2, latents_per_step=4),
         ):
             pass
         made.append(
@@ -335,7 +335,7 @@ def test_training_on_several_timesteps_with_checkpointing(xl):
 def test_a_pipeline_that_leaves_the_gpu_between_calls_is_not_trained(xl, monkeypatch):
     model = load(xl, device="cpu")
     found = discover(
-        model, PROMPT, samples=16, encoder=pixel_encoder(4), count=2, steps=1, progress=quiet
+        model, PROMPT, samples=16, encoder=pixel_encoder(4), n_directions=2, steps=1, progress=quiet
     )
     vars(model.denoiser)["_hf_hook"] = None  # as after `enable_model_cpu_offload`
     with pytest.raises(ValueError, match="gradients with it: load the model with low_memory=True"):
@@ -417,13 +417,13 @@ def test_work_that_does_not_fit_is_halved_and_nothing_is_lost(tiny, most, sizes)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return part
 
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     made = list(run_in_batches(tiny, "test", work, torch.arange(10), 8))
     assert torch.equal(torch.cat(made), torch.arange(10)) and [len(m) for m in made] == sizes
     tries.clear()
     list(run_in_batches(tiny, "test", work, torch.arange(10), 8))
     assert tries == sizes  # the size that fits is remembered
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
 
 
 def test_errors_that_are_not_of_memory_are_raised(tiny):

@@ -57,14 +57,14 @@ def test_all_steps_are_points_of_their_samples(islands):
     made = embed_2d(islands, "pca", steps="all")
     assert made.points.shape == (120, 2)
     assert made.samples[:4].tolist() == [0, 0, 1, 1] and made.steps[:4].tolist() == [0, 1, 0, 1]
-    ax = plot_map(made, paths=5).axes[0]
+    ax = plot_map(made, n_trajectories=5).axes[0]
     assert len(ax.lines) == 5 and len(ax.lines[0].get_xdata()) == 2
 
 
 def test_colours_and_pictures(tiny, islands):
     made = embed_2d(islands, "pca")
     for colours in (None, ["$^", "b", "<i>"] * 20, torch.rand(60).tolist()):
-        assert to_png(plot_map(made, made, colours=colours, title="$"))[:4] == b"\x89PNG"
+        assert to_png(plot_map(made, made, color_by=colours, title="$"))[:4] == b"\x89PNG"
     assert to_png(plot_images(tiny, islands, made, 5))[:4] == b"\x89PNG"
     assert len(plot_images(tiny, islands, made, 5).axes[0].images) <= 25
 
@@ -81,7 +81,7 @@ def test_a_page_needs_nothing_and_runs_nothing(tiny, islands, tmp_path):
 
 def test_what_is_circled_comes_back_as_samples(tiny, islands):
     made = embed_2d(islands, "pca", steps="all")
-    widget = scatter_widget(tiny, islands, made, colours=["a", "b"] * 60)
+    widget = scatter_widget(tiny, islands, made, color_by=["a", "b"] * 60)
     assert selected_samples(widget, made) == []
     widget.selection([0, 1, 5])
     assert selected_samples(widget, made) == [0, 2]

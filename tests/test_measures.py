@@ -173,12 +173,12 @@ def report(planted, monkeypatch):
 
 def test_effects_are_the_planted_ones(planted, report):
     _, _, found, _ = planted
-    assert report.scores.shape == report.novelty.shape == (5, 9, 3)
-    expected = SIZE / (1 + SIZE**2) ** 0.5 / found.unit[:5] * torch.tensor([1, 1, 0, -1, 1])
+    assert report.score_change.shape == report.novelty.shape == (5, 9, 3)
+    expected = SIZE / (1 + SIZE**2) ** 0.5 / found.score_std[:5] * torch.tensor([1, 1, 0, -1, 1])
     figures = report.space.card["sliders"]
     assert_close(torch.tensor([f["effect"] for f in figures]), expected, rtol=1e-3, atol=1e-5)
     assert all(f["spread"] < 1e-4 for f in figures)
-    assert_close(report.scores[:, 4], torch.zeros(5, 3), rtol=0, atol=1e-6)
+    assert_close(report.score_change[:, 4], torch.zeros(5, 3), rtol=0, atol=1e-6)
 
 
 def test_monotonicity_and_ranges_are_the_planted_ones(report):
@@ -215,7 +215,7 @@ def test_measuring_keeps_the_rest_of_the_card(planted, report):
 
 
 def test_the_report_says_why_there_is_no_effect(report):
-    says = dict(zip(KINDS, report.advice))
+    says = dict(zip(KINDS, report.diagnostics))
     assert (
         says["nothing"].startswith("it moves final images by less than a tenth")
         and "effect 0.00 sd" in says["nothing"]
@@ -231,7 +231,7 @@ def test_the_report_says_why_there_is_no_effect(report):
     )
     assert (
         replace(report, space=figures)
-        .advice[0]
+        .diagnostics[0]
         .startswith("strengths -2 to 2; 1 moves its score by ")
     )
 
@@ -282,8 +282,8 @@ def test_measures_of_a_real_sweep(tiny):
         2, 3, 2, -1
     )
     for k, d in enumerate((3, 0)):
-        scores = (phi[k] - phi[k, 1]) @ found.vectors[d] / found.unit[d]
-        assert_close(report.scores[k], scores, rtol=1e-3, atol=1e-4)
+        scores = (phi[k] - phi[k, 1]) @ found.vectors[d] / found.score_std[d]
+        assert_close(report.score_change[k], scores, rtol=1e-3, atol=1e-4)
         half = (scores[2] - scores[0]) / 2
         assert_close(
             report.space.card["sliders"][k]["effect"], half.mean().item(), rtol=1e-3, atol=1e-4
@@ -379,8 +379,11 @@ def test_the_spectrum_is_drawn(planted):
     bars, total = plot_spectrum(found).axes
     assert len(bars.patches) == 2 * len(KINDS)
     heights = torch.tensor([p.get_height() for p in bars.patches]).float().view(2, -1).sum(0)
-    assert_close(heights, found.explained, rtol=1e-4, atol=1e-6)
-    assert_close(torch.as_tensor(total.lines[0].get_ydata()).float(), found.explained.cumsum(0))
+    assert_close(heights, found.explained_variance_ratio, rtol=1e-4, atol=1e-6)
+    assert_close(
+        torch.as_tensor(total.lines[0].get_ydata()).float(),
+        found.explained_variance_ratio.cumsum(0),
+    )
     assert len(plot_spectrum(found, 2).axes[0].patches) == 4
     assert len(plot_spectrum(found, 99).axes[0].patches) == 2 * len(KINDS)
 
@@ -400,7 +403,7 @@ def test_the_report_is_drawn(report):
     assert len(times.lines) == len(rows) + 1
     assert matrix.images[0].get_array().shape == (len(rows), len(rows))
     for panel, values in (
-        (effect, report.scores),
+        (effect, report.score_change),
         (distance, report.distance),
         (novelty, report.novelty),
     ):

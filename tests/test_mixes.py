@@ -92,7 +92,7 @@ def test_prompts_take_turns_by_the_number_of_the_sample(tiny):
 
 
 def test_sliders_act_from_where_they_are_told_or_were_trained(tiny):
-    late = random_space(tiny, card={"acts_from": 0.6})
+    late = random_space(tiny, card={"active_from": 0.6})
     for start in (None, 0.0, 0.6):
         got = sample_mixtures(tiny, late, MIXES[:1], PROMPT, [7], start=start, **OPTIONS)[0]
         assert_close(got, alone(tiny, late, MIXES[0], 7, start=start), rtol=0, atol=1e-4)
@@ -137,9 +137,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_made_twice(tiny, mon
         return sample(model, prompt, noise, *args)
 
     monkeypatch.setattr(mixes, "sample", small)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     got = sample_mixtures(tiny, random_space(tiny), MIXES, PROMPT, SAMPLES, **OPTIONS)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     assert_close(got, expected, rtol=0, atol=1e-4)
     assert torch.equal(
         torch.cat(made), initial_noise(tiny, 3, [SAMPLES[i] for i in (1, 3, 0, 2, 4)])
@@ -193,11 +193,11 @@ def test_sparse_mixes_have_so_many_sliders_of_one_strength(sliders, count, stren
 
 
 def test_a_mix_depends_on_seed_and_number_alone():
-    whole = sparse_mixtures(8, range(50), 3, both=True)
+    whole = sparse_mixtures(8, range(50), 3, random_signs=True)
     torch.manual_seed(1)
-    assert torch.equal(sparse_mixtures(8, [40, 3, 3], 3, both=True), whole[[40, 3, 3]])
+    assert torch.equal(sparse_mixtures(8, [40, 3, 3], 3, random_signs=True), whole[[40, 3, 3]])
     assert len(whole.unique(dim=0)) > 40
-    other = sparse_mixtures(8, range(50), 3, both=True, seed=1)
+    other = sparse_mixtures(8, range(50), 3, random_signs=True, seed=1)
     assert (other != whole).any(1).float().mean() > 0.9
     scores = gaussian_mixtures(torch.eye(8), range(50))
     torch.manual_seed(2)
@@ -226,12 +226,12 @@ def likely(counts, expected=None):
 
 
 def test_all_sliders_and_signs_are_drawn_alike():
-    got = sparse_mixtures(6, range(3000), 1, both=True)
+    got = sparse_mixtures(6, range(3000), 1, random_signs=True)
     assert likely(torch.cat([(got > 0).sum(0), (got < 0).sum(0)]))
     three = sparse_mixtures(6, range(3000), 3)
     kinds, counts = three.unique(dim=0, return_counts=True)
     assert len(kinds) == 20 and likely(counts)  # every set of three
-    up = (sparse_mixtures(6, range(3000), 3, both=True) > 0).sum(1)
+    up = (sparse_mixtures(6, range(3000), 3, random_signs=True) > 0).sum(1)
     assert likely(up.bincount(), 3000 * torch.tensor([1, 3, 3, 1]) / 8)  # each sign by itself
 
 

@@ -320,7 +320,7 @@ def test_mixes_are_sparse_and_usable(tiny):
             low, high = space.ranges[space.index(label)].tolist()
             assert strength and low - 1e-6 <= strength <= high + 1e-6
     assert _mixes(replace(space, ranges=torch.zeros(5, 2))) == []
-    assert {len(mix) for mix in _mixes(space.take([0, 1]))} == {1}
+    assert {len(mix) for mix in _mixes(space.subset([0, 1]))} == {1}
 
 
 def test_a_gallery_without_directions(tiny, report, tmp_path):
@@ -369,7 +369,7 @@ def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_p
         ValueError, match="these sliders are of other directions than .* of number 99"
     ):
         write_gallery(
-            tmp_path / "page.html", tiny, far, found=random_directions(tiny, latent_encoder())
+            tmp_path / "page.html", tiny, far, directions=random_directions(tiny, latent_encoder())
         )
     with pytest.raises(ValueError, match="prompt must be a non-empty text"):
         write_gallery(tmp_path / "page.html", tiny, space, prompt="")

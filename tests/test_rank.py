@@ -43,15 +43,17 @@ def planted(k, samples=300, width=200, steps=3, signal=3.0, seed=0, drift=2.0):
 @pytest.mark.parametrize("k", [0, 3, 8])
 def test_planted_directions_are_counted(k):
     real = count_significant(planted(k), shuffles=10, splits=10, progress=quiet)
-    assert abs(real.suggested - k) <= 1, real.reasons
-    assert real.above_chance - k in (0, 1, 2), real.reasons
-    assert str(real.suggested) in real.reasons and len(real.variances) == 200
+    assert abs(real.recommended - k) <= 1, real.reasons
+    assert real.n_above_null - k in (0, 1, 2), real.reasons
+    assert str(real.recommended) in real.reasons and len(real.variances) == 200
 
 
 def test_one_step_and_other_seeds():
     finals = fit_directions(planted(5).samples, 20, timesteps="final")
     for seed in (0, 1):
-        assert abs(count_significant(finals, 10, 10, seed=seed, progress=quiet).suggested - 5) <= 1
+        assert (
+            abs(count_significant(finals, 10, 10, seed=seed, progress=quiet).recommended - 5) <= 1
+        )
     a, b = (count_significant(finals, 3, 3, seed=0, progress=quiet) for _ in range(2))
     assert torch.equal(a.null, b.null) and torch.equal(a.overlaps, b.overlaps)
 
@@ -100,20 +102,23 @@ def test_too_few_samples_for_halves_are_refused():
 def test_ramps_rise_and_spectra_are_each_steps_own():
     found = planted(3)
     for direction in range(3):
-        ramp = found.ramp(direction, 9)
+        ramp = found.traversal(direction, 9)
         scores = found.scores[ramp, -1, direction]
         assert len(set(ramp)) == 9 and (scores.diff() >= 0).all()
-        assert scores[-1] - scores[0] > 2 * found.unit[direction]
+        assert scores[-1] - scores[0] > 2 * found.score_std[direction]
     rows = found.samples.features[:, 1].double()
     assert_close(
-        found.spectra()[1].double(), torch.linalg.svdvals(rows - rows.mean(0)), rtol=1e-5, atol=1e-5
+        found.spectrum_by_step()[1].double(),
+        torch.linalg.svdvals(rows - rows.mean(0)),
+        rtol=1e-5,
+        atol=1e-5,
     )
-    assert_close(found.by_step[-1], found.unit**2)
+    assert_close(found.variance_by_step[-1], found.score_std**2)
 
 
 def test_whitened_coordinates_have_unit_variance(tiny):
     found = planted(3)
-    placed = found.place(found.samples.features[:, -1])
+    placed = found.project(found.samples.features[:, -1])
     assert_close(placed.mean(0), torch.zeros(20), rtol=0, atol=1e-4)
     assert_close(placed.std(0), torch.ones(20), rtol=0, atol=1e-4)
 
@@ -122,12 +127,12 @@ def test_images_of_the_samples_are_where_the_samples_are(tiny):
     from sliderspace import discover
 
     found = discover(
-        tiny, PROMPT, samples=8, count=4, encoder=pixel_encoder(4), steps=2, progress=quiet
+        tiny, PROMPT, samples=8, n_directions=4, encoder=pixel_encoder(4), steps=2, progress=quiet
     )
     images = tiny.decode(found.samples.latents[:])
     assert_close(
         coordinates(tiny, found, images),
-        found.place(found.samples.features[:, -1]),
+        found.project(found.samples.features[:, -1]),
         rtol=0,
         atol=1e-3,
     )
@@ -144,4 +149,4 @@ def test_pictures_of_it_are_drawn(tiny):
         plot_traversals(tiny, found, range(2), 5),
     ):
         assert to_png(picture)[:4] == b"\x89PNG"
-    assert f"{real.above_chance} above chance" in plot_significance(found, real).axes[0].get_title()
+    assert f"{real.n_above_null} above chance" in plot_significance(found, real).axes[0].get_title()

@@ -183,8 +183,8 @@ def test_features_of_latents_that_do_not_fit_at_once_are_the_same(tiny, monkeypa
         return decode(model, z, preview)
 
     monkeypatch.setattr(Model, "decode", small)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     got = encode_latents(tiny, encoder, x)
-    tiny.sizes.clear()
+    tiny.batch_sizes.clear()
     assert_close(got, whole, rtol=0, atol=1e-5)
     assert sum(parts) == (5 if encoder.space == "images" else 0)

@@ -98,7 +98,7 @@ def test_pairs_are_of_one_prompt(metric):
 
 def test_large_sets_are_measured_in_parts():
     x = cloud(2100, 3)
-    assert mean_pairwise_distance(x, rounds=20).value == pytest.approx(
+    assert mean_pairwise_distance(x, n_bootstrap=20).value == pytest.approx(
         pairs(x, "euclidean").mean().item(), rel=1e-5
     )
 
@@ -151,7 +151,7 @@ def test_intervals_of_distances_cover_the_true_distance(prompts, images):
     groups = torch.arange(images) % prompts
     share = covered(
         lambda seed: mean_pairwise_distance(
-            gaussian(seed, images, 8), groups, rounds=200, seed=seed
+            gaussian(seed, images, 8), groups, n_bootstrap=200, seed=seed
         ),
         WIDE,
     )
@@ -173,7 +173,7 @@ def test_intervals_are_those_of_a_bootstrap_of_images():
         other = drawn[:, None] != drawn[None]
         means.append(apart[np.ix_(drawn, drawn)][other].mean())
     low, high = np.quantile(means, [0.025, 0.975])
-    found = mean_pairwise_distance(x, rounds=4000)
+    found = mean_pairwise_distance(x, n_bootstrap=4000)
     assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
 
 
@@ -584,9 +584,12 @@ BAD = {
         lambda: mean_pairwise_distance(X, torch.zeros(10, 1)),
         "groups must be 10 numbers",
     ),
-    "rounds": (lambda: bootstrap_mean(X[:, 0], rounds=19), "rounds must be 20 or more, not 19"),
+    "rounds": (
+        lambda: bootstrap_mean(X[:, 0], n_bootstrap=19),
+        "rounds must be 20 or more, not 19",
+    ),
     "broken rounds": (
-        lambda: bootstrap_mean(X[:, 0], rounds=20.5),
+        lambda: bootstrap_mean(X[:, 0], n_bootstrap=20.5),
         "rounds must be 20 or more, not 20.5",
     ),
     "values of nan": (lambda: bootstrap_mean(NAN[:, 0]), "values hold NaN"),

@@ -136,20 +136,20 @@ def test_sliders_work_again_after_the_user_unloads_a_lora(fresh):
     # `unload_lora_weights` takes every adapter off, the one of the sliders too
     space, other = (random_space(fresh, ["one", "two"], seed=s) for s in (0, 1))
     expected = with_sliders(space, fresh, {0: 1})
-    fresh.pipe.load_lora_weights(other.fold({1: 1}), adapter_name="mine")
+    fresh.pipe.load_lora_weights(other.to_lora_state_dict({1: 1}), adapter_name="mine")
     fresh.pipe.unload_lora_weights()
     assert_close(with_sliders(space, fresh, {0: 1}), expected, rtol=0, atol=1e-5)
 
 
 def test_sliders_work_beside_a_lora_that_comes_later(fresh):
     space, other = (random_space(fresh, ["one", "two"], seed=s) for s in (0, 1))
-    fresh.pipe.load_lora_weights(other.fold({1: 1}), adapter_name="mine")
+    fresh.pipe.load_lora_weights(other.to_lora_state_dict({1: 1}), adapter_name="mine")
     expected, lora = with_sliders(space, fresh, {0: 1}), images(fresh)
     assert not torch.equal(expected, lora)
     detach(fresh)
     fresh.pipe.unload_lora_weights()
     space.attach(fresh)
-    fresh.pipe.load_lora_weights(other.fold({1: 1}), adapter_name="mine")
+    fresh.pipe.load_lora_weights(other.to_lora_state_dict({1: 1}), adapter_name="mine")
     fresh.pipe.set_adapters("mine")
     assert_close(images(fresh), lora, rtol=0, atol=1e-5)
     assert_close(with_sliders(space, fresh, {0: 1}), expected, rtol=0, atol=1e-5)
@@ -193,7 +193,7 @@ def test_unknown_sliders_are_refused(tiny, space, slider):
     for use in (
         lambda: space.index(slider),
         lambda: space.strengths({slider: 1}),
-        lambda: space.take([slider]),
+        lambda: space.subset([slider]),
         lambda: space.strengths([{0: 1}, {slider: 1}]),
         lambda: with_sliders(space, tiny, {slider: 1}),
     ):
@@ -374,7 +374,7 @@ def test_some_of_the_sliders_are_taken(tiny):
         random_space(tiny, LABELS, rank=2, card={"sliders": rows}),
         ranges=torch.arange(6.0).reshape(3, 2),
     )
-    part = space.take(["age", 0])
+    part = space.subset(["age", 0])
     assert len(part) == 2 and (part.labels, part.card["sliders"]) == (
         ["age", "hair"],
         [rows[2], rows[0]],
@@ -393,7 +393,7 @@ def test_parts_and_sums_keep_what_was_measured_in_step(tiny):
         "cosines": cosines.tolist(),
     }
     space = random_space(tiny, LABELS, card=card)
-    for other in (space.take([2, 0]), space + space):
+    for other in (space.subset([2, 0]), space + space):
         assert "cosines" not in other.card or len(other.card["cosines"]) == len(other)
 
 

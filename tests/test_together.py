@@ -110,7 +110,7 @@ def test_samples_made_with_sliders_on_are_of_another_model(tiny):
 def test_gradients_leave_out_rows_that_are_not_finite(tiny):
     found = random_directions(tiny, latent_encoder())
     pool = make_noised_latents(tiny, found, list(range(8)), rows=6, seed=0)
-    vectors, unit = found.vectors[:2], found.unit[:2]
+    vectors, unit = found.vectors[:2], found.score_std[:2]
     weights = [tiny.denoiser.get_submodule(n).weight for n in target_layers(tiny, "keys-values")]
     pool.latents[2] = torch.nan
     some = score_gradients(

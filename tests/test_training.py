@@ -54,7 +54,13 @@ def pool(shared):
 
 def goal(model, pool, found):
     """Arguments of whatever differentiates the scores of three directions."""
-    return model, latent_encoder(), pool, found.vectors[:SLIDERS].to(pool.x0), found.unit[:SLIDERS]
+    return (
+        model,
+        latent_encoder(),
+        pool,
+        found.vectors[:SLIDERS].to(pool.x0),
+        found.score_std[:SLIDERS],
+    )
 
 
 def layer_weights(model, layers):
@@ -78,7 +84,9 @@ def adapter_of(shared):
         if made:
             made.pop().remove()
         made.append(GatedAdapter(shared[0], list(down), len(at)))
-        made[-1].copy_in({n: a[at] for n, a in down.items()}, {n: b[:, at] for n, b in up.items()})
+        made[-1].load_weights(
+            {n: a[at] for n, a in down.items()}, {n: b[:, at] for n, b in up.items()}
+        )
         return made[-1]
 
     yield adapter
@@ -108,10 +116,12 @@ def test_a_pool_holds_the_unchanged_models_answers(shared, pool):
     assert torch.equal(pool.timestep, grid.repeat_interleave(len(pool.timestep) // len(grid)))
     for j in (0, 5, 11):
         out, x0 = model.predict(pool.latents[[j]], pool.timestep[j], pool.prompts[j], pool.guidance)
-        assert_close(pool.output[[j]], out, rtol=1e-4, atol=1e-5)
+        assert_close(pool.base_prediction[[j]], out, rtol=1e-4, atol=1e-5)
         assert_close(pool.x0[[j]], x0, rtol=1e-3, atol=1e-3)
     mixed = torch.tensor([11, 3, 5, 10, 3])  # of three timesteps, out of order
-    assert_close(predict_latents(model, pool, mixed)[0], pool.output[mixed], rtol=1e-4, atol=1e-5)
+    assert_close(
+        predict_latents(model, pool, mixed)[0], pool.base_prediction[mixed], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
@@ -121,7 +131,7 @@ def test_a_pool_is_noise_on_the_samples_that_were_asked_for(shared):
     )  # far above the noise
     marked = replace(found, samples=replace(found.samples, latents=marks))
     pool = make_noised_latents(model, marked, [3, 20, 7], 12, seed=0)
-    signal, noisy = (s.view(-1, 1, 1, 1) for s in (pool.signal, pool.noise))
+    signal, noisy = (s.view(-1, 1, 1, 1) for s in (pool.alpha, pool.sigma))
     clean = (pool.latents / signal).mean((1, 2, 3)).div(100).round().long()
     assert sorted(clean.tolist()) == [3] * 4 + [7] * 4 + [20] * 4
     noise = (pool.latents - signal * 100 * clean.view(-1, 1, 1, 1)) / noisy
@@ -150,7 +160,7 @@ def mean_scores(model, pool, found):
     phi = normalized_features(
         model, latent_encoder(), predict_latents(model, pool, torch.arange(len(pool.x0)))[1]
     )
-    return (phi @ found.vectors[:SLIDERS].double().T / found.unit[:SLIDERS]).mean(0)
+    return (phi @ found.vectors[:SLIDERS].double().T / found.score_std[:SLIDERS]).mean(0)
 
 
 @torch.no_grad()
@@ -200,7 +210,7 @@ def test_gradients_leave_the_weights_alone_after_an_error(shared, pool):
             Encoder("latents", broken, "latents"),
             pool,
             found.vectors,
-            found.unit,
+            found.score_std,
             target_layers(model),
             progress=quiet,
         )
@@ -247,7 +257,7 @@ def test_the_start_is_the_best_there_is_or_nearly(shared, pool, targets, most):
     whole = score_gradients(*goal(model, pool, found), layer_weights(model, layers), progress=quiet)
     spans = {n: torch.eye(len(g[0])).expand(SLIDERS, -1, -1) for n, g in zip(layers, whole)}
     best = low_rank(spans, dict(zip(layers, whole)), 1, 0.3)
-    made = gradient_init(*goal(model, pool, found), layers, progress=quiet, most=most)
+    made = gradient_init(*goal(model, pool, found), layers, progress=quiet, max_gradient_bytes=most)
     gradients = torch.cat([g.flatten(1) for g in whole], 1)
 
     def slope(start):  # of each score, along its slider's change of the weights
@@ -293,7 +303,7 @@ def test_no_change_has_a_finite_loss_and_gradient():
 
 def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
-    method = AlignmentConfig(updates=updates, **options)
+    method = AlignmentConfig(training_steps=updates, **options)
     return torch.stack(
         list(AlignmentTrainer(model, latent_encoder(), adapter, pool, vectors, method, batch=batch))
     )
@@ -320,10 +330,10 @@ def test_together_is_as_one_by_one(shared, pool, start, adapter_of):
 def test_batches_change_nothing(shared, pool, start, adapter_of):
     model, found = shared
     whole = adapter_of(*start)
-    trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
+    trained(model, whole, pool, found.vectors[:SLIDERS], training_steps=2)
     expected = [weights(whole, k) for k in range(SLIDERS)]
     parts = adapter_of(*start)
-    trained(model, parts, pool, found.vectors[:SLIDERS], updates=2, batch=5)
+    trained(model, parts, pool, found.vectors[:SLIDERS], training_steps=2, batch=5)
     for k in range(SLIDERS):
         assert_close(weights(parts, k), expected[k], rtol=0, atol=1e-5)
 
@@ -332,7 +342,7 @@ def test_updates_raise_the_alignment(shared, pool, start, adapter_of):
     model, found = shared
     adapter, vectors = adapter_of(*start), found.vectors[:SLIDERS]
     before = held_out_cosines(model, latent_encoder(), adapter, pool, vectors).mean(1).diag()
-    trained(model, adapter, pool, vectors, updates=10)
+    trained(model, adapter, pool, vectors, training_steps=10)
     after = held_out_cosines(model, latent_encoder(), adapter, pool, vectors).mean(1).diag()
     assert (after > before + 0.005).all(), (before, after)
 
@@ -344,11 +354,19 @@ def test_a_leash_keeps_changes_small(shared, pool, start, adapter_of):
     def moved(leash):
         adapter = adapter_of(*start)
         with torch.enable_grad():
-            trained(model, adapter, pool, found.vectors[:SLIDERS], updates=6, lr=0.2, leash=leash)
-        adapter.set(torch.ones(SLIDERS))
+            trained(
+                model,
+                adapter,
+                pool,
+                found.vectors[:SLIDERS],
+                training_steps=6,
+                lr=0.2,
+                output_penalty=leash,
+            )
+        adapter.set_strengths(torch.ones(SLIDERS))
         out = predict_latents(model, pool, torch.arange(len(pool.x0)))[0]
-        adapter.set(None)
-        return (out - pool.output).pow(2).mean()
+        adapter.set_strengths(None)
+        return (out - pool.base_prediction).pow(2).mean()
 
     free, held = moved(0.0), moved(100.0)
     assert held < 0.9 * free, (held, free)
@@ -370,11 +388,11 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
     broken[1] = torch.nan
     whole = adapter_of(*start)
     before = weights(whole, 1)
-    trained(model, whole, pool, found.vectors[:SLIDERS], updates=2)
+    trained(model, whole, pool, found.vectors[:SLIDERS], training_steps=2)
     expected = [weights(whole, k) for k in range(SLIDERS)]
     spoilt = adapter_of(*start)
     steps = AlignmentTrainer(
-        model, latent_encoder(), spoilt, pool, broken, AlignmentConfig(updates=2)
+        model, latent_encoder(), spoilt, pool, broken, AlignmentConfig(training_steps=2)
     )
     reached = torch.stack(list(steps))
     assert reached[:, [0, 2]].isfinite().all() and reached[:, 1].isnan().all()
@@ -387,14 +405,14 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
 def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of):
     model, found = shared
     broken = replace(
-        pool, latents=pool.latents.clone(), output=pool.output.clone(), x0=pool.x0.clone()
+        pool, latents=pool.latents.clone(), output=pool.base_prediction.clone(), x0=pool.x0.clone()
     )
-    for part in (broken.latents, broken.output, broken.x0):
+    for part in (broken.latents, broken.base_prediction, broken.x0):
         part[3] = torch.nan
     adapter = adapter_of(*start)
     before = [weights(adapter, k) for k in range(SLIDERS)]
     reached = trained(
-        model, adapter, broken, found.vectors[:SLIDERS], updates=1, rows=12
+        model, adapter, broken, found.vectors[:SLIDERS], training_steps=1, latents_per_step=12
     )  # all rows, so this one too
     assert reached.isfinite().all() and (reached != 0).all()
     for k in range(SLIDERS):
@@ -406,7 +424,12 @@ def test_updates_leave_no_gradients_behind(shared, pool, start, adapter_of):
     model, found = shared
     adapter = adapter_of(*start)
     steps = AlignmentTrainer(
-        model, latent_encoder(), adapter, pool, found.vectors[:SLIDERS], AlignmentConfig(updates=3)
+        model,
+        latent_encoder(),
+        adapter,
+        pool,
+        found.vectors[:SLIDERS],
+        AlignmentConfig(training_steps=3),
     )
     next(iter(steps))
     steps.close()  # given up early
@@ -425,10 +448,13 @@ def test_usual_starts_change_nothing(shared, pool, kind, targets):
     down, up = standard_init(model, kind, layers, 2, rank=3)
     adapter = GatedAdapter(model, layers, 2, 3)
     try:
-        adapter.copy_in(down, up)
-        adapter.set(torch.ones(2))
+        adapter.load_weights(down, up)
+        adapter.set_strengths(torch.ones(2))
         assert_close(
-            predict_latents(model, pool, torch.arange(4))[0], pool.output[:4], rtol=0, atol=1e-5
+            predict_latents(model, pool, torch.arange(4))[0],
+            pool.base_prediction[:4],
+            rtol=0,
+            atol=1e-5,
         )
     finally:
         adapter.remove()
@@ -443,8 +469,8 @@ def test_usual_starts_change_nothing(shared, pool, kind, targets):
 
 def test_the_published_recipe_moves_three_sliders_and_no_up_projection(shared, adapter_of):
     model, found = shared
-    method = replace(SLIDERSPACE_RELEASE, updates=4, drawn=2)
-    lazy = make_noised_latents(model, found, list(range(20)), 4, 0, ahead=False)
+    method = replace(SLIDERSPACE_RELEASE, training_steps=4, sliders_per_step=2)
+    lazy = make_noised_latents(model, found, list(range(20)), 4, 0, precompute_base=False)
     adapter = adapter_of(
         *standard_init(model, "orthonormal", target_layers(model, LAYERS), SLIDERS)
     )
@@ -477,7 +503,9 @@ def test_the_first_gradient_of_the_published_recipe_is_no_larger_than_later_ones
         return change.grad.norm().item()
 
     assert gradient(0.0, 1e-6) > 5e4 * gradient(0.1, 1e-6)
-    assert gradient(0.0, SLIDERSPACE_RELEASE.least) <= 11 * gradient(0.1, SLIDERSPACE_RELEASE.least)
+    assert gradient(0.0, SLIDERSPACE_RELEASE.min_change) <= 11 * gradient(
+        0.1, SLIDERSPACE_RELEASE.min_change
+    )
 
 
 def test_a_published_update_is_that_of_torch(shared, adapter_of):
@@ -485,7 +513,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
     model, found = shared
     layers = target_layers(model, LAYERS)
     down, up = standard_init(model, "orthonormal", layers, 1)
-    lazy = make_noised_latents(model, found, list(range(20)), 3, 0, ahead=False)
+    lazy = make_noised_latents(model, found, list(range(20)), 3, 0, precompute_base=False)
     adapter = adapter_of(down, up)
     steps = AlignmentTrainer(
         model,
@@ -493,7 +521,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
         adapter,
         lazy,
         found.vectors[:1],
-        replace(SLIDERSPACE_RELEASE, updates=3),
+        replace(SLIDERSPACE_RELEASE, training_steps=3),
     )
     list(steps)
     mine = {n: a.detach().clone() for n, (a, _) in adapter.parameters().items()}
@@ -502,7 +530,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
     params = [a.requires_grad_(True) for a, _ in adapter.parameters().values()]
     optimizer = torch.optim.AdamW(params, lr=2e-3)
     for row in steps.order:
-        adapter.set(None)
+        adapter.set_strengths(None)
         with torch.no_grad():
             base = normalized_features(
                 model, latent_encoder(), predict_latents(model, lazy, row[None])[1]
@@ -516,7 +544,7 @@ def test_a_published_update_is_that_of_torch(shared, adapter_of):
             - base
         )
         optimizer.zero_grad()
-        (0.1 * alignment_loss(change, found.vectors[:1], least=0.01)).sum().backward()
+        (0.1 * alignment_loss(change, found.vectors[:1], min_change=0.01)).sum().backward()
         optimizer.step()
     for n, (a, _) in adapter.parameters().items():
         assert a.abs().max() > 1e-3
@@ -532,9 +560,9 @@ def test_train_by_the_published_recipe(shared):
         found,
         sliders=3,
         method=SLIDERSPACE_RELEASE,
-        updates=6,
-        drawn=2,
-        held_rows=4,
+        training_steps=6,
+        sliders_per_step=2,
+        n_held_out=4,
         progress=quiet,
     )
     assert (space.card["start"], space.card["targets"], space.card["lr"]) == (
@@ -558,7 +586,7 @@ def test_a_slider_that_has_stopped_growing_leaves_its_updates_to_the_others(
         adapter_of(*start),
         pool,
         found.vectors[:SLIDERS],
-        AlignmentConfig(updates=12, patience=4),
+        AlignmentConfig(training_steps=12, patience=4),
     )
     taken = torch.zeros(SLIDERS)
     for reached in steps:
@@ -573,7 +601,7 @@ def test_leakage_is_trained_away(shared, pool, start, adapter_of):
 
     def leaks(leakage):
         adapter = adapter_of(*start)
-        trained(model, adapter, pool, found.vectors[:SLIDERS], updates=10, leakage=leakage)
+        trained(model, adapter, pool, found.vectors[:SLIDERS], training_steps=10, leakage=leakage)
         cosines = held_out_cosines(model, latent_encoder(), adapter, pool, found.vectors[:SLIDERS])
         return (cosines.pow(2).sum(2) - cosines.diagonal(dim1=0, dim2=2).T.pow(2)).mean()
 
@@ -593,12 +621,12 @@ def test_held_out_cosines_are_the_mean_cosines(shared, pool, adapter_of):
     base = normalized_features(model, latent_encoder(), pool.x0)
     for k in range(2):
         for i, sign in enumerate((-1, 1)):
-            adapter.set(sign * F.one_hot(torch.tensor(k), 2))
+            adapter.set_strengths(sign * F.one_hot(torch.tensor(k), 2))
             changed = normalized_features(
                 model, latent_encoder(), predict_latents(model, pool, torch.arange(len(pool.x0)))[1]
             )
             changes[k, i] = sign * F.normalize(changed - base)
-    adapter.set(None)
+    adapter.set_strengths(None)
     means = changes.mean((1, 2))
     planted = F.normalize(means)  # each slider's own mean change as its direction
     found = held_out_cosines(model, latent_encoder(), adapter, pool, planted, batch=7).mean(1)
@@ -618,7 +646,7 @@ def planted(shared, adapter_of):
         for k in range(3):
             ends = []
             for sign in (-1, 1):
-                adapter.set(sign * F.one_hot(torch.tensor(k), 3))
+                adapter.set_strengths(sign * F.one_hot(torch.tensor(k), 3))
                 ends.append(
                     normalized_features(
                         model,
@@ -627,7 +655,7 @@ def planted(shared, adapter_of):
                     )
                 )
             change.append((ends[1] - ends[0]).mean(0))
-        adapter.set(None)
+        adapter.set_strengths(None)
     samples = replace(
         found.samples, features=found.samples.features / 5
     )  # a small unit: effects stay proportional
@@ -670,7 +698,13 @@ def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
 # --- train -----------------------------------------------------------------------------------------------------------
 
 OPTIONS = dict(
-    sliders=2, updates=2, rows=2, start_rows=24, held_rows=4, targets=LAYERS, progress=quiet
+    sliders=2,
+    training_steps=2,
+    rows=2,
+    init_latents=24,
+    held_rows=4,
+    targets=LAYERS,
+    progress=quiet,
 )
 
 
@@ -714,11 +748,11 @@ def test_a_trained_space_says_what_it_is(tiny, eye, rank):
             row["alignment"] == cosines[i, i].item()
             and row["leakage"] == cosines[i, 1 - i].abs().item()
         )
-        assert_close(row["explained"], found.explained[row["direction"]].item())
+        assert_close(row["explained"], found.explained_variance_ratio[row["direction"]].item())
 
 
 def test_no_updates_are_the_calibrated_start(shared):
-    space = train(*shared, **OPTIONS | dict(updates=0))
+    space = train(*shared, **OPTIONS | dict(training_steps=0))
     assert space.card["updates"] == 0 and not same_weights(space, train(*shared, **OPTIONS))
 
 
@@ -727,7 +761,7 @@ def test_directions_of_the_step_alone_are_passed_over(shared):
     late = found.samples.features.clone()
     late[:, -1] += 10 * found.vectors[0]  # now the step explains direction 0
     passed = replace(found, samples=replace(found.samples, features=late))
-    assert passed.timing[0] > 0.9 > 0.5 > passed.timing[1:3].max()
+    assert passed.step_variance_ratio[0] > 0.9 > 0.5 > passed.step_variance_ratio[1:3].max()
     space = train(model, passed, **OPTIONS)
     assert space.labels == ["direction 1", "direction 2"]
     with pytest.raises(ValueError, match="sliders must be 1 to 5 for 6 directions, not 6"):
@@ -773,11 +807,11 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(method=SLIDERSPACE_RELEASE, drawn=1), dict(patience=3)],
+    [dict(), dict(method=SLIDERSPACE_RELEASE, sliders_per_step=1), dict(patience=3)],
     ids=["ours", "published", "patience"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, options, monkeypatch):
-    options = OPTIONS | dict(updates=7, every=2) | options
+    options = OPTIONS | dict(training_steps=7, every=2) | options
     whole = train(*shared, **options)
     with pytest.raises(RuntimeError, match="power cut"):
         train(
@@ -829,7 +863,7 @@ train(model, random_directions(model, latents(), steps=2), sliders=2, updates=7,
 
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -9, died.stderr
-    options = OPTIONS | dict(updates=7, every=2)
+    options = OPTIONS | dict(training_steps=7, every=2)
     assert same_weights(train(*shared, folder=tmp_path, **options), train(*shared, **options))
 
 
@@ -839,17 +873,17 @@ def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
 
     def breaking(self, *args):
         calls.append(1)
-        yield from () if len(calls) > self.settings.updates - 12 else predict(self, *args)
+        yield from () if len(calls) > self.settings.training_steps - 12 else predict(self, *args)
 
     monkeypatch.setattr(training.AlignmentUpdates, "_parts", breaking)
     with pytest.warns(
         UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"
     ):
-        space = train(model, found, **OPTIONS | dict(updates=17))
+        space = train(model, found, **OPTIONS | dict(training_steps=17))
     assert "was finite in 10 updates" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
     calls.clear()
     with pytest.raises(FloatingPointError, match="training stopped at update 9"):
-        train(model, found, **OPTIONS | dict(updates=12))
+        train(model, found, **OPTIONS | dict(training_steps=12))
 
 
 class Stopped:
@@ -871,7 +905,7 @@ class Stopped:
 
 
 def test_ctrl_c_keeps_what_was_trained(shared):
-    options = OPTIONS | dict(updates=6)
+    options = OPTIONS | dict(training_steps=6)
     stopped = train(*shared, **options | dict(progress=Stopped(3, KeyboardInterrupt())))
     assert same_weights(stopped, train(*shared, **options | dict(progress=Stopped(3))))
     assert not same_weights(stopped, train(*shared, **options | dict(progress=Stopped(0))))
@@ -929,7 +963,7 @@ BAD = {
     "sliders must be 1 to 6 for 6 directions, not -1": dict(sliders=-1),
     "sliders must be 1 to 6 for 6 directions, not 1.5": dict(sliders=1.5),
     "rank must be 1 or more, not 0": dict(rank=0),
-    "updates must be 0 or more, not -1": dict(updates=-1),
+    "updates must be 0 or more, not -1": dict(training_steps=-1),
     "lr must be 0 or more, and finite, not nan": dict(lr=float("nan")),
     "start must be one of .* not 'zero'": dict(start="zero"),
     "batch must be 1 or more, not 0": dict(batch=0),

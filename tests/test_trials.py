@@ -20,7 +20,13 @@ from sliderspace.experiments.trial import TrialConfig, trial_directions, trial_k
 
 STEPS = {"steps": 2, "guidance": 1.5}
 SMALL = dict(
-    samples=24, encoder="pixels-4", sliders=3, updates=2, start_rows=4, noised=4, loading=STEPS
+    samples=24,
+    encoder="pixels-4",
+    sliders=3,
+    training_steps=2,
+    init_latents=4,
+    noised=4,
+    loading=STEPS,
 )
 
 
@@ -98,9 +104,9 @@ def test_setups_are_plain_values():
 
 
 def test_options_of_the_other_kind_of_training_are_refused():
-    assert TrialConfig(parts="random").vary({"acts_from": 0.5}).options == {"acts_from": 0.5}
-    with pytest.raises(ValueError, match="no option 'acts_from'"):
-        TrialConfig().vary({"acts_from": 0.5})
+    assert TrialConfig(parts="random").vary({"active_from": 0.5}).options == {"active_from": 0.5}
+    with pytest.raises(ValueError, match="no option 'active_from'"):
+        TrialConfig().vary({"active_from": 0.5})
 
 
 def test_a_setup_is_not_changed_by_its_variation():
@@ -200,8 +206,8 @@ def test_a_trial_is_made_once(setup, tiny, tmp_path, monkeypatch):
         "distance": 1,
     }
     again = run_trial(setup.vary(looked_at), 1, tmp_path, tiny, quiet)
-    assert again.space.mark() == first.space.mark()
-    assert (first.space.acts_from, again.space.acts_from) == (0, 0.5)
+    assert again.space.weights_hash() == first.space.weights_hash()
+    assert (first.space.active_from, again.space.active_from) == (0, 0.5)
     for other in ({"rank": 2}, {"samples": 25}, {"noised": 5}, {"directions": "random"}):
         with pytest.raises(AssertionError, match="work began"):
             run_trial(setup.vary(other), 1, tmp_path, tiny, quiet)
@@ -214,14 +220,14 @@ def interrupt(*args, **options):
 
 
 def test_an_interrupted_trial_is_not_taken_for_a_whole_one(setup, tiny, tmp_path, monkeypatch):
-    whole = run_trial(setup, 1, None, tiny, quiet).space.mark()
+    whole = run_trial(setup, 1, None, tiny, quiet).space.weights_hash()
     for module, name in ((AlignmentTrainer, "_parts"), (training, "calibrate")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 run_trial(setup, 1, tmp_path, tiny, quiet)
         assert not list(tmp_path.glob("*.safetensors"))
-    assert run_trial(setup, 1, tmp_path, tiny, quiet).space.mark() == whole
+    assert run_trial(setup, 1, tmp_path, tiny, quiet).space.weights_hash() == whole
     assert not list((tmp_path / "training").iterdir())  # of no more use
 
 
@@ -294,7 +300,7 @@ def test_a_source_is_loaded_at_the_setups_size_and_its_own_steps(setup, tiny, mo
 
 
 def test_nothing_is_kept_without_a_folder_and_all_comes_out_the_same(setup, tiny, trial):
-    assert run_trial(setup, 1, None, tiny, quiet).space.mark() == trial.space.mark()
+    assert run_trial(setup, 1, None, tiny, quiet).space.weights_hash() == trial.space.weights_hash()
 
 
 @pytest.mark.parametrize("kind", ["random", "clusters"])

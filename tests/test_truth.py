@@ -52,7 +52,7 @@ def test_ideal_sliders_move_their_factor_alone(scored):
         "background": "pink background",
     }
     found = scored(*(edits(f, v) for f, v in wanted.items()))
-    assert found.main == list(wanted)
+    assert found.main_factor == list(wanted)
     assert found.selectivity.min() > 0.8
     for factor in FACTORS:
         assert (found.coverage[factor] > 0.4) == (factor in wanted)  # half of it: -1 is as it was

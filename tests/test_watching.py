@@ -30,8 +30,8 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
 
     options = dict(
         encoder=latent_encoder(),
-        updates=3,
-        start_rows=8,
+        training_steps=3,
+        init_latents=8,
         held_rows=4,
         calibrated=False,
         targets="keys-values",
@@ -50,7 +50,9 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
 def test_asked_for_sliders_are_watched_too(tiny):
     shown = live_progress(tiny, PROMPT, every=0.0)
     concept = Concept(PROMPT, f"{PROMPT}, hat", f"{PROMPT}, no hat", label="hat")
-    train_concepts(tiny, concept, updates=2, steps=2, rank=2, targets="keys-values", progress=shown)
+    train_concepts(
+        tiny, concept, training_steps=2, steps=2, rank=2, targets="keys-values", progress=shown
+    )
     assert size(shown.plot) and len(shown.reached) == 2
 
 

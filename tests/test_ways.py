@@ -97,7 +97,7 @@ def red():
 
 
 def test_the_plain_way_is_the_sampler(student):
-    got = base_model(student).draw([PROMPT], [3, 0, 11], 5)
+    got = base_model(student).generate([PROMPT], [3, 0, 11], 5)
     assert got.shape == (3, 3, 64, 64) and torch.equal(
         got, generate_images(student, PROMPT, [3, 0, 11], seed=5)
     )
@@ -105,32 +105,34 @@ def test_the_plain_way_is_the_sampler(student):
 
 def test_steps_guidance_and_prompts_are_handed_on(tiny):
     prompts, numbers = ["hat", PROMPT], [0, 1, 5]
-    got = base_model(tiny, **STEPS).draw(prompts, numbers, 1)
+    got = base_model(tiny, **STEPS).generate(prompts, numbers, 1)
     assert torch.equal(got, generate_images(tiny, prompts, numbers, 1, **STEPS))
     assert (
-        base_model(tiny, steps=3, guidance=2.0).draw(prompts, numbers, 1) - got
+        base_model(tiny, steps=3, guidance=2.0).generate(prompts, numbers, 1) - got
     ).abs().max() > 1e-3
     assert (
-        base_model(tiny, steps=2, guidance=5.0).draw(prompts, numbers, 1) - got
+        base_model(tiny, steps=2, guidance=5.0).generate(prompts, numbers, 1) - got
     ).abs().max() > 1e-3
 
 
 def test_all_ways_begin_with_the_same_noise(tiny):
-    base = base_model(tiny, **STEPS).draw([PROMPT], [4, 1], 7)
+    base = base_model(tiny, **STEPS).generate([PROMPT], [4, 1], 7)
     still = slider_mixtures(tiny, random_space(tiny), "still", zeros, **STEPS)
     same = rephrased_prompts(tiny, {PROMPT: [PROMPT]}, **STEPS)
-    assert torch.equal(still.draw([PROMPT], [4, 1], 7), base) and torch.equal(
-        same.draw([PROMPT], [4, 1], 7), base
+    assert torch.equal(still.generate([PROMPT], [4, 1], 7), base) and torch.equal(
+        same.generate([PROMPT], [4, 1], 7), base
     )
-    itself = base_model(tiny.led_by(tiny, guidance=2.0), **STEPS)
-    assert_close(itself.draw([PROMPT], [4, 1], 7), base, rtol=0, atol=1e-5)
+    itself = base_model(tiny.with_first_steps_from(tiny, guidance=2.0), **STEPS)
+    assert_close(itself.generate([PROMPT], [4, 1], 7), base, rtol=0, atol=1e-5)
     for way in (still, same, itself):
-        assert (way.draw([PROMPT], [4, 1], 8) - base).abs().max() > 1e-2
+        assert (way.generate([PROMPT], [4, 1], 8) - base).abs().max() > 1e-2
 
 
 def test_mixes_are_drawn_by_number(tiny):
-    space, mixes = random_space(tiny), partial(sparse_mixtures, 3, count=2, both=True)
-    got = slider_mixtures(tiny, space, "mixed", mixes, start=0.3, **STEPS).draw([PROMPT], [5, 2], 7)
+    space, mixes = random_space(tiny), partial(sparse_mixtures, 3, count=2, random_signs=True)
+    got = slider_mixtures(tiny, space, "mixed", mixes, start=0.3, **STEPS).generate(
+        [PROMPT], [5, 2], 7
+    )
     for image, number in zip(got, (5, 2)):
         with space.on(tiny, mixes([number])[0], start=0.3):
             assert_close(
@@ -145,7 +147,7 @@ def test_batches_of_a_way_make_no_difference(tiny):
         partial(rephrased_prompts, tiny, {PROMPT: ["a"]}),
     )
     for make_way in (partial(base_model, tiny), mixed, other):
-        whole, parts = (make_way(batch=b, **STEPS).draw([PROMPT], range(5), 0) for b in (64, 2))
+        whole, parts = (make_way(batch=b, **STEPS).generate([PROMPT], range(5), 0) for b in (64, 2))
         assert_close(parts, whole, rtol=0, atol=1e-4)
 
 
@@ -153,7 +155,9 @@ def test_sliders_of_another_model_are_refused_but_for_a_transfer(tiny, tiny_of):
     other = tiny_of("epsilon", 1)
     with pytest.raises(ValueError, match="made for the weights of"):
         slider_mixtures(other, random_space(tiny), "mixed", ones)
-    slider_mixtures(other, random_space(tiny), "mixed", ones, transfer=True).draw([PROMPT], [0], 0)
+    slider_mixtures(other, random_space(tiny), "mixed", ones, transfer=True).generate(
+        [PROMPT], [0], 0
+    )
 
 
 # --- other words -----------------------------------------------------------------------------------------------------
@@ -168,10 +172,10 @@ def test_other_words_take_turns(tiny, monkeypatch):
 
     monkeypatch.setattr(ways, "sample", heard)
     way = rephrased_prompts(tiny, {"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}, **STEPS)
-    whole = way.draw(["a", "b"], range(8), 0)
+    whole = way.generate(["a", "b"], range(8), 0)
     assert said == ["a1", "b1", "a2", "b2", "a3", "b1", "a1", "b2"]
     said.clear()
-    some = way.draw(["a", "b"], [6, 3], 0)  # by the number, whatever else is drawn
+    some = way.generate(["a", "b"], [6, 3], 0)  # by the number, whatever else is drawn
     assert said == ["a1", "b2"]
     assert_close(some, whole[[6, 3]], rtol=0, atol=1e-5)
 
@@ -185,7 +189,7 @@ def test_words_that_are_missing_are_refused(tiny, monkeypatch):
         with pytest.raises(ValueError, match=message):
             rephrased_prompts(tiny, variations)
     with pytest.raises(ValueError, match="variations lack the prompt 'hat'"):
-        rephrased_prompts(tiny, {PROMPT: ["a"]}).draw([PROMPT, "hat"], [0, 1], 0)
+        rephrased_prompts(tiny, {PROMPT: ["a"]}).generate([PROMPT, "hat"], [0, 1], 0)
 
 
 # --- another model's first steps -------------------------------------------------------------------------------------
@@ -219,12 +223,14 @@ def run(model, noise):
 @pytest.mark.parametrize("first", [1, 2, 3, 9])
 def test_a_model_that_leads_itself_changes_nothing(two, first):
     one, _, noise = two
-    assert_close(run(one.led_by(one, first), noise)[1], run(one, noise)[1], rtol=0, atol=1e-5)
+    assert_close(
+        run(one.with_first_steps_from(one, first), noise)[1], run(one, noise)[1], rtol=0, atol=1e-5
+    )
 
 
 def test_a_model_that_takes_all_steps_makes_its_own_images(two):
     one, other, noise = two
-    (own, led), (theirs, end) = run(one.led_by(other, 3), noise), run(other, noise)
+    (own, led), (theirs, end) = run(one.with_first_steps_from(other, 3), noise), run(other, noise)
     assert_close(led, end, rtol=0, atol=1e-5)
     assert (end - run(one, noise)[1]).abs().max() > 1e-2  # of other weights
     for a, b in zip(own, theirs):
@@ -234,11 +240,11 @@ def test_a_model_that_takes_all_steps_makes_its_own_images(two):
 @pytest.mark.parametrize("first", [1, 2])
 def test_first_steps_are_the_others_and_then_its_own(two, first):
     one, other, noise = two
-    steps, end = run(one.led_by(other, first), noise)
+    steps, end = run(one.with_first_steps_from(other, first), noise)
     theirs = run(other, noise)[0]
     assert_close(steps[first - 1].next, theirs[first - 1].next, rtol=0, atol=1e-5)
     later = steps[first]
-    alone = one.predict(later.latents, later.timestep, WORDS, shares=(later.signal, later.noise))[1]
+    alone = one.predict(later.latents, later.timestep, WORDS, shares=(later.alpha, later.sigma))[1]
     assert_close(later.x0, alone, rtol=0, atol=1e-4)
     assert (end - run(other, noise)[1]).abs().max() > 1e-3
 
@@ -246,14 +252,16 @@ def test_first_steps_are_the_others_and_then_its_own(two, first):
 def test_what_a_led_step_shows_is_what_led_it(two):
     # discovery looks at these estimates, and the board's early pictures are of them
     one, other, noise = two
-    for ours, theirs in zip(run(one.led_by(other, 3), noise)[0], run(other, noise)[0]):
+    for ours, theirs in zip(
+        run(one.with_first_steps_from(other, 3), noise)[0], run(other, noise)[0]
+    ):
         assert_close(ours.x0, theirs.x0, rtol=0, atol=1e-4)
 
 
 def test_the_leader_has_a_guidance_of_its_own(two):
     one, other, noise = two
     for guidance in (1.5, 4.0):
-        got = run(one.led_by(other, 3, guidance), noise)[1]
+        got = run(one.with_first_steps_from(other, 3, guidance), noise)[1]
         assert_close(got, sample(other, WORDS, noise, guidance=guidance), rtol=0, atol=1e-4)
 
 
@@ -261,32 +269,40 @@ def test_sliders_act_in_the_steps_of_their_own_model(two):
     one, other, noise = two
     space = random_space(one)
     with space.on(one, [{0: 1.0}, {}, {1: -1.0}]):
-        assert_close(run(one.led_by(other, 3), noise)[1], run(other, noise)[1], rtol=0, atol=1e-5)
-        moved = run(one.led_by(other, 1), noise)[1]
-    still = run(one.led_by(other, 1), noise)[1]
+        assert_close(
+            run(one.with_first_steps_from(other, 3), noise)[1],
+            run(other, noise)[1],
+            rtol=0,
+            atol=1e-5,
+        )
+        moved = run(one.with_first_steps_from(other, 1), noise)[1]
+    still = run(one.with_first_steps_from(other, 1), noise)[1]
     assert (moved - still).flatten(1).abs().amax(1)[[0, 2]].min() > 1e-3
     assert_close(moved[1], still[1], rtol=0, atol=1e-5)
 
 
 def test_the_bundled_student_is_led_by_its_teacher(student, model):
-    led, noise = student.led_by(model, guidance=3.0), initial_noise(student, 0, [0, 1])
+    led, noise = (
+        student.with_first_steps_from(model, guidance=3.0),
+        initial_noise(student, 0, [0, 1]),
+    )
     kept = []
     sample(led, [PROMPT, "hat"], noise, on_step=kept.append)
     theirs = model.predict(
-        noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].signal, kept[0].noise)
+        noise, kept[0].timestep, [PROMPT, "hat"], 3.0, (kept[0].alpha, kept[0].sigma)
     )[1]
     assert_close(kept[0].x0, theirs, rtol=0, atol=1e-4)
-    got = base_model(led).draw([PROMPT, "hat"], [0, 1], 0)
+    got = base_model(led).generate([PROMPT, "hat"], [0, 1], 0)
     assert_close(got, student.decode(kept[-1].next), rtol=0, atol=1e-4)
-    assert (got - base_model(student).draw([PROMPT, "hat"], [0, 1], 0)).abs().max() > 0.1
+    assert (got - base_model(student).generate([PROMPT, "hat"], [0, 1], 0)).abs().max() > 0.1
 
 
 def test_a_leader_that_cannot_be_is_refused(tiny, student):
     with pytest.raises(ValueError, match=r"other must have latents \(4, 8, 8\), .*not \(.*8, 8\)"):
-        tiny.led_by(student)
+        tiny.with_first_steps_from(student)
     for steps in (0, 1.5):
         with pytest.raises(ValueError, match=f"steps must be 1 or more, not {steps}"):
-            tiny.led_by(tiny, steps)
+            tiny.with_first_steps_from(tiny, steps)
 
 
 def looks(name, see):
@@ -307,7 +323,13 @@ def kept(folder):
 def test_features_are_of_every_image_in_order():
     way = Counted()
     features, first = generator_features(
-        way, ["a"], 10, [pixel_encoder(4), pixel_encoder(2)], seed=2, shown=6, progress=quiet
+        way,
+        ["a"],
+        10,
+        [pixel_encoder(4), pixel_encoder(2)],
+        seed=2,
+        n_kept_images=6,
+        progress=quiet,
     )
     assert way.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images = Counted().made(["a"], range(10), 2)
@@ -448,18 +470,21 @@ CARDS = {  # what differs -> two ways of a model and a space, which make other i
     "steps of the model": lambda m, s: (base_model(m), base_model(replace(m, steps=2))),
     "guidance of the model": lambda m, s: (base_model(m), base_model(replace(m, guidance=3.0))),
     "words": lambda m, s: (rephrased_prompts(m, {"a": ["b"]}), rephrased_prompts(m, {"a": ["c"]})),
-    "a leader": lambda m, s: (base_model(m), base_model(m.led_by(m))),
-    "steps of a leader": lambda m, s: (base_model(m.led_by(m)), base_model(m.led_by(m, 2))),
+    "a leader": lambda m, s: (base_model(m), base_model(m.with_first_steps_from(m))),
+    "steps of a leader": lambda m, s: (
+        base_model(m.with_first_steps_from(m)),
+        base_model(m.with_first_steps_from(m, 2)),
+    ),
     "guidance of a leader": lambda m, s: (
-        base_model(m.led_by(m)),
-        base_model(m.led_by(replace(m, guidance=3.0))),
+        base_model(m.with_first_steps_from(m)),
+        base_model(m.with_first_steps_from(replace(m, guidance=3.0))),
     ),
     "sliders": lambda m, s: (with_ones(m, s), with_ones(m, random_space(m, seed=1))),
     "mixes": lambda m, s: (with_ones(m, s, key="a"), with_ones(m, s, key="b")),
     "the start of sliders": lambda m, s: (with_ones(m, s), with_ones(m, s, start=0.5)),
     "where sliders were trained": lambda m, s: (
         with_ones(m, s),
-        with_ones(m, replace(s, card=s.card | {"acts_from": 0.5})),
+        with_ones(m, replace(s, card=s.card | {"active_from": 0.5})),
     ),
     "usable ranges": lambda m, s: (in_range(m, s), in_range(m, replace(s, ranges=s.ranges / 10))),
 }
@@ -669,10 +694,10 @@ def test_the_bundled_encoder_sees_the_bundled_models_ways(student):
         student, random_space(student), "mixed", lambda numbers: 0.3 * ones(numbers)
     )
     found = compare_generators(
-        [base_model(student), more], PROMPT, 8, model=student, shown=2, progress=quiet
+        [base_model(student), more], PROMPT, 8, model=student, n_kept_images=2, progress=quiet
     )
     eye = get_encoder(None, student)
-    x = eye(base_model(student).draw([PROMPT], range(8), 0))
+    x = eye(base_model(student).generate([PROMPT], range(8), 0))
     expected = mean_pairwise_distance(x, metric="cosine")
     assert found["unchanged"]["distance of pairs (portraits-clip)"].value == pytest.approx(
         expected.value, rel=1e-4
@@ -798,9 +823,9 @@ def test_rivals_are_the_model_the_other_its_first_step_and_guidances(tiny, tiny_
     expected = [
         base_model(tiny, steps=2),
         base_model(other),
-        base_model(tiny.led_by(other), steps=2),
+        base_model(tiny.with_first_steps_from(other), steps=2),
         base_model(tiny, steps=2, guidance=2.0),
         base_model(tiny, steps=2, guidance=4.0),
     ]
     for way, same in zip(found[1:], expected[1:]):
-        assert torch.equal(way.draw([PROMPT], [0], 0), same.draw([PROMPT], [0], 0))
+        assert torch.equal(way.generate([PROMPT], [0], 0), same.generate([PROMPT], [0], 0))

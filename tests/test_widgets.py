@@ -278,10 +278,10 @@ def test_close_leaves_sliders_that_are_on_and_those_of_others(model, space):
     shown = board(model, space, steps=1)
     other.attach(model)
     shown.close()
-    assert other.attach(model).here
-    detach(model, only=space)
+    assert other.attach(model).is_attached
+    detach(model, space=space)
     assert hasattr(model.denoiser, "peft_config")
-    detach(model, only=other)
+    detach(model, space=other)
     assert not hasattr(model.denoiser, "peft_config")
 
 
@@ -339,7 +339,7 @@ def test_a_surprise_is_a_sparse_mix_within_the_ranges(model):
     shown = board(model, space, steps=1, thumbnails=False)
     seen = set()
     for _ in range(5):
-        shown.surprise()
+        shown.randomize()
         assert len(shown.mix) <= 3 and all(-0.5 <= s <= 1.5 for s in shown.mix.values())
         seen.add(tuple(shown.mix.items()))
     assert len(seen) == 5
@@ -549,7 +549,7 @@ def test_a_half_good_preset_changes_nothing(shown, tmp_path, change):
 def test_a_file_of_other_sliders_is_not_overwritten(model, space, tmp_path):
     space.save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds other sliders"):
-        board(model, space.take([0]), file=tmp_path / "a.safetensors")
+        board(model, space.subset([0]), file=tmp_path / "a.safetensors")
 
 
 def test_undo_at_the_first_picture_loses_nothing(shown):

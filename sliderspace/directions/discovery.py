@@ -84,7 +84,7 @@ class Directions:
     vectors: Tensor  # unit rows `(k, d)`, float32
     singular_values: Tensor  # all of them, `(min(M - 1, d),)`
     mean: Tensor  # of the rows, `(d,)`
-    rows: int  # M
+    n_rows: int  # M
     timesteps: (
         str  # "all" (every step's estimate, the paper) or "final" (final images, the released code)
     )
@@ -94,7 +94,7 @@ class Directions:
         return f"Directions({len(self.vectors)} in {self.rows} rows of {self.samples})"
 
     @property
-    def explained(self) -> Tensor:
+    def explained_variance_ratio(self) -> Tensor:
         """Share of the variance along each direction, `(k,)`, in [0, 1]."""
         return (self.singular_values**2 / (self.singular_values**2).sum())[: len(self.vectors)]
 
@@ -104,12 +104,12 @@ class Directions:
         return (self.samples.features - self.mean) @ self.vectors.T
 
     @cached_property
-    def unit(self) -> Tensor:
+    def score_std(self) -> Tensor:
         """Standard deviation of the final images' scores, `(k,)`: the unit of every slider's strength."""
         return self.scores[:, -1].std(0)
 
     @property
-    def timing(self) -> Tensor:
+    def step_variance_ratio(self) -> Tensor:
         """Share of each direction's variance that the step alone explains, `(k,)`.
 
         Near 1 the direction says how far the denoising has come, not what is in the image: no slider can make that."""
@@ -117,27 +117,27 @@ class Directions:
         return s.mean(0).var(0, correction=0) / s.flatten(0, 1).var(0, correction=0)
 
     @property
-    def by_step(self) -> Tensor:
+    def variance_by_step(self) -> Tensor:
         """Variance of the samples along each direction at each step, `(steps, k)`: where a direction lives, early (the
         layout) or late (the details)."""
         return self.scores.var(0)
 
-    def spectra(self) -> Tensor:  # `(steps, min(samples - 1, d))`
+    def spectrum_by_step(self) -> Tensor:  # `(steps, min(samples - 1, d))`
         """Singular values of each step's rows by themselves, noisiest step first."""
         rows = self.samples.features.double()
         return torch.stack([torch.linalg.svdvals(x - x.mean(0)) for x in rows.unbind(1)])[
             :, : len(rows) - 1
         ].float()
 
-    def place(
+    def project(
         self,
         phi: Tensor,  # unit feature rows, `(n, d)`
     ) -> Tensor:  # `(n, k)`
         """Whitened coordinates: scores in standard deviations of the final images, 0 is their mean."""
         final = self.samples.features[:, -1]
-        return (phi.to(final) - final.mean(0)) @ self.vectors.T / self.unit
+        return (phi.to(final) - final.mean(0)) @ self.vectors.T / self.score_std
 
-    def ends(
+    def extremes(
         self,
         direction: int,  # index
         count: int = 4,  # samples at each end
@@ -148,7 +148,7 @@ class Directions:
         order = self.scores[:, -1, direction].argsort().tolist()
         return order[:count], order[len(order) - count :]
 
-    def ramp(
+    def traversal(
         self,
         direction: int,  # index
         count: int = 9,  # samples
@@ -196,7 +196,9 @@ class Directions:
             f"<tr><td>{i}<td>{s:.3f}<td>{e:.1%}<td>{t:.0%}</tr>"
             for i, (s, e, t) in enumerate(
                 zip(
-                    self.singular_values[:8].tolist(), self.explained.tolist(), self.timing.tolist()
+                    self.singular_values[:8].tolist(),
+                    self.explained_variance_ratio.tolist(),
+                    self.step_variance_ratio.tolist(),
                 )
             )
         )
@@ -209,7 +211,7 @@ class Directions:
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-10
 def fit_directions(
     samples: SampleFeatures,
-    count: int = 40,  # directions kept
+    n_directions: int = 40,  # directions kept
     timesteps: str = "all",  # rows: "all" steps' estimates (the paper), or "final" images only (the released code)
 ) -> Directions:
     """Principal directions of samples that are already collected.
@@ -221,7 +223,7 @@ def fit_directions(
     moments = RunningCovariance(rows.shape[-1])
     for part in rows.split(1000):
         moments.add(part.flatten(0, 1))  # float64, a part at a time
-    vectors, values = pca_from_moments(moments, count)
+    vectors, values = pca_from_moments(moments, n_directions)
     return Directions(
         vectors.float(), values.float(), moments.mean.float(), moments.n, timesteps, samples
     )
@@ -234,7 +236,7 @@ def discover(
     | None = None,  # several take turns, see `sources.expand_prompt`; None: the captions of `source`
     samples: int
     | None = None,  # images; default: 600 (the paper takes about 5,000), or all pictures of `source`
-    count: int = 40,  # directions kept, 1 to min(rows - 1, feature size)
+    n_directions: int = 40,  # directions kept, 1 to min(rows - 1, feature size)
     encoder=None,  # see `encoders.encoder`
     timesteps: str = "all",  # "all" (the paper) or "final"
     seed: int = 0,
@@ -264,15 +266,15 @@ def discover(
     rows = samples * (
         1 if alone else len((source or model).timesteps(source.steps if source else steps)[0])
     )
-    if not 1 <= count < rows:
+    if not 1 <= n_directions < rows:
         raise ValueError(
-            f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {count}"
+            f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {n_directions}"
         )
     encoder = get_encoder(encoder, model)
     width = feature_dim(model, encoder)
-    if count > width:
+    if n_directions > width:
         raise ValueError(
-            f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {count}"
+            f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {n_directions}"
         )
     found = collect_features(
         model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress
@@ -280,22 +282,22 @@ def discover(
     rows = len(found.features) * (
         1 if alone else found.features.shape[1]
     )  # fewer than planned after Ctrl-C
-    return fit_directions(found, min(count, rows - 1), timesteps)
+    return fit_directions(found, min(n_directions, rows - 1), timesteps)
 
 # %% ../../nbs/04_directions/00_discovery.ipynb #cell-12
 @torch.no_grad()
 def coordinates(
     model: Model,
-    found: Directions,
+    directions: Directions,
     images: Tensor,  # in [0, 1], `(n, 3, h, w)`
     encoder=None,  # must be the one that the directions were found with; None: by its name
 ) -> Tensor:  # `(n, k)`, in standard deviations of the final images
     """Where images lie along the directions.
 
     Raises `ValueError` for another encoder than the directions'."""
-    encoder = encoder_of(model, encoder, found.samples)
+    encoder = encoder_of(model, encoder, directions.samples)
     images = images.to(model.device)
-    return found.place(
+    return directions.project(
         encode_normalized(
             encoder, model.encode(images) if encoder.space == "latents" else images
         ).cpu()

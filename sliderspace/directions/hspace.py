@@ -59,7 +59,7 @@ class HSpace:
 
     vectors: Tensor  # unit over all steps, `(k, steps, c, h, w)`
     singular_values: Tensor  # all of them, `(samples - 1,)`
-    unit: Tensor  # standard deviation of the samples along each direction, `(k,)`: strength 1
+    score_std: Tensor  # standard deviation of the samples along each direction, `(k,)`: strength 1
     timesteps: Tensor  # `(steps,)`
     prompts: list[str]
     guidance: float | None
@@ -69,7 +69,7 @@ class HSpace:
         return f"HSpace({len(self.vectors)} directions, {len(self.timesteps)} steps)"
 
     @property
-    def explained(self) -> Tensor:
+    def explained_variance_ratio(self) -> Tensor:
         """Share of the variance along each direction, `(k,)`."""
         return (self.singular_values**2 / (self.singular_values**2).sum())[: len(self.vectors)]
 
@@ -91,7 +91,7 @@ class HSpace:
             raise ValueError(
                 f"strengths must be {len(self.vectors)} finite numbers a mix, not {strengths.tolist()}"
             )
-        added = torch.einsum("...k,k,ktchw->...tchw", strengths, self.unit, self.vectors).to(
+        added = torch.einsum("...k,k,ktchw->...tchw", strengths, self.score_std, self.vectors).to(
             model.device
         )
 
@@ -110,7 +110,7 @@ class HSpace:
                 )
             return h + more.repeat(len(h) // len(more), 1, 1, 1)  # guidance doubles a batch
 
-        with model.lock, _hooked(model, each):
+        with model.adapter_lock, _hooked(model, each):
             yield self
 
 # %% ../../nbs/04_directions/02_hspace.ipynb #cell-07

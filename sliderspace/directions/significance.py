@@ -16,9 +16,13 @@ from tqdm.auto import tqdm
 from .discovery import Directions
 
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-04
-def _rows(found, samples=None):
+def _rows(directions, samples=None):
     "The rows that directions were found in less the mean of their step, `(samples, steps, d)`, float64."
-    x = found.samples.features if found.timesteps == "all" else found.samples.features[:, -1:]
+    x = (
+        directions.samples.features
+        if directions.timesteps == "all"
+        else directions.samples.features[:, -1:]
+    )
     x = (x if samples is None else x[samples]).double()
     return x - x.mean(0)
 
@@ -32,13 +36,13 @@ def _spectrum(x, vectors=False):
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-07
 @torch.no_grad()
 def permutation_spectra(
-    found: Directions,
+    directions: Directions,
     shuffles: int = 20,
     seed: int = 0,
     progress=tqdm,
 ) -> Tensor:  # variances, descending, `(shuffles, d)`
     """Spectra of the same rows without what features do together."""
-    x, gen = _rows(found), torch.Generator().manual_seed(seed)
+    x, gen = _rows(directions), torch.Generator().manual_seed(seed)
     out = []
     for _ in progress(range(shuffles), desc="shuffles"):
         order = torch.rand(len(x), x.shape[-1], generator=gen).argsort(0)[:, None].expand_as(x)
@@ -57,7 +61,7 @@ def subspace_overlap(
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-10
 @torch.no_grad()
 def split_half_overlaps(
-    found: Directions,
+    directions: Directions,
     splits: int = 20,
     seed: int = 0,
     progress=tqdm,
@@ -65,7 +69,7 @@ def split_half_overlaps(
     """Overlap of the first k directions of two random halves of the samples, for every k.
 
     Raises `ValueError` for fewer than 4 samples."""
-    n, gen = found.samples.run.samples, torch.Generator().manual_seed(seed)
+    n, gen = directions.samples.run.samples, torch.Generator().manual_seed(seed)
     if n < 4:
         raise ValueError(f"halves need 4 samples or more, and the directions have {n}")
     out = []
@@ -74,7 +78,7 @@ def split_half_overlaps(
         out.append(
             subspace_overlap(
                 *(
-                    _spectrum(_rows(found, half), vectors=True)
+                    _spectrum(_rows(directions, half), vectors=True)
                     for half in (order[: n // 2], order[n // 2 :])
                 )
             )
@@ -92,30 +96,30 @@ class Significance:
     least: float  # overlap that counts as found again
 
     @property
-    def above_chance(self) -> int:
+    def n_above_null(self) -> int:
         """Directions, from the first, whose variance is above that of 95 % of shuffled data."""
         below = (self.variances <= self.null.quantile(0.95, 0)).nonzero()
         return int(below[0]) if len(below) else len(self.variances)
 
     @property
-    def found_again(self) -> int:
+    def n_reproducible(self) -> int:
         """Most of them whose subspace, beyond what chance would give, overlaps by `least` or more in 95 %."""
         chance = torch.arange(1, len(self.variances) + 1) / len(self.variances)
         sure = ((self.overlaps - chance) / (1 - chance).clamp(min=1e-9)).quantile(0.05, 0)
-        good = (sure[: self.above_chance] >= self.least).nonzero()
+        good = (sure[: self.n_above_null] >= self.least).nonzero()
         return int(good[-1]) + 1 if len(good) else 0
 
     @property
-    def suggested(self) -> int:
+    def recommended(self) -> int:
         """Sliders worth training: directions above chance that other samples show again."""
-        return self.found_again
+        return self.n_reproducible
 
     @property
     def reasons(self) -> str:
         """The suggestion in words."""
         return (
-            f"{self.suggested} sliders: {self.above_chance} directions have more variance than 95 % of shuffled "
-            f"data; the first {self.found_again} are found again in other samples (subspaces of halves overlap by "
+            f"{self.recommended} sliders: {self.n_above_null} directions have more variance than 95 % of shuffled "
+            f"data; the first {self.n_reproducible} are found again in other samples (subspaces of halves overlap by "
             f"{self.least:g} or more beyond chance in 95 % of splits)."
         )
 
@@ -124,10 +128,10 @@ class Significance:
 
 # %% ../../nbs/04_directions/01_significance.ipynb #cell-13
 def count_significant(
-    found: Directions,
+    directions: Directions,
     shuffles: int = 20,
     splits: int = 20,
-    least: float = 0.8,  # overlap that counts as found again
+    min_overlap: float = 0.8,  # overlap that counts as found again
     seed: int = 0,
     progress=tqdm,
 ) -> Significance:
@@ -136,8 +140,8 @@ def count_significant(
 
     Raises `ValueError` for fewer than 4 samples."""
     return Significance(
-        _spectrum(_rows(found)).float(),
-        permutation_spectra(found, shuffles, seed, progress),
-        split_half_overlaps(found, splits, seed, progress),
-        least,
+        _spectrum(_rows(directions)).float(),
+        permutation_spectra(directions, shuffles, seed, progress),
+        split_half_overlaps(directions, splits, seed, progress),
+        min_overlap,
     )

@@ -49,7 +49,7 @@ class ImageGenerator:
     """A way to make images: image i has prompt i (they take turns) and, if it starts from noise, noise i."""
 
     name: str
-    draw: Callable  # (prompts, numbers, seed) -> images in [0, 1], `(n, 3, h, w)`, on the CPU
+    generate: Callable  # (prompts, numbers, seed) -> images in [0, 1], `(n, 3, h, w)`, on the CPU
     card: dict = field(
         default_factory=dict
     )  # what tells it from others: whatever is in it names what is kept
@@ -123,7 +123,7 @@ def slider_mixtures(
         )
         return decode_latents(model, latents, batch)
 
-    start = space.acts_from if start is None else start
+    start = space.active_from if start is None else start
     first = metadata_hash(
         {"mixes": [[round(s, 4) for s in mix] for mix in mixes(list(range(256))).tolist()]}
     )
@@ -132,7 +132,7 @@ def slider_mixtures(
         model,
         steps,
         guidance,
-        space=space.mark(),
+        space=space.weights_hash(),
         key=key or name,
         first=first,
         start=start,
@@ -196,7 +196,7 @@ def generator_features(
     images: int,  # how many, of all prompts
     encoders: list[Encoder],  # of images
     seed: int = 0,
-    shown: int = 16,  # images that are kept themselves, the first ones
+    n_kept_images: int = 16,  # images that are kept themselves, the first ones
     folder: str | Path | None = None,  # keep features here; a run that was stopped goes on
     device: torch.device | str = "cpu",  # of the encoders
     progress=tqdm,
@@ -223,12 +223,12 @@ def generator_features(
         card | {"encoders": {e.name: _probe(e, device) for e in encoders}}
     )
     for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
-        wanted = min(len(numbers), max(0, shown - numbers[0].item()))
+        wanted = min(len(numbers), max(0, n_kept_images - numbers[0].item()))
         path = folder and folder / known / f"{numbers[0]:07d}-{len(numbers)}-{wanted}.safetensors"
         if path and path.is_file():
             tensors = read_tensors(path, "features")[0]
         else:
-            drawn = way.draw(prompts, numbers.tolist(), seed)
+            drawn = way.generate(prompts, numbers.tolist(), seed)
             seen = _seen(encoders, drawn, device)
             tensors = {f"phi {name}": phi for name, phi in seen.items()}
             tensors["images"] = drawn[:wanted].mul(255).round().byte()
@@ -348,7 +348,7 @@ def compare_generators(
     | None = None,  # of the distances: another way, images in [0, 1], or pictures on disk
     model: Model | None = None,  # whose default encoder is meant, and on whose device encoders are
     seed: int = 0,  # of the noise
-    shown: int = 16,  # images of each way that are kept
+    n_kept_images: int = 16,  # images of each way that are kept
     folder: str | Path | None = None,  # keep features here; a run that was stopped goes on
     progress=tqdm,
 ) -> Comparison:
@@ -367,7 +367,7 @@ def compare_generators(
 
     def seen(way):
         return generator_features(
-            way, prompts, images, encoders, seed, shown, folder, device, progress
+            way, prompts, images, encoders, seed, n_kept_images, folder, device, progress
         )
 
     if isinstance(reference, ImageGenerator):

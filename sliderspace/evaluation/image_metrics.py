@@ -58,14 +58,14 @@ def _interval_of(rounds, level=0.95):
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-09
 def bootstrap_mean(
     values: Tensor,  # a number an image, `(n,)`
-    rounds: int = 500,  # of the bootstrap
+    n_bootstrap: int = 500,  # of the bootstrap
     seed: int = 0,
 ) -> ConfidenceInterval:
     """The mean, with its 95 % interval."""
     if not isinstance(values, Tensor) or values.ndim != 1:
         raise ValueError("values must be a tensor (n,)")
     _check(values[:, None], "values", 1)
-    return _interval_of(_drawn(len(values), rounds, seed) @ values.float() / len(values))
+    return _interval_of(_drawn(len(values), n_bootstrap, seed) @ values.float() / len(values))
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-12
 _APART = {
@@ -95,7 +95,7 @@ def mean_pairwise_distance(
     x: Tensor,  # features, `(n, d)`
     groups: Tensor | None = None,  # which prompt each image is of, `(n,)`; default: all are of one
     metric: str = "euclidean",  # or "cosine": 1 - cosine, as DreamSim has it
-    rounds: int = 500,  # of the bootstrap
+    n_bootstrap: int = 500,  # of the bootstrap
     seed: int = 0,
 ) -> ConfidenceInterval:
     """Mean distance of pairs of images of the same prompt, a mean over prompts: SliderSpace's diversity (R7).
@@ -113,7 +113,7 @@ def mean_pairwise_distance(
     if (sizes < 2).any():
         raise ValueError("groups must have 2 images or more each: a single one has no pairs")
     each = [
-        _pair_rounds(x[groups == g].float(), _APART[metric], rounds, seed + i)
+        _pair_rounds(x[groups == g].float(), _APART[metric], n_bootstrap, seed + i)
         for i, g in enumerate(names)
     ]
     sums, pairs = torch.stack(each, 1)
@@ -140,7 +140,7 @@ def vendi_score(
 def clip_score(
     x: Tensor,  # features of images, `(n, d)`
     text: Tensor,  # features of the prompt of each, `(n, d)`, of the same encoder
-    rounds: int = 500,
+    n_bootstrap: int = 500,
     seed: int = 0,
 ) -> ConfidenceInterval:  # 0 to 100
     """100 max(cosine, 0), a mean over images: the CLIP score (Hessel et al. 2021, arXiv 2104.08718, without its factor
@@ -152,7 +152,7 @@ def clip_score(
     if x.shape != text.shape:
         raise ValueError(f"text must be {tuple(x.shape)}, as the images, not {tuple(text.shape)}")
     return bootstrap_mean(
-        100 * F.cosine_similarity(x.float(), text.float()).clamp(min=0), rounds, seed
+        100 * F.cosine_similarity(x.float(), text.float()).clamp(min=0), n_bootstrap, seed
     )
 
 # %% ../../nbs/07_evaluation/02_image_metrics.ipynb #cell-20
@@ -256,7 +256,7 @@ def cmmd(
 def precision_recall(
     x: Tensor,  # features, `(n, d)`
     reference: Tensor,  # `(m, d)`
-    neighbours: int = 3,  # whose distance is the radius
+    k: int = 3,  # whose distance is the radius
 ) -> tuple[float, float]:  # each in [0, 1]
     """Share of images among the reference, and share of the reference among the images (Kynkaanniemi et al. 2019, arXiv
     1904.06991).
@@ -264,16 +264,16 @@ def precision_recall(
     Raises `ValueError` for features that are no finite matrices of more rows than `neighbours`."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    if not isinstance(neighbours, int) or neighbours < 1:
-        raise ValueError(f"neighbours must be 1 or more, not {neighbours!r}")
-    _both(x, reference, neighbours + 1)
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"neighbours must be 1 or more, not {k!r}")
+    _both(x, reference, k + 1)
     x, reference = (
         rows.float() - reference.float().mean(0) for rows in (x, reference)
     )  # what all share rounds worse
     found = prc_features_to_metric(
         x,
         reference,
-        prc_neighborhood=neighbours,
+        prc_neighborhood=k,
         prc_batch_size=2000,
         save_cpu_ram=True,
         verbose=False,

@@ -150,7 +150,7 @@ class Labels:
                 label = f"{row.low} → {row.high} ({n})"
             named = f"named by {self.by}, confidence {row.confidence:.2f}; was {row.slider}"
             note = "; ".join(filter(None, [space.rows[at].get("note"), named]))
-            space = space.named(at, label, note)
+            space = space.rename(at, label, note)
         return space
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-12
@@ -187,8 +187,8 @@ def label_with_clip(
         str
     ] = PROMPT_MODIFIERS,  # kind -> phrases that exclude each other, or a list of one kind
     encoder=None,  # that knows words, see `encoders.encoder`
-    least: float = 0.2,  # margin that makes confident, in probability
-    chance: float = 0.05,  # that pairs in random order change a kind as much; .05 takes 6 pairs or more
+    min_margin: float = 0.2,  # margin that makes confident, in probability
+    alpha: float = 0.05,  # that pairs in random order change a kind as much; .05 takes 6 pairs or more
     batch: int = 64,
 ) -> Labels:
     """Name sliders by the phrases that rise and fall most between their ends. Confidence: the margin, how much more the
@@ -226,5 +226,5 @@ def label_with_clip(
         if high == low:
             rows.append(Label(name, "", "", 0.0, False, "nothing changes between its ends"))
         else:
-            rows.append(Label(name, high, low, margin, margin >= least and p <= chance))
+            rows.append(Label(name, high, low, margin, margin >= min_margin and p <= alpha))
     return Labels(rows, f"words ({encoder.name})")

@@ -81,12 +81,12 @@ class Report:
     space: SliderSpace  # the space that was measured, with ranges and figures on its card
     strengths: tuple  # S of them
     latents: Tensor  # `(K, S, n, c, h, w)`
-    scores: Tensor  # change of each slider's own score, in standard deviations, `(K, S, n)`
+    score_change: Tensor  # change of each slider's own score, in standard deviations, `(K, S, n)`
     novelty: Tensor  # distance to the nearest unchanged image over the one that is usual, `(K, S, n)`: 1 is the limit
     distance: Tensor  # from strength 0, over the mean of two unchanged images, in the directions' encoder, `(K, S, n)`
 
     @property
-    def advice(self) -> list[str]:
+    def diagnostics(self) -> list[str]:
         """For each slider what to know before using it, in words; above all why it seems to do nothing."""
         return [
             _advice(row, *ends)
@@ -248,34 +248,34 @@ def _scored(space, rows, strengths, latents, views, axes, more, about):
     )
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-22
-def _checked(model, space, found, encoder, other, strengths, samples):
+def _checked(model, space, directions, encoder, other, strengths, samples):
     "Both encoders, after every check that can be made before long work."
-    run, rows = found.samples.run, space.card.get("sliders", [])
+    run, rows = directions.samples.run, space.card.get("sliders", [])
     differs = {k: space.card.get(k) for k, v in asdict(run).items() if space.card.get(k) != v}
     if (
         differs
         or len(rows) != len(space)
-        or max(r["direction"] for r in rows) >= len(found.vectors)
+        or max(r["direction"] for r in rows) >= len(directions.vectors)
     ):
         raise ValueError(
-            f"these sliders are of other directions than {found}: {differs or 'more of them'}"
+            f"these sliders are of other directions than {directions}: {differs or 'more of them'}"
         )
     if model.identity() != run.identity:
         raise ValueError(
             f"the directions are of {run.model!r} as it was then, and this {model.name!r} is another"
         )
     check_strengths(strengths, samples)
-    return encoder_of(model, encoder, found.samples), get_encoder(other, model)
+    return encoder_of(model, encoder, directions.samples), get_encoder(other, model)
 
 # %% ../../nbs/07_evaluation/00_report.ipynb #cell-23
 @torch.no_grad()
 def measure(
     model: Model,
     space: SliderSpace,
-    found: Directions,  # that the sliders were trained for
+    directions: Directions,  # that the sliders were trained for
     samples: int = 8,  # images of each slider and strength, 2 or more
     encoder=None,  # must be the one that the directions were found with; None: by its name
-    other="latents",  # an encoder that had no part in training, see `encoders.encoder`
+    second_encoder="latents",  # an encoder that had no part in training, see `encoders.encoder`
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
     batch: int = 64,  # images in a denoiser call
     progress=tqdm,
@@ -286,10 +286,10 @@ def measure(
     neighbouring strengths, within the range, at which the score rises. Agreement: `cross_encoder_agreement`. Novelty
     and distance: means at -1 and 1. CR, CSM, SP, OS: `freesliders_metrics`. Raises `ValueError` when the sliders are
     of other directions, the model is another, or -1, 0 or 1 is not among the strengths."""
-    encoder, other = _checked(
-        model, space, found, encoder, other, strengths := tuple(strengths), samples
+    encoder, second_encoder = _checked(
+        model, space, directions, encoder, second_encoder, strengths := tuple(strengths), samples
     )
-    run, rows = found.samples.run, space.card["sliders"]
+    run, rows = directions.samples.run, space.card["sliders"]
     chosen = [r["direction"] for r in rows]
     fresh = list(
         range(run.samples + 100, run.samples + 100 + samples)
@@ -308,23 +308,33 @@ def measure(
     )
 
     def agreement(phi, axis):
-        theirs = encode_latents(model, other, found.samples.latents, batch)
+        theirs = encode_latents(model, second_encoder, directions.samples.latents, batch)
         ends = (
-            encode_latents(model, other, latents[:, strengths.index(s)].flatten(0, 1), batch)
+            encode_latents(
+                model, second_encoder, latents[:, strengths.index(s)].flatten(0, 1), batch
+            )
             for s in (-1, 1)
         )
         low, high = (x.unflatten(0, (-1, samples)) for x in ends)
         return dict(
-            agreement=cross_encoder_agreement(theirs, found.scores[:, -1, chosen], high - low)
+            agreement=cross_encoder_agreement(theirs, directions.scores[:, -1, chosen], high - low)
         )
 
     views = [
-        _views(model, encoder, x, batch) for x in (found.samples.latents, latents.flatten(0, 2))
+        _views(model, encoder, x, batch)
+        for x in (directions.samples.latents, latents.flatten(0, 2))
     ]
 
     def axes(phi, own):
-        return found.vectors[chosen][:, None], found.unit[chosen][:, None]
+        return directions.vectors[chosen][:, None], directions.score_std[chosen][:, None]
 
     return _scored(
-        space, rows, strengths, latents, views, axes, agreement, {"agreement_with": other.name}
+        space,
+        rows,
+        strengths,
+        latents,
+        views,
+        axes,
+        agreement,
+        {"agreement_with": second_encoder.name},
     )

@@ -75,7 +75,7 @@ def measure_concepts(
     if reference < 8:
         raise ValueError(f"reference must be 8 or more, not {reference}")
     space.check(model)
-    if not 0 <= (start := space.acts_from if start is None else start) < 1:
+    if not 0 <= (start := space.active_from if start is None else start) < 1:
         raise ValueError(f"start must be 0 or more, below 1, not {start!r}")
     encoder, run = (
         get_encoder(encoder, model),
@@ -140,7 +140,7 @@ def image_pairs_from_report(
 def alignment_matrix(
     model: Model,
     space: SliderSpace,  # of any origin, such as `train_concepts`
-    found: Directions,
+    directions: Directions,
     rows: int = 32,  # noised samples
     strength: float = 1.0,  # both signs of it
     seed: int = 0,
@@ -149,16 +149,16 @@ def alignment_matrix(
     """What sliders do in single steps, against every direction that was found: mean cosines of feature changes (R10).
 
     Raises `ValueError` for sliders or directions of another model."""
-    encoder, run = encoder_of(model, None, found.samples), found.samples.run
+    encoder, run = encoder_of(model, None, directions.samples), directions.samples.run
     space.check(model)
     if model.identity() != run.identity:
         raise ValueError(f"the directions are of another model: of {run.model!r} as it was then")
-    with model.lock:
+    with model.adapter_lock:
         detach(model)
-        pool = make_noised_latents(model, found, list(range(run.samples)), rows, seed, batch)
+        pool = make_noised_latents(model, directions, list(range(run.samples)), rows, seed, batch)
         with space.on(model, {}):
             adapter = space.attach(model)
-            vectors = found.vectors.to(model.device)
+            vectors = directions.vectors.to(model.device)
             return held_out_cosines(
                 model, encoder, adapter, pool, vectors, strength, batch
             ).nanmean(1)

@@ -124,10 +124,10 @@ def label_with_vlm(
     model: Model,
     ends: EditPairs,
     ask: Callable,  # (list of PIL images, text) -> text, see `anthropic_vlm`, `openai_vlm` and `transformers_vlm`
-    asks: int = 6,  # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
+    n_questions: int = 6,  # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
     pairs: int = 4,  # of images in a question
     choices: list[str] | None = None,  # the only names that may be given; default: any
-    least: float = 0.5,  # agreement that makes confident
+    min_margin: float = 0.5,  # agreement that makes confident
     seed: int = 0,  # of the pairs and their order
     size: int = 256,  # pixels of an image's longer side, about
     progress=tqdm,
@@ -137,8 +137,8 @@ def label_with_vlm(
 
     Raises `ValueError` for fewer than 2 asks, 1 pair or 2 choices; what `ask` raises or answers is an error on its
     slider alone."""
-    if asks < 2:
-        raise ValueError(f"asks must be 2 or more, or there is no agreement, not {asks}")
+    if n_questions < 2:
+        raise ValueError(f"asks must be 2 or more, or there is no agreement, not {n_questions}")
     if pairs < 1:
         raise ValueError(f"pairs must be 1 or more, not {pairs}")
     if choices is not None:
@@ -153,7 +153,7 @@ def label_with_vlm(
         rng = random.Random(f"{seed} {i}")
         images = decode_latents(model, latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
         try:
-            answers = _asked(ask, images, ends.prompt, asks, pairs, choices, rng, size)
+            answers = _asked(ask, images, ends.prompt, n_questions, pairs, choices, rng, size)
         except Exception as e:  # of the service, the network, or of the answer
             rows.append(
                 Label(
@@ -167,9 +167,9 @@ def label_with_vlm(
             )
             continue
         agree = [[_agreement(a, b) for b in answers] for a in answers]
-        best = max(range(asks), key=lambda i: sum(agree[i]))
-        share = max(0.0, (sum(map(sum, agree)) - asks) / (asks * (asks - 1)))
-        rows.append(Label(name, *answers[best], share, share >= least))
+        best = max(range(n_questions), key=lambda i: sum(agree[i]))
+        share = max(0.0, (sum(map(sum, agree)) - n_questions) / (n_questions * (n_questions - 1)))
+        rows.append(Label(name, *answers[best], share, share >= min_margin))
     return Labels(rows, getattr(ask, "name", getattr(ask, "__name__", "eyes")))
 
 # %% ../../nbs/07_evaluation/04_vlm_labels.ipynb #cell-13

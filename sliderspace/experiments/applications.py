@@ -33,18 +33,18 @@ from sliderspace.evaluation.comparison import (
 )
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-05
-def _directions(space, found):
+def _directions(space, directions):
     "The direction of each slider; raises `ValueError` for sliders of others, or of none."
-    at = [row.get("direction", len(found.vectors)) for row in space.rows]
-    if max(at) >= len(found.vectors):
-        raise ValueError(f"these sliders are of other directions than {found}")
+    at = [row.get("direction", len(directions.vectors)) for row in space.rows]
+    if max(at) >= len(directions.vectors):
+        raise ValueError(f"these sliders are of other directions than {directions}")
     return at
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-06
 def mixing_strategies(
     model: Model,
     space: SliderSpace,
-    found: Directions
+    directions: Directions
     | None = None,  # that the sliders were trained for; None: without the ways that need its spectrum
     count: int = 3,  # sliders of a sparse mix
     strength: float = 1.0,
@@ -62,12 +62,14 @@ def mixing_strategies(
         "both signs": partial(sparse, both=True),
         "both signs, in range": lambda numbers: clamp_to_ranges(sparse(numbers, both=True), ranges),
     }
-    if found is not None:
-        at = _directions(space, found)
-        kinds["by singular value"] = partial(sparse, both=True, weights=found.singular_values[at])
-        together = torch.corrcoef(found.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
+    if directions is not None:
+        at = _directions(space, directions)
+        kinds["by singular value"] = partial(
+            sparse, both=True, weights=directions.singular_values[at]
+        )
+        together = torch.corrcoef(directions.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
         kinds["as the scores vary"] = partial(
-            gaussian_mixtures, together, size=strength * count**0.5
+            gaussian_mixtures, together, expected_norm=strength * count**0.5
         )
     more = "" if strength == 1 else f", strength {strength:g}"
     return [
@@ -87,7 +89,7 @@ def mixing_strategies(
 def decompose(
     model: Model,
     space: SliderSpace,  # of one prompt
-    found: Directions | None = None,  # that the sliders were trained for
+    directions: Directions | None = None,  # that the sliders were trained for
     images: int = 2500,  # of each way
     encoders=(
         None,
@@ -107,7 +109,10 @@ def decompose(
     Raises `ValueError` for a space without a prompt, and as `compare_generators` does."""
     prompts = space.card.get("prompts") or [""]
     check_prompt(prompts)
-    ways = [base_model(model), *mixing_strategies(model, space, found, count, strength, **options)]
+    ways = [
+        base_model(model),
+        *mixing_strategies(model, space, directions, count, strength, **options),
+    ]
     if control is not None:
         mixes = partial(sparse_mixtures, len(control), count=count, strength=strength)
         ways.append(
@@ -131,7 +136,7 @@ def baselines(
     return [
         base_model(model, **options),
         base_model(other, "the other model", batch=options.get("batch", 64)),
-        base_model(model.led_by(other), "its first step", **options),
+        base_model(model.with_first_steps_from(other), "its first step", **options),
         *(base_model(model, f"guidance {g:g}", guidance=g, **options) for g in guidances),
     ]
 
@@ -139,8 +144,8 @@ def baselines(
 def recovered_fraction(
     comparison: Comparison,
     measure: str,  # name of a figure, as in the comparison
-    lost: str = "unchanged",  # way without what was lost
-    whole: str = "the other model",  # way with all of it
+    baseline: str = "unchanged",  # way without what was lost
+    reference: str = "the other model",  # way with all of it
 ) -> dict[str, float]:  # way -> share; 1 is all of it, below 0 more was lost
     """How much of the way from one way's figure to another's each other way has gone, such as of lost diversity.
 
@@ -148,10 +153,16 @@ def recovered_fraction(
     value = {
         way: getattr(row[measure], "value", row[measure]) for way, row in comparison.rows.items()
     }
-    gap = value[whole] - value[lost]
+    gap = value[reference] - value[baseline]
     if not gap:
-        raise ValueError(f"{lost!r} and {whole!r} have the same {measure}: nothing was lost")
-    return {way: (v - value[lost]) / gap for way, v in value.items() if way not in (lost, whole)}
+        raise ValueError(
+            f"{baseline!r} and {reference!r} have the same {measure}: nothing was lost"
+        )
+    return {
+        way: (v - value[baseline]) / gap
+        for way, v in value.items()
+        if way not in (baseline, reference)
+    }
 
 # %% ../../nbs/10_experiments/00_applications.ipynb #cell-13
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,7 +219,7 @@ def transfer(
     found_alignment, found_effect, all_latents = [], [], []
     for name, (space, found) in spaces.items():
         at, run = _directions(space, found), found.samples.run
-        vectors, unit = found.vectors[at], found.unit[at]
+        vectors, unit = found.vectors[at], found.score_std[at]
         fresh = list(range(run.samples + 4000, run.samples + 4000 + samples))
         alignments, effects, made = [], [], []
         for prompt in prompts:

@@ -205,7 +205,7 @@ def edit_metrics(judged: TrialEvaluation) -> dict:
     ]
     return out | dict(
         steps=len(
-            active_steps(model, model.steps, replace(CONCEPT_DEFAULTS, acts_from=setup.used_from))
+            active_steps(model, model.steps, replace(CONCEPT_DEFAULTS, active_from=setup.used_from))
         )
     )
 

@@ -44,7 +44,7 @@ class Results:
         if name not in self.names:
             raise KeyError(f"no figure {name!r}: there are {self.names}")
 
-    def of(
+    def values(
         self,
         way: str,
         name: str,  # of a figure
@@ -68,13 +68,13 @@ class Results:
         ]
         return [mean(values) for values in finite if values]
 
-    def each(
+    def per_slider(
         self,
         way: str,
         name: str,  # of a figure with a number for each slider
     ) -> list[list[float]]:  # a seed each
         """Figures of every slider of a way."""
-        if not self.of(way, name):
+        if not self.values(way, name):
             raise KeyError(f"way {way!r} has no figure {name!r}")
         mine = sorted((row for row in self.rows if row["way"] == way), key=lambda row: row["seed"])
         return [row["figures"][name] for row in mine if name in row["figures"]]
@@ -93,7 +93,7 @@ class Results:
 
         return replace(self, rows=[row | dict(figures=some(row["figures"])) for row in self.rows])
 
-    def against(
+    def paired_difference(
         self,
         way: str,
         other: str,
@@ -104,9 +104,9 @@ class Results:
         """How much more a way has of a figure than another one, seed by seed. Raises `KeyError` for another way or
         figure, `ValueError` when no seed has it for both."""
         for w in (way, other):
-            self.of(w, name)  # or an error
+            self.values(w, name)  # or an error
         mine, theirs = (
-            {row["seed"]: self.of(w, name, row["seed"]) for row in self.rows if row["way"] == w}
+            {row["seed"]: self.values(w, name, row["seed"]) for row in self.rows if row["way"] == w}
             for w in (way, other)
         )
         change = [
@@ -122,7 +122,7 @@ class Results:
         """Means and standard deviations over seeds, of means over sliders."""
         return [
             ["", *self.names],
-            *([way, *(_text(self.of(way, n)) for n in self.names)] for way in self.ways),
+            *([way, *(_text(self.values(way, n)) for n in self.names)] for way in self.ways),
         ]
 
     def _repr_html_(self):
@@ -198,13 +198,13 @@ def plot_results(
     panels = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, names):
         for y, way in enumerate(results.ways):
-            values = results.of(way, name)
+            values = results.values(way, name)
             ax.plot(values, [y] * len(values), "o", color=f"C{y % 10}", alpha=0.5, markersize=5)
             if values:
                 ax.plot([mean(values)] * 2, [y - 0.3, y + 0.3], color=f"C{y % 10}", linewidth=3)
         base = _without(name)
         unchanged = (
-            [v for way in results.ways for v in results.of(way, base)]
+            [v for way in results.ways for v in results.values(way, base)]
             if base in results.names
             else []
         )

@@ -100,7 +100,15 @@ def vary_one(
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-08
 _MOST = dict(
-    samples=16, sliders=2, used=2, data_views=1, noised=4, held_out=2, mixed=8, updates=1, rank=2
+    samples=16,
+    sliders=2,
+    used=2,
+    data_views=1,
+    noised=4,
+    held_out=2,
+    mixed=8,
+    training_steps=1,
+    rank=2,
 )
 
 # %% ../../nbs/10_experiments/04_runner.ipynb #cell-09
@@ -120,10 +128,10 @@ def smoke_test(experiment: Experiment) -> Experiment:
     """The same with small numbers and its first seed alone: to see that it runs."""
     old, few = (
         experiment.setup,
-        {"start_rows": 4, "calibrated": False},
+        {"init_latents": 4, "calibrated": False},
     )  # plain customisation has neither
     fewer = _cut({f.name: getattr(old, f.name) for f in fields(TrialConfig) if f.name != "options"})
-    setup = replace(old, **fewer, options=_cut({"updates": 1} | old.options))
+    setup = replace(old, **fewer, options=_cut({"training_steps": 1} | old.options))
 
     def way(changes):
         return _cut(changes) | ({} if changes.get("parts", old.parts) else few)

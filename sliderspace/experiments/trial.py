@@ -67,7 +67,7 @@ class TrialConfig:
     sliders: int = 8
     options: dict = field(
         default_factory=dict
-    )  # of `training.train`, such as `updates`, `rank`, `targets`
+    )  # of `training.train`, such as `training_steps`, `rank`, `targets`
     noised: int = 48  # noised held-out samples that alignment is measured on
     distance: float | None = (
         None  # every slider is scaled until strength 1 moves images so far, see `judging.edits`
@@ -317,30 +317,33 @@ class Trial:
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-20
 def _options(setup):
     "What training is told: sliders of parts of the images are as large as those of directions, and trained as long."
-    return dict(rank=DEFAULT.rank, updates=DEFAULT.updates, targets=DEFAULT.targets) | setup.options
+    return (
+        dict(rank=DEFAULT.rank, training_steps=DEFAULT.training_steps, targets=DEFAULT.targets)
+        | setup.options
+    )
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-21
-def _trained(model, encoder, found, setup, seed, folder, progress):
+def _trained(model, encoder, directions, setup, seed, folder, progress):
     "The sliders of a setup. Raises `KeyboardInterrupt` if training was interrupted: its state is kept."
     usual = dict(seed=seed, folder=folder, progress=progress)
     if setup.parts:
         latents, parts = (
-            found.samples.latents,
-            _parts(found.samples, setup.parts, setup.sliders, seed),
+            directions.samples.latents,
+            _parts(directions.samples, setup.parts, setup.sliders, seed),
         )
         shown = {
             f"part {k}": decode_latents(model, latents[at.tolist()]) for k, at in enumerate(parts)
         }
         space = train_customization(
-            model, shown, found.samples.run.prompts[0], **usual, **_options(setup)
+            model, shown, directions.samples.run.prompts[0], **usual, **_options(setup)
         )
     else:
         space = train(
             model,
-            found,
+            directions,
             setup.sliders,
             encoder=encoder,
-            held_rows=setup.noised,
+            n_held_out=setup.noised,
             **usual,
             **setup.options,
         )
@@ -366,7 +369,7 @@ def check_trial(setup: TrialConfig, model: Model) -> Encoder:  # the setup's
     """Raise `ValueError` for what `run_trial` would fail at with this model after long work: an unknown encoder,
     targets that match no layer, a rank larger than they are, sliders that act in no step."""
     if setup.used_from:
-        active_steps(model, model.steps, replace(CONCEPT_DEFAULTS, acts_from=setup.used_from))
+        active_steps(model, model.steps, replace(CONCEPT_DEFAULTS, active_from=setup.used_from))
     options = _options(setup)
     check_rank(model, target_layers(model, options["targets"]), options["rank"])
     return encoder_for(setup.encoder, model)
@@ -409,5 +412,5 @@ def run_trial(
             if states:
                 shutil.rmtree(states, ignore_errors=True)
     if setup.used_from:
-        space = replace(space, card=space.card | dict(acts_from=setup.used_from))
+        space = replace(space, card=space.card | dict(active_from=setup.used_from))
     return Trial(setup, seed, model, found, space)

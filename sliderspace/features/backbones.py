@@ -40,7 +40,7 @@ def resize_for_network(
 @contextmanager
 def explain_load_errors(
     name: str,  # of the network, as the user gave it
-    cure: str,  # what to do
+    hint: str,  # what to do
 ):
     """A single kind of error, `ValueError` with a way out, for whatever goes wrong while weights are fetched."""
     try:
@@ -48,7 +48,7 @@ def explain_load_errors(
     except Exception as e:  # the hub, the disk and the file each raise their own
         raise ValueError(
             f"weights of {str(name)!r} could not be loaded ({type(e).__name__}: "
-            f"{' '.join(str(e).split())[:300]}); {cure}"
+            f"{' '.join(str(e).split())[:300]}); {hint}"
         ) from e
 
 # %% ../../nbs/03_features/00_backbones.ipynb #cell-06

@@ -37,9 +37,9 @@ def _out_of_memory(e):
 # %% ../../nbs/01_models/05_batching.ipynb #cell-06
 def run_in_batches(
     model: Model,
-    kind: str,  # of work: its size is remembered on the model, in `model.sizes`
-    work: Callable,  # rows -> anything; must leave nothing behind when it fails
-    rows: Tensor,  # indices of what is to be done, `(n,)`
+    key: str,  # of work: its size is remembered on the model, in `model.sizes`
+    fn: Callable,  # rows -> anything; must leave nothing behind when it fails
+    indices: Tensor,  # indices of what is to be done, `(n,)`
     batch: int,  # rows at once, at most
 ):
     """Yield `work(part)` for parts of the rows, in order.
@@ -47,28 +47,28 @@ def run_in_batches(
     On a GPU the first two parts are of one row, and what the second took decides about the rest; a part for which
     memory does not last is halved and tried again. Raises what `work` raises, and out-of-memory errors of one row."""
     at, gpu = 0, model.device.type == "cuda"
-    while at < len(rows):
-        unknown = gpu and kind not in model.sizes
-        size = 1 if unknown else min(batch, model.sizes.get(kind, batch))
-        part, made, short, probe = rows[at : at + size], None, False, unknown and at > 0
+    while at < len(indices):
+        unknown = gpu and key not in model.batch_sizes
+        size = 1 if unknown else min(batch, model.batch_sizes.get(key, batch))
+        part, made, short, probe = indices[at : at + size], None, False, unknown and at > 0
         if probe:
             torch.cuda.reset_peak_memory_stats(model.device)
             before = torch.cuda.memory_allocated(model.device)
         try:
-            made = work(part)
+            made = fn(part)
         except Exception as e:
             short = len(part) > 1 and _out_of_memory(e)
             if not short:
                 raise
         if short:  # here, where the error no longer holds on to what was allocated
             gc.collect()
-            model.memory.clear()  # prompts
+            model.prompt_cache.clear()  # prompts
             if gpu:
                 torch.cuda.empty_cache()
-            model.sizes[kind] = len(part) // 2
+            model.batch_sizes[key] = len(part) // 2
             continue
         if probe:
-            model.sizes[kind] = _fitting(
+            model.batch_sizes[key] = _fitting(
                 model.device, torch.cuda.max_memory_allocated(model.device) - before
             )
         at += len(part)

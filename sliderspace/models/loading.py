@@ -348,7 +348,7 @@ def load(
         guidance,
         size,
         preset.options if own else {},
-        parked=parked,
+        offload_hooks=parked,
         preview=tiny,
     )
     try:

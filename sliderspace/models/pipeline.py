@@ -55,19 +55,19 @@ class Model:
         None  # `(height, width)` of images in pixels; None: the pipeline's own
     )
     options: dict = field(default_factory=dict)  # arguments of calls that take `steps` steps
-    lock: object = field(
+    adapter_lock: object = field(
         default_factory=RLock
     )  # held while sliders are on or in training: one thread at a time
-    encoding: object = field(default_factory=RLock)  # held while a prompt is encoded
-    memory: dict = field(
+    prompt_lock: object = field(default_factory=RLock)  # held while a prompt is encoded
+    prompt_cache: dict = field(
         default_factory=dict
     )  # prompts as the pipeline encodes them, the newest 128
-    sizes: dict = field(
+    batch_sizes: dict = field(
         default_factory=dict
     )  # kind of work -> rows that fit into memory at once, see `memory`
-    parked: tuple = ()  # hooks that take the text encoders off the GPU again
+    offload_hooks: tuple = ()  # hooks that take the text encoders off the GPU again
     preview: nn.Module | None = None  # a tiny autoencoder, for pictures in training
-    leader: tuple | None = (
+    first_steps_model: tuple | None = (
         None  # another model, how many first steps it takes, and its guidance: see `led_by`
     )
 
@@ -128,22 +128,22 @@ class Model:
 
     def _encoded(self, call, keep=True):
         "What the pipeline's `encode_prompt` makes of one call, remembered if it is to be kept."
-        with self.encoding:
+        with self.prompt_lock:
             key = (
                 text_encoder_version(self.pipe),
                 repr(call.args),
                 repr(sorted(call.kwargs.items(), key=str)),
             )
-            made = self.memory.pop(key, None)
+            made = self.prompt_cache.pop(key, None)
             if made is None:
                 with torch.no_grad():
                     made = self.pipe.encode_prompt(*call.args, **call.kwargs)
-                for hook in self.parked:
+                for hook in self.offload_hooks:
                     hook.offload()
             if keep:
-                self.memory[key] = made  # the newest
-            if len(self.memory) > 128:
-                del self.memory[next(iter(self.memory))]
+                self.prompt_cache[key] = made  # the newest
+            if len(self.prompt_cache) > 128:
+                del self.prompt_cache[next(iter(self.prompt_cache))]
             return made
 
     def _encode_prompt(self, *args, **kwargs):
@@ -239,8 +239,8 @@ class Model:
         """The pipeline's own sampling, watched."""
         newest = []
         scheduler = with_step_callback(self.pipe.scheduler, on_step, newest)
-        if self.leader:
-            other, first, scale = self.leader
+        if self.first_steps_model:
+            other, first, scale = self.first_steps_model
 
             def x0_of(seen, *at):
                 return other.predict(seen.to(other.device).float(), at[0], prompt, scale, at[1:])[1]
@@ -396,8 +396,10 @@ class Model:
             ).encode()
         )
         found.update(str((self.size, self.options)).encode())
-        if self.leader:
-            found.update(str((self.leader[0].identity(), *self.leader[1:])).encode())
+        if self.first_steps_model:
+            found.update(
+                str((self.first_steps_model[0].identity(), *self.first_steps_model[1:])).encode()
+            )
         for part in self.parts():
             for name, p in part.named_parameters():
                 if ".sliderspace." in name:
@@ -413,7 +415,7 @@ class Model:
                 found.update(p.detach().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    def led_by(
+    def with_first_steps_from(
         self,
         other: "Model",  # with latents of the same kind, such as the one that this was distilled from
         steps: int = 1,  # the first ones of a sampling run, which the other model takes

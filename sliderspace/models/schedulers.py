@@ -129,8 +129,8 @@ class Step:
     index: int  # 0 is the noisiest
     timestep: Tensor  # as the scheduler counts them
     latents: Tensor  # what the denoiser saw, x_t, `(n, ...)`
-    signal: Tensor  # share of clean latents in x_t, a number
-    noise: Tensor  # share of unit noise
+    alpha: Tensor  # share of clean latents in x_t, a number
+    sigma: Tensor  # share of unit noise
     x0: Tensor  # estimate of the clean latents, `(n, ...)`
     next: Tensor  # latents after the step; after the last step, the sample
 

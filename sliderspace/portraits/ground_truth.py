@@ -85,7 +85,7 @@ class FactorReport:
         """Mean change of each factor at strengths -1 and 1, in [0, 1], `(K, factors)`."""
         return _mean(self._at_one)
 
-    def rise(
+    def value_gain(
         self,
         value: str,  # of a factor, such as "glasses"
         ends=(-1, 1),  # strengths
@@ -97,7 +97,7 @@ class FactorReport:
             raise ValueError(f"value must be one of {values}, not {value!r}")
         return self._moved(ends)[:, values.index(value)]
 
-    def elsewhere(
+    def off_target_change(
         self,
         factor: str,  # that is meant to change
         ends=(-1, 1),
@@ -106,7 +106,7 @@ class FactorReport:
         others = [i for i, f in enumerate(FACTORS) if f != factor]
         return _mean(self._at(ends))[:, others].mean(1)
 
-    def interference(
+    def off_target_shift(
         self,
         factor: str,  # that is meant to change
         ends=(-1, 1),
@@ -119,7 +119,7 @@ class FactorReport:
         ).mean(1)
 
     @property
-    def main(self) -> list[str]:
+    def main_factor(self) -> list[str]:
         """The factor that each slider changes most."""
         return [list(FACTORS)[i] for i in self.by_factor.argmax(1)]
 
@@ -278,17 +278,18 @@ def plot_truth(truth: FactorReport):  # a matplotlib `Figure`
 @torch.no_grad()
 def probe_directions(
     model: Model,  # that draws portraits
-    found: Directions,
+    directions: Directions,
     batch: int = 64,
 ) -> Tensor:  # in [0, 1], `(k, factors)`
     """Correlation ratio of every direction's final scores with every factor, as the classifier sees it.
 
     By chance it is about (values - 1) / (samples - 1): .13 for the nine styles in 64 samples, .01 in 800."""
     parts = [
-        score_factors(model.decode(x.to(model.device))) for x in found.samples.latents.split(batch)
+        score_factors(model.decode(x.to(model.device)))
+        for x in directions.samples.latents.split(batch)
     ]
     seen = {f: torch.cat([p[f] for p in parts]).argmax(1) for f in FACTORS}
-    scores, out = found.scores[:, -1], []
+    scores, out = directions.scores[:, -1], []
     for i, f in enumerate(FACTORS):
         mine = _DRAWN[seen["style"], i]
         values, s = F.one_hot(seen[f][mine], len(FACTORS[f])).float(), scores[mine]

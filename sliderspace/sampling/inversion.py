@@ -26,7 +26,7 @@ class Inversion:
     """Images as a sampling run: where it starts, and what is added after each step."""
 
     start: Tensor  # x at the first step, `(n, ...)`
-    missed: Tensor  # `(steps, n, ...)`
+    residuals: Tensor  # `(steps, n, ...)`
     prompts: list[str]
     steps: int
     guidance: float
@@ -97,7 +97,7 @@ def invert(
     prompt: str | list[str],  # that describes all, or one an image
     steps: int | None = None,  # of the sampler; default: the model's
     method: str = "edit-friendly",  # or "direct", or "ddim"
-    rounds: int = 0,  # more guesses at every step of "ddim" and "direct"
+    fixed_point_iterations: int = 0,  # more guesses at every step of "ddim" and "direct"
     guidance: float | None = None,
     seed: int = 0,  # of the noise of "edit-friendly"
     batch: int = 32,
@@ -107,8 +107,8 @@ def invert(
     Raises `ValueError` for another method, negative rounds, an empty prompt, and images of another size."""
     if method not in (known := ("edit-friendly", "direct", "ddim")):
         raise ValueError(f"method must be one of {known}, not {method!r}")
-    if not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"rounds must be 0 or more, not {rounds!r}")
+    if not isinstance(fixed_point_iterations, int) or fixed_point_iterations < 0:
+        raise ValueError(f"rounds must be 0 or more, not {fixed_point_iterations!r}")
     prompts = _each(prompt, images)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     clean = torch.cat([model.encode(x) for x in images.split(batch)])
@@ -120,7 +120,7 @@ def invert(
     else:
         for step in reversed(walk):
             x = path[0]
-            for _ in range(rounds + 1):
+            for _ in range(fixed_point_iterations + 1):
                 x = _before(model, x, path[0], step, prompts, guidance, batch)
             path.insert(0, x)
     missed = torch.zeros(len(walk), *clean.shape, device=clean.device)
@@ -134,17 +134,17 @@ def invert(
 @torch.no_grad()
 def replay(
     model: Model,
-    found: Inversion,
+    inversion: Inversion,
     prompt: str | list[str] | None = None,  # default: the one that it was inverted with
     batch: int = 32,
 ) -> Tensor:  # latents of the images, `(n, ...)`
     """Walk the run again, with whatever is on, such as in `with space.on(model, {"glasses": 1}, start=.5):`.
 
     Raises `ValueError` for an empty prompt, and for more or fewer prompts than images."""
-    prompts = found.prompts if prompt is None else _each(prompt, found.start)
-    x = found.start
-    for step, missed in zip(_walk(model, found.steps), found.missed):
-        x0, e = _estimates(model, x, step, prompts, found.guidance, batch)
+    prompts = inversion.prompts if prompt is None else _each(prompt, inversion.start)
+    x = inversion.start
+    for step, missed in zip(_walk(model, inversion.steps), inversion.residuals):
+        x0, e = _estimates(model, x, step, prompts, inversion.guidance, batch)
         x = step[3] * x0 + step[4] * e + missed
     return x
 
@@ -192,15 +192,15 @@ def prompt_to_prompt(
     noise: Tensor,  # unit variance, `(n, ...)`
     steps: int | None = None,
     guidance: float | None = None,
-    share: float = 0.8,  # of the steps in which attention is taken over, 0 to 1; 0 is plain prompt change
+    cross_replace_steps: float = 0.8,  # of the steps in which attention is taken over, 0 to 1; 0 is plain prompt change
 ) -> tuple[Tensor, Tensor]:  # latents of the images of either prompt, `(n, ...)`
     """Images of two prompts from the same noise, the second with the first one's cross-attention at the words that they
     share. Raises `ValueError` for a model without cross-attention layers of a unet, and a share out of range."""
     for text in (prompt, edited):
         check_prompt(text)
     steps = check_steps(model, steps)
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be 0 to 1, not {share!r}")
+    if not 0 <= cross_replace_steps <= 1:
+        raise ValueError(f"share must be 0 to 1, not {cross_replace_steps!r}")
     if model.denoiser_name != "unet":
         raise ValueError(f"prompt-to-prompt needs a unet, and {model.name} has none")
     tokens = [
@@ -210,7 +210,10 @@ def prompt_to_prompt(
     blocks = SequenceMatcher(None, *tokens, autojunk=False).get_matching_blocks()
     pairs = [(b.a + i, b.b + i) for b in blocks for i in range(b.size)]
     taken = []
-    with model.lock, _attention_of(model, pairs, len(noise), lambda: len(taken) < share * steps):
+    with (
+        model.adapter_lock,
+        _attention_of(model, pairs, len(noise), lambda: len(taken) < cross_replace_steps * steps),
+    ):
         both = [prompt] * len(noise) + [edited] * len(noise)
         return sample(
             model, both, torch.cat([noise, noise]), steps, guidance, on_step=taken.append

@@ -75,11 +75,11 @@ PROMPT_MODIFIERS = {  # kind -> phrases that fit behind most prompts
 def expand_prompt(
     prompt: str,
     count: int = 50,  # prompts wanted, the given one first
-    ask: Callable
+    llm: Callable
     | None = None,  # a language model: text to text, see `local_llm`; None: phrases are drawn
     phrases: dict[str, list[str]] = PROMPT_MODIFIERS,
     seed: int = 0,  # of the phrases
-    tries: int = 3,  # questions to the language model, at most
+    max_attempts: int = 3,  # questions to the language model, at most
 ) -> list[str]:  # different from each other
     """The prompt and variations of it.
 
@@ -87,8 +87,8 @@ def expand_prompt(
     language model that hold too few prompts as JSON; what it answers is parsed, never run."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt must be a non-empty text, not {prompt!r}")
-    if ask is not None:
-        return _asked(prompt, count, ask, tries)
+    if llm is not None:
+        return _asked(prompt, count, llm, max_attempts)
     kinds = [[None, *kind] for kind in phrases.values()]
     if prod(map(len, kinds)) <= 10_000:  # few enough to know them all
         every = list(dict.fromkeys(_joined(prompt, chosen) for chosen in product(*kinds)))
@@ -107,15 +107,15 @@ def _joined(prompt, phrases):
     return ", ".join([prompt, *filter(None, phrases)])
 
 # %% ../../nbs/02_sampling/00_prompts.ipynb #cell-07
-def _asked(prompt, count, ask, tries):
+def _asked(prompt, count, llm, max_attempts):
     "Prompts by a language model, asked again for what is missing."
     found, answer = {prompt: None}, ""
     if not 1 <= count <= 1000:
         raise ValueError(f"count must be 1 to 1000, not {count}")
-    for _ in range(tries):
+    for _ in range(max_attempts):
         if len(found) >= count:
             break
-        answer = ask(
+        answer = llm(
             f"Write {count - len(found) + 5} prompts for a text-to-image model, each a different way to see "
             f"the idea {json.dumps(prompt)}: vary style, setting, viewpoint, light and detail, and name the "
             f"idea in each. They must differ from these: {json.dumps(list(found)[-50:])}. Answer with a JSON "
@@ -124,7 +124,7 @@ def _asked(prompt, count, ask, tries):
         found |= dict.fromkeys(_strings(answer))
     if len(found) < count:
         raise ValueError(
-            f"ask gave {len(found) - 1} prompts as a JSON array of strings in {tries} answers, wanted "
+            f"ask gave {len(found) - 1} prompts as a JSON array of strings in {max_attempts} answers, wanted "
             f"{count - 1}; the last one begins {str(answer)[:80]!r}"
         )
     return list(found)[:count]

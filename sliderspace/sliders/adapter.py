@@ -172,7 +172,7 @@ class GatedAdapter:
         }
 
     @torch.no_grad()
-    def copy_in(
+    def load_weights(
         self,
         down: dict[str, Tensor],  # layer -> `(K r, in)`
         up: dict[str, Tensor],  # layer -> `(out, K r)`
@@ -182,7 +182,7 @@ class GatedAdapter:
             a.copy_(down[name])
             b.copy_(up[name])
 
-    def copy_out(
+    def get_weights(
         self,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down and up by layer, on the CPU
         """The weights of all layers, as `copy_in` takes them."""
@@ -191,7 +191,7 @@ class GatedAdapter:
             for i in (0, 1)
         )
 
-    def set(
+    def set_strengths(
         self,
         strengths: Tensor | None,  # `(K,)`, or `(n, K)` with one row an image; None: off
         window: tuple[float, float] = (
@@ -305,7 +305,7 @@ class GatedAdapter:
             del net.peft_config
 
     @property
-    def here(self) -> bool:
+    def is_attached(self) -> bool:
         """Whether it is on the denoiser still: `unload_lora_weights` and `set_adapters` of a pipeline end that."""
         layers = map(self.model.denoiser.get_submodule, self.layers)
         return all(

@@ -95,7 +95,7 @@ def sparse_mixtures(
     samples: list[int],  # numbers of the images
     count: int = 3,  # sliders of an image, 1 to K
     strength: float = 1.0,
-    both: bool = False,  # signs are drawn too
+    random_signs: bool = False,  # signs are drawn too
     weights: Tensor
     | None = None,  # chance of each slider, `(K,)`, such as singular values; default: all alike
     seed: int = 0,
@@ -122,36 +122,37 @@ def sparse_mixtures(
         gen = _random(seed, number)
         chosen = weights.multinomial(count, generator=gen)
         row[chosen] = strength * (
-            1 - 2 * torch.randint(2, (count,), generator=gen).float() if both else 1.0
+            1 - 2 * torch.randint(2, (count,), generator=gen).float() if random_signs else 1.0
         )
     return out
 
 # %% ../../nbs/05_sliders/03_mixing.ipynb #cell-12
 def gaussian_mixtures(
-    together: Tensor,  # covariance of the scores of all sliders' directions, `(K, K)`, such as their correlations
+    covariance: Tensor,  # covariance of the scores of all sliders' directions, `(K, K)`, such as their correlations
     samples: list[int],  # numbers of the images
-    size: float = 3**0.5,  # length of a mix, in expectation: that of three sliders at strength 1
+    expected_norm: float = 3
+    ** 0.5,  # length of a mix, in expectation: that of three sliders at strength 1
     seed: int = 0,
 ) -> Tensor:  # `(n, K)`
     """Gaussian strengths of all sliders, which vary together as scores do.
 
     Raises `ValueError` for anything but a symmetric matrix."""
-    together = torch.as_tensor(together, dtype=torch.float64)
-    square = together.ndim == 2 and together.shape[0] == together.shape[1]
+    covariance = torch.as_tensor(covariance, dtype=torch.float64)
+    square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
     if (
         not square
-        or not together.isfinite().all()
-        or not together.allclose(together.T)
-        or together.trace() <= 0
+        or not covariance.isfinite().all()
+        or not covariance.allclose(covariance.T)
+        or covariance.trace() <= 0
     ):
         raise ValueError(
-            f"together must be a finite symmetric (K, K) matrix, not {together.tolist()}"
+            f"together must be a finite symmetric (K, K) matrix, not {covariance.tolist()}"
         )
-    values, vectors = torch.linalg.eigh(together)
-    root = vectors * values.clamp(min=0).sqrt() * (size / together.trace().sqrt())
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() * (expected_norm / covariance.trace().sqrt())
     drawn = torch.stack(
         [
-            torch.randn(len(together), generator=_random(seed, i), dtype=torch.float64)
+            torch.randn(len(covariance), generator=_random(seed, i), dtype=torch.float64)
             for i in samples
         ]
     )

@@ -37,12 +37,12 @@ def _attached(model):
 # %% ../../nbs/05_sliders/01_space.ipynb #cell-05
 def detach(
     model: Model,
-    only=None,  # a space: leave all others where they are, and this one too while it is on
+    space=None,  # a space: leave all others where they are, and this one too while it is on
 ):
     """Take the sliders that are attached to a model off again, leaving it as it was."""
-    with model.lock:
-        space, adapter = _attached(model)
-        if adapter is None or only is not None and (space is not only or adapter.now.on):
+    with model.adapter_lock:
+        attached, adapter = _attached(model)
+        if adapter is None or space is not None and (space is not attached or adapter.now.on):
             return
         del model.denoiser._sliderspace
         adapter.remove()
@@ -72,7 +72,7 @@ class SliderSpace:
         """What the card says of each slider: measures, note, where it came from; empty where it says nothing."""
         return self.card.get("sliders", [{}] * len(self))
 
-    def mark(self) -> str:
+    def weights_hash(self) -> str:
         """A short hash of the weights: the same for the same sliders, whatever they are called."""
         found = sha256()
         for name in sorted(self.up):
@@ -81,10 +81,10 @@ class SliderSpace:
         return found.hexdigest()[:16]
 
     @property
-    def acts_from(self) -> float:
+    def active_from(self) -> float:
         """The part of the noise schedule after which these sliders were trained to act, 0 to 1; 0 for a sum of spaces
         that differ in it."""
-        return self.card.get("acts_from", 0.0)
+        return self.card.get("active_from", 0.0)
 
     def index(
         self,
@@ -141,7 +141,7 @@ class SliderSpace:
     def attach(self, model: Model, transfer: bool = False) -> GatedAdapter:
         """Put the sliders on a model, switched off (nothing changes yet); a space that was there before leaves."""
         space, adapter = _attached(model)
-        if space is self and adapter.here:
+        if space is self and adapter.is_attached:
             return adapter
         self.check(model, transfer)
         if space is not None:
@@ -151,7 +151,7 @@ class SliderSpace:
                 )
             detach(model)
         adapter = GatedAdapter(model, list(self.down), len(self), self.rank)
-        adapter.copy_in(self.down, self.up)
+        adapter.load_weights(self.down, self.up)
         model.denoiser._sliderspace = self, adapter
         return adapter
 
@@ -162,7 +162,7 @@ class SliderSpace:
         mix,  # as in `strengths`
         start: float
         | None = None,  # part of the noise schedule, 0 to 1, after which sliders act: 0.2 keeps the early
-        # layout; default: as they were trained, `acts_from`
+        # layout; default: as they were trained, `active_from`
         stop: float = 1.0,  # and before which
         transfer: bool = False,  # allow a model with other weights
     ):
@@ -170,20 +170,20 @@ class SliderSpace:
 
         Works in any call of the pipeline, guidance included; afterwards the model is as it was (attached sliders stay
         attached). Other threads' sliders wait meanwhile. Raises as `strengths`, `check`, `GatedAdapter.set` do."""
-        strengths, start = self.strengths(mix), self.acts_from if start is None else start
-        with model.lock:
+        strengths, start = self.strengths(mix), self.active_from if start is None else start
+        with model.adapter_lock:
             stays = _attached(model)[0] is self
             adapter = self.attach(model, transfer)
             before = adapter.now.strengths, adapter.now.window
             try:
-                adapter.set(strengths, (start, stop))
+                adapter.set_strengths(strengths, (start, stop))
                 yield self
             finally:
-                adapter.set(*before)
+                adapter.set_strengths(*before)
                 if not stays:
                     detach(model)
 
-    def take(self, sliders) -> "SliderSpace":  # numbers or labels
+    def subset(self, sliders) -> "SliderSpace":  # numbers or labels
         """A space of some of the sliders. Raises `KeyError` for an unknown one."""
         at = [self.index(s) for s in sliders]
         rows = torch.tensor(
@@ -203,7 +203,7 @@ class SliderSpace:
             card=card,
         )
 
-    def named(
+    def rename(
         self,
         slider,  # number or label
         label: str,  # its new one
@@ -332,7 +332,7 @@ class SliderSpace:
             space.check(model, transfer)
         return space
 
-    def fold(
+    def to_lora_state_dict(
         self,
         mix,  # {slider: strength}, or K numbers
     ) -> dict[str, Tensor]:  # an ordinary LoRA in peft's names for diffusers, alpha = rank
@@ -395,7 +395,7 @@ class SliderSpace:
             ]
         paths = []
         for name, m, hint in jobs:
-            state = self.fold(m)
+            state = self.to_lora_state_dict(m)
             if format == "kohya":
                 state = convert_state_dict_to_kohya(state)
             paths.append(folder / f"{name}.safetensors")

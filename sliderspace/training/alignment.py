@@ -30,44 +30,44 @@ from .trainer import TrainingConfig, Trainer
 class AlignmentConfig(TrainingConfig):
     """How sliders of directions are trained. The defaults are this project's way."""
 
-    start_rows: int = 48  # noised samples for the first-order start
-    ahead: bool = True  # the unchanged model answers before the updates, in full batches, not row by row in them
-    weight: float = 1.0  # of the cosine
-    least: float = 1e-6  # norm of a change below which the cosine fades
+    init_latents: int = 48  # noised samples for the first-order start
+    precompute_base: bool = True  # the base model predicts before training, in full batches, not row by row in each step
+    alignment_weight: float = 1.0  # of the cosine
+    min_change: float = 1e-6  # norm of a change below which the cosine fades
     two_sided: bool = True  # negative strengths are trained too
-    views: bool = True  # random views before the encoder
-    leash: float = 0.02  # weight of the relative squared change of the denoiser's output
-    leakage: float = 0.0  # weight of the squared cosines with the other sliders' directions
+    augmented: bool = True  # random views before the encoder
+    output_penalty: float = 0.02  # weight of the relative squared change of the denoiser's output
+    leakage_penalty: float = 0.0  # weight of the squared cosines with the other sliders' directions
     calibrated: bool = True  # strength 1 is one standard deviation
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-06
 DEFAULT = AlignmentConfig()
 SLIDERSPACE_RELEASE = AlignmentConfig(
     targets="keys-values",
-    start="orthonormal",
-    updates=1000,
-    drawn=3,
-    ahead=False,
-    relative=False,
+    init="orthonormal",
+    training_steps=1000,
+    sliders_per_step=3,
+    precompute_base=False,
+    relative_lr=False,
     lr=2e-3,
-    weight=0.1,
-    least=0.01,
+    alignment_weight=0.1,
+    min_change=0.01,
     two_sided=False,
-    views=False,
-    leash=0.0,
+    augmented=False,
+    output_penalty=0.0,
     calibrated=False,
 )
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-08
 def alignment_loss(
     change: Tensor,  # of features, `(n, d)`
-    wanted: Tensor,  # directions, signed, unit rows, `(n, d)`
-    least: float = 1e-6,  # norm of a change below which the cosine fades
+    target: Tensor,  # directions, signed, unit rows, `(n, d)`
+    min_change: float = 1e-6,  # norm of a change below which the cosine fades
 ) -> (
     Tensor
 ):  # 1 - cosine, `(n,)`, in [0, 2]; finite, with a gradient below 1/least, where nothing changes
     """The SliderSpace objective of one row (R5; Gandikota et al. 2025, eq. 5)."""
-    return 1 - (change * wanted).sum(1) / change.pow(2).sum(1).add(least**2).sqrt()
+    return 1 - (change * target).sum(1) / change.pow(2).sum(1).add(min_change**2).sqrt()
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-09
 class AlignmentTrainer(Trainer):
@@ -88,7 +88,9 @@ class AlignmentTrainer(Trainer):
     ):
         super().__init__(model, adapter, method, seed, batch)
         self.encoder, self.pool, self.vectors = encoder, pool, vectors
-        self.order = balanced_indices(len(pool.latents), method.updates * method.rows, self.gen)
+        self.order = balanced_indices(
+            len(pool.latents), method.training_steps * method.latents_per_step, self.gen
+        )
 
     @property
     def involved(self):
@@ -98,16 +100,19 @@ class AlignmentTrainer(Trainer):
         "An update in parts that fit: (sliders, their alignments, gradients), of some sliders on some rows of the pool."
         method, device = self.settings, self.model.device
         at = self.order[
-            torch.arange(self.done * method.rows, (self.done + 1) * method.rows) % len(self.order)
+            torch.arange(
+                self.done * method.latents_per_step, (self.done + 1) * method.latents_per_step
+            )
+            % len(self.order)
         ]
-        view = random_augmentation(self.gen, device) if method.views else None
-        signs = torch.ones(method.rows)
+        view = random_augmentation(self.gen, device) if method.augmented else None
+        signs = torch.ones(method.latents_per_step)
         if method.two_sided:
-            signs = torch.rand(method.rows, generator=self.gen).sub(0.5).sign()
-        pool, at = self.pool.pick(at), torch.arange(len(at), device=device)
+            signs = torch.rand(method.latents_per_step, generator=self.gen).sub(0.5).sign()
+        pool, at = self.pool.select(at), torch.arange(len(at), device=device)
         who, signs = who.to(device), signs.to(device)
-        self.adapter.set(None)
-        if not method.ahead:
+        self.adapter.set_strengths(None)
+        if not method.precompute_base:
             pool = with_base_predictions(self.model, pool, self.batch)
         with torch.no_grad():
             phi = normalized_features(self.model, self.encoder, pool.x0, view, preview=True)
@@ -122,20 +127,22 @@ class AlignmentTrainer(Trainer):
                 change = (
                     normalized_features(self.model, self.encoder, x0, view, preview=True) - phi[j]
                 )
-                aligned = 1 - alignment_loss(change, signs[j, None] * self.vectors[k], method.least)
-                loss = -method.weight * aligned
-                if method.leash:
-                    base = pool.output[j]
-                    loss = loss + method.leash * (out - base).flatten(1).pow(2).mean(
+                aligned = 1 - alignment_loss(
+                    change, signs[j, None] * self.vectors[k], method.min_change
+                )
+                loss = -method.alignment_weight * aligned
+                if method.output_penalty:
+                    base = pool.base_prediction[j]
+                    loss = loss + method.output_penalty * (out - base).flatten(1).pow(2).mean(
                         1
                     ) / base.flatten(1).pow(2).mean(1)
-                if method.leakage:
+                if method.leakage_penalty:
                     cosines = (
                         change
                         @ self.vectors.T
                         / change.pow(2).sum(1, keepdim=True).add(1e-12).sqrt()
                     )
-                    loss = loss + method.leakage * (cosines.pow(2).sum(1) - aligned.pow(2))
+                    loss = loss + method.leakage_penalty * (cosines.pow(2).sum(1) - aligned.pow(2))
                 if (fine := loss.isfinite()).all():
                     return (
                         k,
@@ -172,7 +179,7 @@ def map_over_signs(model, adapter, count, batch, work, strength=1.0):
             )
         )
     finally:
-        adapter.set(None)
+        adapter.set_strengths(None)
 
 # %% ../../nbs/06_training/02_alignment.ipynb #cell-12
 def per_slider_mean(sliders, seen):

@@ -50,18 +50,21 @@ def measure_effects(
     model: Model,
     encoder: Encoder,
     adapter: GatedAdapter,
-    found: Directions,
-    chosen: list[int],  # the direction of each slider
+    directions: Directions,
+    direction_ids: list[int],  # the direction of each slider
     samples: list[int],  # sample indices (their noise), best beyond the directions' own
     batch: int = 64,
 ) -> Tensor:  # `(K,)`, on the CPU, in standard deviations
     """Half the change of each slider's own score from strength -1 to 1, on final images of the whole sampling."""
-    run, noise = found.samples.run, initial_noise(model, found.samples.run.seed, samples)
+    run, noise = directions.samples.run, initial_noise(model, directions.samples.run.seed, samples)
     prompts = run.of(samples)
-    vectors, unit = found.vectors[chosen].to(model.device), found.unit[chosen].to(model.device)
+    vectors, unit = (
+        directions.vectors[direction_ids].to(model.device),
+        directions.score_std[direction_ids].to(model.device),
+    )
 
     def sampled(k, j, sign, strengths):
-        adapter.set(strengths)
+        adapter.set_strengths(strengths)
         mine = [prompts[i] for i in j.tolist()]
         phi = normalized_features(
             model, encoder, sample(model, mine, noise[j], run.steps, run.guidance)
@@ -78,12 +81,12 @@ def calibrate(
     model: Model,
     encoder: Encoder,
     adapter: GatedAdapter,  # rescaled in place
-    found: Directions,
-    chosen: list[int],
+    directions: Directions,
+    direction_ids: list[int],
     samples: list[int],  # whose noise is used
     rounds: int = 3,
     batch: int = 64,  # images in a denoiser call
-    most: float = 4.0,  # times that a round changes an effect
+    max_rescale: float = 4.0,  # times that a round changes an effect
 ):
     """Rescale every slider towards the size at which strength 1 moves final images by one standard deviation.
 
@@ -99,27 +102,29 @@ def calibrate(
         return new
 
     for _ in range(rounds):
-        effect = measure_effects(model, encoder, adapter, found, chosen, samples, batch)
+        effect = measure_effects(model, encoder, adapter, directions, direction_ids, samples, batch)
         away = (effect - 1).abs()
         better = away < least
         best, least = torch.where(better, size, best), torch.where(better, away, least)
-        step = (1 / effect.clamp(min=1 / most)).clamp(1 / most, most)
+        step = (1 / effect.clamp(min=1 / max_rescale)).clamp(1 / max_rescale, max_rescale)
         size = resize(torch.where(better, size * step, (best * size).sqrt()))
     resize(best)
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-08
 def choose_directions(
-    found: Directions,
+    directions: Directions,
     count: int,  # sliders wanted
-    most_timing: float = 0.5,  # directions that the step alone explains by more than this are passed over
+    max_step_variance: float = 0.5,  # directions that the step alone explains by more than this are passed over
 ) -> list[int]:  # indices, largest variance first
     """The first directions that are about what is in the image rather than how far the denoising has come.
 
     Raises `ValueError` when there are fewer than `count`."""
-    usable = [i for i, t in enumerate(found.timing.tolist()) if t <= most_timing]
+    usable = [
+        i for i, t in enumerate(directions.step_variance_ratio.tolist()) if t <= max_step_variance
+    ]
     if not isinstance(count, int) or not 1 <= count <= len(usable):
         raise ValueError(
-            f"sliders must be 1 to {len(usable)} for {len(found.vectors)} directions, not {count!r}; "
+            f"sliders must be 1 to {len(usable)} for {len(directions.vectors)} directions, not {count!r}; "
             "discover more directions first"
         )
     return usable[:count]
@@ -132,9 +137,9 @@ def check_rank(model: Model, layers: list[str], rank: int):
         raise ValueError(f"rank must be 1 to {most} for these layers, not {rank}")
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-10
-def _check(model, found, layers, rank):
+def _check(model, directions, layers, rank):
     "Raise `ValueError` for anything that would fail, or mislead, after long work."
-    run = found.samples.run
+    run = directions.samples.run
     check_rank(model, layers, rank)
     check_trainable(model)
     if run.samples < 16:
@@ -148,7 +153,7 @@ def _check(model, found, layers, rank):
         )
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-11
-def _measured(found, chosen, cosines, timesteps, **more):
+def _measured(directions, direction_ids, cosines, timesteps, **more):
     "What the card says of each slider, from `(K, n, K)` cosines; alignments by timestep, the noisiest first."
     mean, own = cosines.nanmean(1), cosines.diagonal(dim1=0, dim2=2).T  # (K, K), (K, n)
     leakage = (mean - mean.diag().diag()).abs().amax(1)
@@ -158,24 +163,24 @@ def _measured(found, chosen, cosines, timesteps, **more):
     rows = [
         dict(
             direction=d,
-            explained=found.explained[d].item(),
+            explained=directions.explained_variance_ratio[d].item(),
             alignment=mean[i, i].item(),
             alignment_spread=spread[i].item(),
             alignment_by_timestep=by[i].tolist(),
             leakage=leakage[i].item(),
         )
-        for i, d in enumerate(chosen)
+        for i, d in enumerate(direction_ids)
     ]
     return dict(sliders=rows, cosines=mean.tolist(), timesteps_measured=times.tolist(), **more)
 
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-13
-def _start(kept, model, encoder, found, goal, layers, method, seed, samples, batch, progress):
+def _start(kept, model, encoder, directions, goal, layers, method, seed, samples, batch, progress):
     "Down- and up-projections to start from."
     K = len(goal[0])
-    if method.start != "first-order":
-        return standard_init(model, method.start, layers, K, method.rank, seed)
+    if method.init != "first-order":
+        return standard_init(model, method.init, layers, K, method.rank, seed)
     if (there := kept.read("start")) is None:
-        pool = make_noised_latents(model, found, samples, method.start_rows, seed, batch)
+        pool = make_noised_latents(model, directions, samples, method.init_latents, seed, batch)
         down, up = gradient_init(
             model, encoder, pool, *goal, layers, method.rank, progress=progress
         )
@@ -188,7 +193,7 @@ def _start(kept, model, encoder, found, goal, layers, method, seed, samples, bat
 # %% ../../nbs/06_training/03_from_directions.ipynb #cell-14
 def train(
     model: Model,
-    found: Directions,
+    directions: Directions,
     sliders: int = 16,  # how many directions get a slider
     method: AlignmentConfig = DEFAULT,  # or `alignment.PUBLISHED`
     encoder=None,  # must be the one that the directions were found with; None: by its name
@@ -196,63 +201,80 @@ def train(
     folder: str
     | Path
     | None = None,  # keep the state of training here, and go on from what is there
-    held_rows: int = 48,  # noised held-out samples for the alignment, both signs each
+    n_held_out: int = 48,  # noised held-out samples for the alignment, both signs each
     batch: int = 64,  # images in a denoiser call, at most
-    every: int = 25,  # updates between states that are kept
+    save_every: int = 25,  # training steps between checkpoints
     progress=tqdm,
-    **options,  # fields of the method, such as `updates`, `rank`, `targets`
+    **options,  # fields of the method, such as `training_steps`, `rank`, `targets`
 ) -> SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    Ctrl-C ends the updates, a second one the calibration. Raises `ValueError` before any work, for bad numbers, options
+    Ctrl-C ends the training early, a second one the calibration. Raises `ValueError` before any work, for bad numbers, options
     and targets, and for another model or encoder; `FloatingPointError` when nothing is finite from the first update."""
-    run, chosen = found.samples.run, choose_directions(found, sliders)
-    method = override(method, options, batch=batch, every=every)
-    encoder = encoder_of(model, encoder, found.samples)
+    run, chosen = directions.samples.run, choose_directions(directions, sliders)
+    method = override(method, options, batch=batch, every=save_every)
+    encoder = encoder_of(model, encoder, directions.samples)
     layers = target_layers(model, method.targets)
     last, fresh = run.samples - max(2, run.samples // 8), list(range(run.samples, run.samples + 10))
-    _check(model, found, layers, method.rank)
-    with model.lock:
+    _check(model, directions, layers, method.rank)
+    with model.adapter_lock:
         detach(model)  # what the unchanged model answers must be its own
-    goal = tuple(v[chosen].to(model.device) for v in (found.vectors, found.unit))
+    goal = tuple(v[chosen].to(model.device) for v in (directions.vectors, directions.score_std))
     origin = dict(
         fingerprint=model.fingerprint(layers),
         denoiser=model.denoiser_name,
-        timesteps=found.timesteps,
+        timesteps=directions.timesteps,
     )
     card = asdict(run) | origin | asdict(method) | dict(training_seed=seed)
     kept = Checkpoint(
-        folder, card | dict(vectors=sha256(found.vectors[chosen].numpy().tobytes()).hexdigest())
+        folder,
+        card | dict(vectors=sha256(directions.vectors[chosen].numpy().tobytes()).hexdigest()),
     )
     begun = _start(
-        kept, model, encoder, found, goal, layers, method, seed, list(range(last)), batch, progress
+        kept,
+        model,
+        encoder,
+        directions,
+        goal,
+        layers,
+        method,
+        seed,
+        list(range(last)),
+        batch,
+        progress,
     )
     pool = make_noised_latents(
-        model, found, list(range(last)), method.updates * method.rows, seed, batch, method.ahead
+        model,
+        directions,
+        list(range(last)),
+        method.training_steps * method.latents_per_step,
+        seed,
+        batch,
+        method.precompute_base,
     )
     test = make_noised_latents(
-        model, found, list(range(last, run.samples)), held_rows, seed + 1, batch
+        model, directions, list(range(last, run.samples)), n_held_out, seed + 1, batch
     )
     with temporary_adapter(model, layers, sliders, method.rank) as adapter:
-        adapter.copy_in(*begun)
+        adapter.load_weights(*begun)
         steps = AlignmentTrainer(model, encoder, adapter, pool, goal[0], method, seed, batch)
         try:
-            why = run_training(steps, kept, every, progress)
+            why = run_training(steps, kept, save_every, progress)
         finally:
             steps.close()
         try:
             if method.calibrated:
-                calibrate(model, encoder, adapter, found, chosen, fresh, batch=batch)
+                calibrate(model, encoder, adapter, directions, chosen, fresh, batch=batch)
         except KeyboardInterrupt:
             why = "interrupted"
         cosines = held_out_cosines(model, encoder, adapter, test, goal[0], batch=batch)
-        weights = adapter.copy_out()
+        weights = adapter.get_weights()
     card |= _measured(
-        found,
+        directions,
         chosen,
         cosines,
         test.timestep,
-        updates=steps.done,
+        training_steps=steps.done,
         lost=steps.lost.tolist(),
         ended=why,
     )

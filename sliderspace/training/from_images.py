@@ -109,13 +109,15 @@ class ImageTargets:
     def more(self, adapter, gen) -> list[TargetBatch]:
         "Some pairs of each slider at every timestep of the sampler, in random order."
         model, made = self.model, []
-        adapter.set(None)
+        adapter.set_strengths(None)
         for i in torch.randperm(len(self.acting), generator=gen).tolist():
             t, signal, share = (g[self.acting[i]] for g in self.grid)
             x0, noise, slider, strength = [], [], [], []
             for k, shown in enumerate(self.latents):
                 at = torch.randint(
-                    len(next(iter(shown.values()))), (self.settings.rows,), generator=gen
+                    len(next(iter(shown.values()))),
+                    (self.settings.latents_per_step,),
+                    generator=gen,
                 )
                 drawn = torch.randn(len(at), *model.latent_shape, generator=gen)
                 for s, images in shown.items():
@@ -139,7 +141,7 @@ class ImageTargets:
                 torch.arange(len(x0)),
                 self.batch,
             )
-            made.append(replace(rows, base=mse(torch.cat(list(parts)), rows.wanted)))
+            made.append(replace(rows, base=mse(torch.cat(list(parts)), rows.target)))
         return made
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-07
@@ -173,14 +175,14 @@ def _latents(model, shown, batch):
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-09
 def _fitted(
-    model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check
+    model, shown, prompt, settings, seed, folder, steps, batch, save_every, progress, options, check
 ):
     "Sliders fitted to images, label -> {strength: images}."
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be one text, not {prompt!r}")
     check_prompt(prompt)
     settings, steps = (
-        override(settings, options, batch=batch, every=every),
+        override(settings, options, batch=batch, every=save_every),
         check_steps(model, steps),
     )
     target_layers(model, settings.targets)  # or an error, before long work
@@ -201,7 +203,17 @@ def _fitted(
         ],
     )
     return fit_sliders(
-        model, source, list(shown), about, settings, seed, folder, steps, batch, every, progress
+        model,
+        source,
+        list(shown),
+        about,
+        settings,
+        seed,
+        folder,
+        steps,
+        batch,
+        save_every,
+        progress,
     )
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-10
@@ -216,9 +228,9 @@ def train_image_pairs(
     | None = None,  # keep the state of training here, and go on from what is there
     steps: int | None = None,  # of the sampler at whose timesteps is trained; default: the model's
     batch: int = 64,  # images in a denoiser call, at most
-    every: int = 25,  # updates between states that are kept, or a little more
+    save_every: int = 25,  # training steps between checkpoints, or a little more
     progress=tqdm,
-    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+    **options,  # fields of the settings, such as `training_steps`, `rank`, `targets`
 ) -> SliderSpace:
     """Train a slider for each attribute shown in pairs, all at once (Concept Sliders, R9; 2023, eq. 9).
 
@@ -237,7 +249,7 @@ def train_image_pairs(
         folder,
         steps,
         batch,
-        every,
+        save_every,
         progress,
         options,
         _check_shown,
@@ -255,9 +267,9 @@ def train_customization(
     | None = None,  # keep the state of training here, and go on from what is there
     steps: int | None = None,  # of the sampler at whose timesteps is trained; default: the model's
     batch: int = 64,  # images in a denoiser call, at most
-    every: int = 25,  # updates between states that are kept, or a little more
+    save_every: int = 25,  # training steps between checkpoints, or a little more
     progress=tqdm,
-    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+    **options,  # fields of the settings, such as `training_steps`, `rank`, `targets`
 ) -> SliderSpace:
     """Plain customisation: each slider at strength 1 learns to draw its own images, by the denoising loss alone.
 
@@ -273,5 +285,16 @@ def train_customization(
         )
     shown = {label: {1.0: x} for label, x in images.items()}
     return _fitted(
-        model, shown, prompt, settings, seed, folder, steps, batch, every, progress, options, check
+        model,
+        shown,
+        prompt,
+        settings,
+        seed,
+        folder,
+        steps,
+        batch,
+        save_every,
+        progress,
+        options,
+        check,
     )

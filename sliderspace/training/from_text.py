@@ -122,14 +122,14 @@ class TextTargets:
     def more(self, adapter, gen) -> list[TargetBatch]:
         "A few samples of each slider at either strength, taken apart into their steps, in random order."
         model, K, seen = self.model, len(self.concepts), []
-        slider = torch.arange(K).repeat_interleave(2 * self.settings.rows)
-        strength = torch.tensor([1.0, -1.0]).repeat(K * self.settings.rows)
+        slider = torch.arange(K).repeat_interleave(2 * self.settings.latents_per_step)
+        strength = torch.tensor([1.0, -1.0]).repeat(K * self.settings.latents_per_step)
         prompts = [self.concepts[k].target for k in slider.tolist()]
         noise = torch.randn(len(slider), *model.latent_shape, generator=gen).to(model.device)
 
         def sampled(part):
-            adapter.set(
-                F.one_hot(slider[part], K) * strength[part, None], (self.settings.acts_from, 1.0)
+            adapter.set_strengths(
+                F.one_hot(slider[part], K) * strength[part, None], (self.settings.active_from, 1.0)
             )
             steps = []
             sample(
@@ -142,12 +142,12 @@ class TextTargets:
             return steps
 
         seen = list(run_in_batches(model, "states", sampled, torch.arange(len(slider)), self.batch))
-        adapter.set(None)
+        adapter.set_strengths(None)
 
         def at(i):
             step, latents = seen[0][i], torch.cat([steps[i].latents for steps in seen])
             return TargetBatch(
-                latents, step.timestep, (step.signal, step.noise), prompts, slider, strength
+                latents, step.timestep, (step.alpha, step.sigma), prompts, slider, strength
             )
 
         order = torch.randperm(len(self.acting), generator=gen).tolist()
@@ -162,7 +162,7 @@ class TextTargets:
         for i, (k, s) in enumerate(zip(rows.slider.tolist(), rows.strength.tolist())):
             concept = self.concepts[k]
             words = concept.preserve or ("",)
-            if self.settings.one_preserved:
+            if self.settings.sample_preserved:
                 words = [words[torch.randint(len(words), (), generator=gen)]]
             own.append(len(jobs))
             jobs.append((i, concept.target, 1.0, 0.0))
@@ -193,7 +193,7 @@ class TextTargets:
             torch.zeros_like(out[own]).index_add_(0, row.to(out.device), out * wide(w))
             for w in weights
         )
-        if self.settings.rescaled:
+        if self.settings.rescale_target:
             wanted = wanted * wide(
                 strong.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-12)
             )
@@ -210,9 +210,9 @@ def train_concepts(
     | None = None,  # keep the state of training here, and go on from what is there
     steps: int | None = None,  # of the sampler whose states are trained on; default: the model's
     batch: int = 64,  # images in a denoiser call, at most
-    every: int = 25,  # updates between states that are kept, or as soon as a sample has been used up
+    save_every: int = 25,  # training steps between checkpoints, or as soon as a sample has been used up
     progress=tqdm,
-    **options,  # fields of the settings, such as `updates`, `rank`, `targets`
+    **options,  # fields of the settings, such as `training_steps`, `rank`, `targets`
 ) -> SliderSpace:
     """Train a slider for each attribute in words, all at once (Concept Sliders, R8).
 
@@ -224,9 +224,9 @@ def train_concepts(
         raise ValueError(
             f"concepts must be `Concept`s or the path of a file with some, not {concepts!r}"
         )
-    settings = override(settings, options, batch=batch, every=every)
-    if settings.rescaled is None:
-        settings = replace(settings, rescaled=model.prediction_type == "flow_prediction")
+    settings = override(settings, options, batch=batch, every=save_every)
+    if settings.rescale_target is None:
+        settings = replace(settings, rescale_target=model.prediction_type == "flow_prediction")
     steps = check_steps(model, steps)
     about = dict(
         prompts=list(dict.fromkeys(c.target for c in concepts)),
@@ -237,5 +237,5 @@ def train_concepts(
         [c.label for c in concepts],
     )
     return fit_sliders(
-        model, source, labels, about, settings, seed, folder, steps, batch, every, progress
+        model, source, labels, about, settings, seed, folder, steps, batch, save_every, progress
     )

@@ -29,14 +29,14 @@ class NoisedLatents:
 
     latents: Tensor  # x_t, `(n, ...)`
     timestep: Tensor  # `(n,)`, on the CPU
-    signal: Tensor  # share of the samples in x_t, `(n,)`, on the CPU
-    noise: Tensor  # share of unit noise, `(n,)`, on the CPU
-    output: Tensor  # the unchanged prediction, after guidance, `(n, ...)`
+    alpha: Tensor  # share of the samples in x_t, `(n,)`, on the CPU
+    sigma: Tensor  # share of unit noise, `(n,)`, on the CPU
+    base_prediction: Tensor  # the unchanged prediction, after guidance, `(n, ...)`
     x0: Tensor  # the unchanged estimate, `(n, ...)`
     prompts: list[str]  # of each row
     guidance: float
 
-    def pick(
+    def select(
         self,
         rows: Tensor,  # indices, `(n,)`
     ) -> "NoisedLatents":
@@ -50,15 +50,15 @@ class NoisedLatents:
 @torch.no_grad()
 def make_noised_latents(
     model: Model,
-    found: Directions,
+    directions: Directions,
     samples: list[int],  # which of the directions' samples to noise
     rows: int,  # noised samples wanted; every sampler step equally often
     seed: int,
     batch: int = 64,
-    ahead: bool = True,  # the unchanged model answers now, or with `with_base_predictions` later
+    precompute_base: bool = True,  # the unchanged model answers now, or with `with_base_predictions` later
 ) -> NoisedLatents:
     """Noise samples at the sampler's own timesteps, each at least once, and run the unchanged model on them."""
-    run, gen = found.samples.run, torch.Generator().manual_seed(seed)
+    run, gen = directions.samples.run, torch.Generator().manual_seed(seed)
     grid = model.timesteps(run.steps)
     once = torch.cat(
         [torch.ones(1, dtype=torch.bool), grid[0][1:] != grid[0][:-1]]
@@ -66,7 +66,7 @@ def make_noised_latents(
     rows = max(rows, int(once.sum()))
     t, signal, share = (g[once][torch.arange(rows) * int(once.sum()) // rows] for g in grid)
     chosen = torch.tensor(samples)[balanced_indices(len(samples), rows, gen)]
-    clean = found.samples.latents[chosen]
+    clean = directions.samples.latents[chosen]
     noise = torch.randn(clean.shape, generator=gen)
 
     def wide(s):
@@ -74,7 +74,7 @@ def make_noised_latents(
 
     x = (wide(signal) * clean + wide(share) * noise).to(model.device)
     blank = NoisedLatents(x, t, signal, share, x, x, run.of(chosen.tolist()), run.guidance)
-    return with_base_predictions(model, blank, batch) if ahead else blank
+    return with_base_predictions(model, blank, batch) if precompute_base else blank
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-07
 @torch.no_grad()
@@ -111,7 +111,7 @@ def predict_latents(
     groups = [(t == at).nonzero().flatten().to(rows.device) for at in t.unique()]
     for group in groups:
         if adapter is not None:
-            adapter.set(strengths[group])
+            adapter.set_strengths(strengths[group])
         one = rows[group[0]].cpu()
         prompts = [pool.prompts[i] for i in rows[group].tolist()]
         calls.append(
@@ -120,7 +120,7 @@ def predict_latents(
                 pool.timestep[one],
                 prompts,
                 pool.guidance,
-                (pool.signal[one], pool.noise[one]),
+                (pool.alpha[one], pool.sigma[one]),
             )
         )
     back = torch.cat(groups).argsort()
@@ -130,7 +130,7 @@ def predict_latents(
 @contextmanager
 def temporary_adapter(model, layers, sliders, rank):
     "An adapter that leaves the model in the end; other threads' sliders wait meanwhile."
-    with model.lock:
+    with model.adapter_lock:
         detach(model)
         adapter = GatedAdapter(model, layers, sliders, rank)
         try:
@@ -144,14 +144,14 @@ def score_gradients(
     encoder: Encoder,
     pool: NoisedLatents,
     vectors: Tensor,  # directions, `(K, d)`
-    unit: Tensor,  # standard deviation of each score, `(K,)`
+    score_std: Tensor,  # standard deviation of each score, `(K,)`
     weights: list[Tensor],  # with respect to which: parameters in the denoiser
-    own=None,  # `(k, gradient)` -> the part of it that is kept for direction k; None: all
+    project=None,  # `(k, gradient)` -> the part of it that is kept for direction k; None: all
     batch: int = 16,
     progress=tqdm,
 ) -> list[Tensor]:  # a weight each, `(K, *its shape)`, or of the parts that are kept
     """Gradients of the mean scores, in standard deviations. Rows that are not finite are left out."""
-    keep = own or (lambda k, g: g)
+    keep = project or (lambda k, g: g)
     total = [
         torch.stack([keep(k, torch.zeros_like(w)) for k in range(len(vectors))]) for w in weights
     ]
@@ -169,7 +169,7 @@ def score_gradients(
             phi = normalized_features(
                 model, encoder, predict_latents(model, pool, rows[fine])[1], preview=True
             )
-        scores = (phi @ vectors.T / unit).sum(0) / len(pool.latents)
+        scores = (phi @ vectors.T / score_std).sum(0) / len(pool.latents)
         kept = [[] for _ in weights]
         for k, score in enumerate(scores):
             more = torch.autograd.grad(
@@ -198,25 +198,27 @@ def gradient_init(
     encoder: Encoder,
     pool: NoisedLatents,
     vectors: Tensor,  # directions, `(K, d)`
-    unit: Tensor,  # standard deviation of each score, `(K,)`
+    score_std: Tensor,  # standard deviation of each score, `(K,)`
     layers: list[str],
     rank: int = 1,
     effect: float = 0.3,  # first-order change of the score at strength 1, in standard deviations
-    spare: int = 8,  # more ranks to search in
+    oversampling: int = 8,  # more ranks to search in
     batch: int = 16,
     progress=tqdm,
-    most: int = 2
+    max_gradient_bytes: int = 2
     ** 30,  # gradients that take no more bytes than this, of float32 weights, are formed: in half the time
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down `(K r, in)` and up `(out, K r)` by layer
     """Sliders at the first-order solution: the low-rank parts of their own scores' gradients, scaled."""
     K, gen = len(vectors), torch.Generator().manual_seed(0)
-    with model.lock:
+    with model.adapter_lock:
         detach(model)  # a space that is in use has no part in this
     own = [model.denoiser.get_submodule(n).weight for n in layers]
-    width = min(rank + spare, *(d for w in own for d in w.flatten(1).shape))
-    goal = model, encoder, pool, vectors, unit
-    if 4 * K * sum(w.numel() for w in own) <= most and all(w.dtype == torch.float32 for w in own):
-        with model.lock:
+    width = min(rank + oversampling, *(d for w in own for d in w.flatten(1).shape))
+    goal = model, encoder, pool, vectors, score_std
+    if 4 * K * sum(w.numel() for w in own) <= max_gradient_bytes and all(
+        w.dtype == torch.float32 for w in own
+    ):
+        with model.adapter_lock:
             whole = score_gradients(*goal, own, None, batch, progress)
         tests = [torch.randn(K, g[0, 0].numel(), width, generator=gen).to(g) for g in whole]
         flat = [g.flatten(2) for g in whole]
@@ -225,20 +227,20 @@ def gradient_init(
         return low_rank(dict(zip(layers, spans)), dict(zip(layers, inner)), rank, effect)
     with temporary_adapter(model, layers, 1, width) as adapter:
         pairs = adapter.parameters()
-        adapter.copy_in(
+        adapter.load_weights(
             {n: torch.randn(a.shape, generator=gen) for n, (a, _) in pairs.items()},
             {n: torch.zeros_like(b) for n, (_, b) in pairs.items()},
         )
-        adapter.set(torch.ones(1))
+        adapter.set_strengths(torch.ones(1))
         spans = score_gradients(*goal, [up for _, up in pairs.values()], None, batch, progress)
     spans = [torch.linalg.qr(y.flatten(2))[0] for y in spans]  # (K, out, width)
     with temporary_adapter(model, layers, K, width) as adapter:
         pairs = adapter.parameters()
-        adapter.copy_in(
+        adapter.load_weights(
             {n: torch.zeros_like(a) for n, (a, _) in pairs.items()},
             {n: q.movedim(0, 1).reshape(b.shape) for q, (n, (_, b)) in zip(spans, pairs.items())},
         )
-        adapter.set(torch.ones(K))
+        adapter.set_strengths(torch.ones(K))
         inner = score_gradients(
             *goal,
             [down for down, _ in pairs.values()],
@@ -280,15 +282,15 @@ def low_rank(
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-17
 def standard_init(
     model: Model,
-    kind: str,  # "random": down-projections random, up-projections 0; "orthonormal": up-projections random with
+    init: str,  # "random": down-projections random, up-projections 0; "orthonormal": up-projections random with
     layers: list[str],  # orthonormal columns a slider, down-projections 0
     sliders: int,
     rank: int = 1,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # down and up by layer
     """Sliders that do nothing yet. Raises `ValueError` for another kind."""
-    if kind not in ("random", "orthonormal"):
-        raise ValueError(f"start must be 'first-order', 'random' or 'orthonormal', not {kind!r}")
+    if init not in ("random", "orthonormal"):
+        raise ValueError(f"start must be 'first-order', 'random' or 'orthonormal', not {init!r}")
     gen, down, up = torch.Generator().manual_seed(seed), {}, {}
     for name in layers:
         out, *rest = model.denoiser.get_submodule(name).weight.shape
@@ -296,7 +298,7 @@ def standard_init(
             torch.zeros(sliders * rank, *rest),
             torch.zeros(out, sliders * rank, *[1] * (len(rest) - 1)),
         )
-        if kind == "random":
+        if init == "random":
             torch.nn.init.kaiming_uniform_(a, a=5**0.5, generator=gen)
         else:
             columns = torch.linalg.qr(torch.randn(sliders, out, rank, generator=gen))[0]

@@ -39,8 +39,8 @@ class TargetBatch:
     prompts: list[str]
     slider: Tensor  # `(n,)`
     strength: Tensor  # `(n,)`
-    wanted: Tensor | None = None  # `(n, ...)`
-    base: Tensor | None = None  # squared distance of the unchanged prediction from it, `(n,)`
+    target: Tensor | None = None  # `(n, ...)`
+    base_error: Tensor | None = None  # squared distance of the unchanged prediction from it, `(n,)`
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-06
 def unguided_scale(model):
@@ -68,15 +68,15 @@ class ConceptConfig(TrainingConfig):
     """How sliders that are asked for are trained."""
 
     rank: int = 4
-    start: str = "random"
-    updates: int = 500
-    rows: int = 1  # samples, or pairs, of a slider in an update, each at every strength
+    init: str = "random"
+    training_steps: int = 500
+    latents_per_step: int = 1  # samples, or pairs, of a slider in an update, each at every strength
     lr: float = 0.1
-    one_preserved: bool = False  # an update draws one preserved text, as the released code; or takes all, as the paper
-    acts_from: float = (
+    sample_preserved: bool = False  # an update draws one preserved text, as the released code; or takes all, as the paper
+    active_from: float = (
         0.0  # part of the noise schedule after which the sliders act, in training as in use: 0 to 1
     )
-    rescaled: bool | None = (
+    rescale_target: bool | None = (
         None  # what is wanted gets the norm of the positive answer; None: for flow models
     )
 
@@ -100,21 +100,21 @@ class ConceptTrainer(Trainer):
             while len(part):  # again without the rows that are not finite
                 loss = _loss(self.model, self.adapter, rows, part)
                 if (fine := loss.isfinite().cpu()).all():
-                    k, whole = rows.slider[part], rows.base[part].clamp(min=1e-12)
+                    k, whole = rows.slider[part], rows.base_error[part].clamp(min=1e-12)
                     total = (loss / self.each[k].to(loss)).sum()
                     gradients = torch.autograd.grad(total, self.stack.real, materialize_grads=True)
                     return k.to(loss.device), 1 - loss.detach() / whole, gradients
                 part = part[fine]
 
-        for made in run_in_batches(self.model, "updates", work, mine, self.batch):
+        for made in run_in_batches(self.model, "training", work, mine, self.batch):
             if made is not None:
                 yield made
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-11
 def _loss(model, adapter, rows, part):
     "Squared distance of some rows' predictions from what is wanted, with their sliders on."
-    adapter.set(F.one_hot(rows.slider[part], adapter.sliders) * rows.strength[part, None])
-    return mse(predict_targets(model, rows, part), rows.wanted[part])
+    adapter.set_strengths(F.one_hot(rows.slider[part], adapter.sliders) * rows.strength[part, None])
+    return mse(predict_targets(model, rows, part), rows.target[part])
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-12
 @torch.no_grad()
@@ -127,19 +127,19 @@ def held_out_fit(model, adapter, source, seed, batch):
         parts = run_in_batches(
             model, "predictions", partial(_loss, model, adapter, rows), every, batch
         )
-        errors, base = torch.cat(list(parts)).cpu(), rows.base.cpu()
+        errors, base = torch.cat(list(parts)).cpu(), rows.base_error.cpu()
         fine = errors.isfinite() & base.isfinite()
         left.index_add_(0, rows.slider[fine], errors[fine])
         whole.index_add_(0, rows.slider[fine], base[fine])
-    adapter.set(None)
+    adapter.set_strengths(None)
     return 1 - left / whole.clamp(min=1e-12)
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-13
 @torch.no_grad()
 def active_steps(model, steps, settings):
     "Which of the sampler's steps sliders act in. Raises `ValueError` when there are none."
-    if not 0 <= (late := settings.acts_from) < 1:
-        raise ValueError(f"acts_from must be from 0 to below 1, not {late!r}")
+    if not 0 <= (late := settings.active_from) < 1:
+        raise ValueError(f"active_from must be from 0 to below 1, not {late!r}")
     if not late:
         return list(range(len(model.timesteps(steps)[0])))
     told, done, total = [], [], model.pipe.scheduler.config.num_train_timesteps
@@ -163,7 +163,7 @@ def active_steps(model, steps, settings):
         hook.remove()
     acting = [i for i, d in enumerate(done) if bool(d >= late)]
     if not acting:
-        raise ValueError(f"acts_from={late} leaves none of the {steps} steps")
+        raise ValueError(f"active_from={late} leaves none of the {steps} steps")
     return acting
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-14
@@ -171,16 +171,16 @@ CONCEPT_DEFAULTS = ConceptConfig()
 
 # %% ../../nbs/06_training/04_prediction_matching.ipynb #cell-15
 def fit_sliders(
-    model, source, labels, about, settings, seed, folder, steps, batch, every, progress
+    model, source, labels, about, settings, seed, folder, steps, batch, save_every, progress
 ):
     "Sliders fitted to the rows of a source, with a card."
     check_trainable(model)
-    if settings.start == "first-order":
+    if settings.init == "first-order":
         raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
     layers, K = target_layers(model, settings.targets), len(labels)
     if twice := [l for l in labels if labels.count(l) > 1]:
         raise ValueError(f"two sliders have the label {twice[0]!r}")
-    with model.lock:
+    with model.adapter_lock:
         detach(model)  # what identifies the model must be its own
     card = (
         dict(
@@ -196,14 +196,14 @@ def fit_sliders(
     )
     kept = Checkpoint(folder, card | dict(identity=model.identity()))
     with temporary_adapter(model, layers, K, settings.rank) as adapter:
-        adapter.copy_in(*standard_init(model, settings.start, layers, K, settings.rank, seed))
-        updates = ConceptTrainer(model, adapter, source, settings, seed, batch)
+        adapter.load_weights(*standard_init(model, settings.init, layers, K, settings.rank, seed))
+        trainer = ConceptTrainer(model, adapter, source, settings, seed, batch)
         try:
-            why = run_training(updates, kept, every, progress)
+            why = run_training(trainer, kept, save_every, progress)
         finally:
-            updates.close()
+            trainer.close()
         reached = held_out_fit(model, adapter, source, seed + 1, batch)
-        down, up = adapter.copy_out()
+        down, up = adapter.get_weights()
     rows = [row | dict(reached=r) for row, r in zip(about["sliders"], reached.tolist())]
-    card |= dict(updates=updates.done, lost=updates.lost.tolist(), ended=why, sliders=rows)
+    card |= dict(training_steps=trainer.done, lost=trainer.lost.tolist(), ended=why, sliders=rows)
     return SliderSpace(down, up, labels, torch.tensor([[-2.0, 2.0]] * K), settings.rank, card)

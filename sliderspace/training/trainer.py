@@ -26,15 +26,13 @@ class TrainingConfig:
     rank: int = 1
     targets: str = "attention"  # layers that change, see `adapters.target_layers`
     # "first-order", "random" or "orthonormal" (`usual_start`; its up-projections stay as they are)
-    start: str = "first-order"
-    updates: int = 450  # of every slider; those of a slider that stops go to the others
-    rows: int = 1  # noised samples in an update, each given to all its sliders
-    drawn: int = 0  # sliders of an update, drawn at random; 0: all
-    relative: bool = True  # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
+    init: str = "first-order"
+    training_steps: int = 450  # of every slider; those of a slider that stops go to the others
+    latents_per_step: int = 1  # noised samples in an update, each given to all its sliders
+    sliders_per_step: int = 0  # sliders of an update, drawn at random; 0: all
+    relative_lr: bool = True  # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
     lr: float = 0.15
-    patience: int = (
-        0  # a slider stops when what it reaches has not grown for so many updates; 0: never
-    )
+    patience: int = 0  # a slider stops when its metric has not grown for so many steps; 0: never
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-05
 def override(settings, options, **counts):
@@ -43,28 +41,28 @@ def override(settings, options, **counts):
     unknown = set(options) - set(known)
     if unknown:
         raise ValueError(
-            f"train has no option {sorted(unknown)[0]!r}; the method's are {', '.join(known)}"
+            f"there is no option {sorted(unknown)[0]!r}; the options are {', '.join(known)}"
         )
     settings = replace(settings, **options)
     for name, least in (
         ("rank", 1),
-        ("updates", 0),
-        ("rows", 1),
-        ("start_rows", 1),
-        ("drawn", 0),
+        ("training_steps", 0),
+        ("latents_per_step", 1),
+        ("init_latents", 1),
+        ("sliders_per_step", 0),
         ("patience", 0),
         *((name, 1) for name in counts),
     ):
         value = counts[name] if name in counts else getattr(settings, name, least)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be {least} or more, not {value!r}")
-    if not 0 < (value := getattr(settings, "least", 0.5)) < 1:
-        raise ValueError(f"least must be between 0 and 1, not {value!r}")
-    for name in ("lr", "weight", "leash", "leakage"):
+    if not 0 < (value := getattr(settings, "min_change", 0.5)) < 1:
+        raise ValueError(f"min_change must be between 0 and 1, not {value!r}")
+    for name in ("lr", "alignment_weight", "output_penalty", "leakage_penalty"):
         if not 0 <= (value := getattr(settings, name, 0)) < float("inf"):
             raise ValueError(f"{name} must be 0 or more, and finite, not {value!r}")
-    if settings.start not in (kinds := ("first-order", "random", "orthonormal")):
-        raise ValueError(f"start must be one of {kinds}, not {settings.start!r}")
+    if settings.init not in (kinds := ("first-order", "random", "orthonormal")):
+        raise ValueError(f"init must be one of {kinds}, not {settings.init!r}")
     return settings
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-06
@@ -92,28 +90,28 @@ class PerSliderAdam:
             return [p.detach().movedim(d, 0).reshape(adapter.sliders, -1) for p, d in sides]
 
         begun = torch.stack([r.pow(2).mean(1).sqrt() for r in rows_of(sides)], 1)
-        if settings.start != "first-order":  # one side starts at 0: in units of the other
+        if settings.init != "first-order":  # one side starts at 0: in units of the other
             begun = begun.unflatten(1, (-1, 2)).amax(2).repeat_interleave(2, 1)
-        if settings.start == "orthonormal":
+        if settings.init == "orthonormal":
             sides, begun = sides[::2], begun[:, ::2]  # up-projections stay
-        self.views = [
+        self.augmented = [
             p.detach().movedim(d, 0) for p, d in sides
         ]  # (K r, ...), of the adapter's own memory
         self.real = [p.requires_grad_(True) for p, _ in sides]
         self.dims, self.sliders = [d for _, d in sides], adapter.sliders
         rows = rows_of(sides)
         self.widths = torch.tensor([r.shape[1] for r in rows], device=rows[0].device)
-        self.unit = begun.clamp(min=1e-8) if settings.relative else torch.ones_like(begun)
+        self.step_scale = begun.clamp(min=1e-8) if settings.relative_lr else torch.ones_like(begun)
         self.hats = list((torch.cat(rows, 1) / self._wide()).unbind())
-        adam = dict(betas=(0.8, 0.98), weight_decay=0.0) if settings.relative else {}
+        adam = dict(betas=(0.8, 0.98), weight_decay=0.0) if settings.relative_lr else {}
         self.optimizer = torch.optim.AdamW(self.hats, lr=settings.lr, **adam)
 
     def _wide(self):
-        return self.unit.repeat_interleave(self.widths, 1)
+        return self.step_scale.repeat_interleave(self.widths, 1)
 
     def _write(self):
         for view, row in zip(
-            self.views, (torch.stack(self.hats) * self._wide()).split(self.widths.tolist(), 1)
+            self.augmented, (torch.stack(self.hats) * self._wide()).split(self.widths.tolist(), 1)
         ):
             view.copy_(row.reshape(view.shape))
 
@@ -143,12 +141,12 @@ class PerSliderAdam:
             for n in ("exp_avg", "exp_avg_sq")
         }
         steps = torch.tensor([float(s.get("step", 0)) for s in known])
-        return dict(hats=torch.stack(self.hats), unit=self.unit, steps=steps) | kept
+        return dict(hats=torch.stack(self.hats), unit=self.step_scale, steps=steps) | kept
 
     @torch.no_grad()
     def load(self, state):
-        state = {n: t.to(self.unit.device) for n, t in state.items()}
-        self.unit.copy_(state["unit"])
+        state = {n: t.to(self.step_scale.device) for n, t in state.items()}
+        self.step_scale.copy_(state["step_scale"])
         for k, hat in enumerate(self.hats):
             hat.copy_(state["hats"][k])
             if step := state["steps"][k].item():
@@ -168,7 +166,7 @@ class Trainer:
     """Training, an update at a time: iterate over it for what each slider reaches, `(K,)`, nan for sliders not in it.
 
     Rows whose loss is not finite are left out and counted in `lost`, `(K,)`. Raises `FloatingPointError` after 10
-    updates in a row without a finite one. `state` and `load` let another process go on to the same weights."""
+    steps in a row without a finite loss. `state` and `load` let another process go on to the same weights."""
 
     reached = ""  # what is yielded, in a word
     queue = ()  # rows that wait: between states they are not kept
@@ -192,17 +190,17 @@ class Trainer:
             0,
             0,
             0,
-        )  # updates; slider-updates; updates without a finite row
-        self.each = torch.full((K,), settings.rows)  # rows of a slider in an update
+        )  # steps; steps of each slider; steps without a finite row
+        self.each = torch.full((K,), settings.latents_per_step)  # rows of a slider in an update
         self.lost, self.active = torch.zeros(K), torch.ones(K, dtype=torch.bool)
         self.seen, self.mean = torch.zeros(
             2, K
-        )  # updates in which something finite was seen; the running mean then
+        )  # steps in which something finite was seen; the running mean then
         self.best, self.best_at = torch.full((K,), -torch.inf), torch.zeros(K)
 
     def __iter__(self):
         K = self.adapter.sliders
-        total = self.settings.updates * min(self.settings.drawn or K, K)
+        total = self.settings.training_steps * min(self.settings.sliders_per_step or K, K)
         try:
             while self.spent < total and self.active.any():
                 yield self._update(self.spent / total)
@@ -210,14 +208,14 @@ class Trainer:
             self.close()
 
     def close(self):
-        self.adapter.set(None)
+        self.adapter.set_strengths(None)
         self.stack.close()
 
     def _update(self, progress):
         settings, device = self.settings, self.model.device
         who = self.active.nonzero().flatten()
-        if settings.drawn:
-            who = who[torch.randperm(len(who), generator=self.gen)[: settings.drawn]]
+        if settings.sliders_per_step:
+            who = who[torch.randperm(len(who), generator=self.gen)[: settings.sliders_per_step]]
         reached, count = torch.zeros(2, self.adapter.sliders, device=device)
         for k, values, gradients in self._parts(who):
             for p, g in zip(self.stack.real, gradients):
@@ -233,7 +231,7 @@ class Trainer:
                 "the model in float32 or bfloat16, or train with a smaller lr"
             )
         self.stack.step(
-            settings.lr * (1 - 0.9 * progress if settings.relative else 1), set(who.tolist())
+            settings.lr * (1 - 0.9 * progress if settings.relative_lr else 1), set(who.tolist())
         )
         self.done, self.spent = self.done + 1, self.spent + len(who)
         if settings.patience:
@@ -297,17 +295,17 @@ class Checkpoint:
             )
 
 # %% ../../nbs/06_training/01_trainer.ipynb #cell-13
-def run_training(steps, kept, every, progress):
-    "Make the updates; what has been trained is kept when they end early. Why they did, in words, or an empty text."
+def run_training(steps, kept, save_every, progress):
+    "Run the training; what has been trained is kept when it ends early. Give the reason in words, or an empty text."
     if (state := kept.read("state")) is not None:
         steps.load(state)
-    bar = progress(steps, total=steps.settings.updates, initial=steps.done, desc="training")
+    bar = progress(steps, total=steps.settings.training_steps, initial=steps.done, desc="training")
     why, written = "", steps.done
     try:
         for reached in bar:
             if isinstance(bar, tqdm):
                 bar.set_postfix({steps.reached: f"{reached.nanmean():.2f}"}, refresh=False)
-            if steps.done - written >= every and not steps.queue:  # nothing is in flight
+            if steps.done - written >= save_every and not steps.queue:  # nothing is in flight
                 kept.write("state", steps.state())
                 written = steps.done
         kept.write("state", steps.state())

@@ -220,7 +220,7 @@ class Controls(ipywidgets.VBox):
         keys = box(
             key("reset", "all strengths to 0", "refresh", self.reset),
             key("undo", "the picture before", "undo", self.undo),
-            key("surprise", "three sliders at random", "random", self.surprise),
+            key("surprise", "three sliders at random", "random", self.randomize),
             self.hidden,
             self.edit,
         )

@@ -73,7 +73,7 @@ class Board(Controls):
         if past:
             self.position, self._past = past[-1], past
 
-    def reproduce(
+    def set_from_coordinates(
         self,
         coordinates,  # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
     ):
@@ -90,7 +90,7 @@ class Board(Controls):
             )
         self.mix = {i: round(at[d], 1) for i, d in found.items()}
 
-    def surprise(self):
+    def randomize(self):
         """Three sliders at random strengths within their ranges, all others at 0: the paper's sparse mixes."""
         chosen = self._own.sample(range(len(self.space)), min(3, len(self.space)))
         self.mix = {i: round(self._own.uniform(*self.space.ranges[i].tolist()), 1) for i in chosen}
@@ -110,7 +110,10 @@ class Board(Controls):
         """Write the board as a preset, JSON, under its name. Raises `ValueError` for a name that is none."""
         strengths = self.space.strengths(self.mix).tolist()
         here = asdict(self.position) | dict(
-            mix=self.mix, strengths=strengths, sliders=self.space.mark(), model=self.model.name
+            mix=self.mix,
+            strengths=strengths,
+            sliders=self.space.weights_hash(),
+            model=self.model.name,
         )
         path = self._path().with_suffix(".json")
         write_bytes(path, json.dumps(here, indent=1, ensure_ascii=False).encode())
@@ -123,7 +126,7 @@ class Board(Controls):
         path = self.folder / f"{name}.json"
         try:
             kept = json.loads(path.read_text("utf-8"))
-            if kept.get("sliders", here := self.space.mark()) != here:
+            if kept.get("sliders", here := self.space.weights_hash()) != here:
                 raise ValueError("it is of other sliders")
             strengths = self.space.strengths(
                 kept.get("strengths", kept["mix"])
@@ -158,7 +161,7 @@ class Board(Controls):
         at, (label, note) = self.rows.index(row), [field.value for field in row.fields.children]
 
         def rename():
-            self.space = self.space.named(at, label, note)
+            self.space = self.space.rename(at, label, note)
             row.called(self.space.labels[at], note)
             if self.file:
                 self.space.save(self.file)
@@ -199,7 +202,7 @@ class Board(Controls):
         if self._still or self.model is None:
             return
         position = self.position
-        if (kept := self._painter.kept(position)) and self._painter.kept(position.base):
+        if (kept := self._painter.cached(position)) and self._painter.cached(position.base):
             self.image.value = kept
         else:
             self.status.value = "busy"
@@ -209,9 +212,9 @@ class Board(Controls):
         "Show both pictures of a position, or what went wrong."
         try:
             self.status.value, self.status.tooltip, begun = "busy", None, perf_counter()
-            new = not all(map(self._painter.kept, (position.base, position)))
+            new = not all(map(self._painter.cached, (position.base, position)))
             for widget, wanted in ((self.base, position.base), (self.image, position)):
-                picture = self._painter.paint(
+                picture = self._painter.render(
                     wanted, lambda: self._newest.superseded, partial(self._preview, widget)
                 )
                 if picture is None:
@@ -271,7 +274,7 @@ class Board(Controls):
         if self.model is None:
             return
         self._newest.close()
-        detach(self.model, only=self._painter.space)
+        detach(self.model, space=self._painter.space)
         self._painter.made.clear()
         self.model = self._painter = self._report = None
         super().close()
@@ -302,21 +305,21 @@ def board(
         raise ValueError(f"images must be 1 to 16, not {images!r}")
     if not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, not {seed!r}")
-    if report is not None and report.space.mark() != space.mark():
+    if report is not None and report.space.weights_hash() != space.weights_hash():
         raise ValueError(f"the report is of other sliders: {report.space}, not {space}")
     if (
         file is not None
         and Path(file).expanduser().exists()
-        and SliderSpace.load(file).mark() != space.mark()
+        and SliderSpace.load(file).weights_hash() != space.weights_hash()
     ):
         raise ValueError(f"file {str(file)!r} holds other sliders, which new names would overwrite")
-    with model.lock:
+    with model.adapter_lock:
         adapter = space.attach(
             model
         )  # it stays, switched off: to attach takes as long as a picture
     if adapter.now.strengths is not None:
         raise ValueError("leave the `with space.on(...)` first: a board waits for it")
-    position = BoardState(prompt, seed, images, steps, float(guidance), (space.acts_from, 1.0))
+    position = BoardState(prompt, seed, images, steps, float(guidance), (space.active_from, 1.0))
     shown = Board(model, space, position, report, Path(folder).expanduser(), file, thumbnails)
     shown.wait()  # the cells below may use the model
     return shown

@@ -164,10 +164,10 @@ def _scrubbed(report, label, usable, picture):
     )
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-14
-def _found(model, found, own):
+def _found(model, directions, own):
     "Pictures of what was there before any training; of the first directions when no slider is of any."
-    ends = plot_extremes(model, found, own or range(min(8, len(found.vectors))))
-    return {"spectrum.png": to_png(plot_spectrum(found)), "ends.png": to_png(ends)}
+    ends = plot_extremes(model, directions, own or range(min(8, len(directions.vectors))))
+    return {"spectrum.png": to_png(plot_spectrum(directions)), "ends.png": to_png(ends)}
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-15
 def _found_html(pictures):
@@ -179,7 +179,7 @@ def _found_html(pictures):
 def write_report(
     folder: str | Path,
     model: Model,
-    found: Directions,
+    directions: Directions,
     report: Report,  # from `measures.measure`
     progress=tqdm,
 ) -> Path:  # of the page
@@ -187,10 +187,10 @@ def write_report(
 
     The page needs nothing beside it: each strip can be scrubbed there, and the date chooses one of seven mixes.
     Raises `ValueError` when the folder cannot be written."""
-    folder, space, run = ensure_writable_dir(folder), report.space, found.samples.run
-    for kept, name in ((space, "space"), (found, "directions")):
+    folder, space, run = ensure_writable_dir(folder), report.space, directions.samples.run
+    for kept, name in ((space, "space"), (directions, "directions")):
         kept.save(folder / f"{name}.safetensors")
-    pictures = _found(model, found, [r["direction"] for r in space.card["sliders"]])
+    pictures = _found(model, directions, [r["direction"] for r in space.card["sliders"]])
     pictures |= {
         "report.png": to_png(plot_report(report)),
         "sliders.png": to_png(plot_sliders(model, report)),
@@ -212,7 +212,7 @@ def write_report(
     days = _days(model, space, run.prompts, new, run.seed, run.steps, run.guidance, 64, progress)
     body = f"""<h1>{len(space)} sliders of “{escape(run.prompt)}”</h1>
 <p>Found without labels in {run.samples} samples of <b>{escape(model.name)}</b> ({run.steps} steps, guidance
-{run.guidance:g}, seed {run.seed}; {escape(run.encoder)} features of {escape(found.timesteps)} steps), one low-rank
+{run.guidance:g}, seed {run.seed}; {escape(run.encoder)} features of {escape(directions.timesteps)} steps), one low-rank
 slider trained for each direction. All images below are of noise that was not used to find or to train anything.
 Strength 1 is meant to move an image's score by one standard deviation of the model's own images.</p>
 {days}<h2>Sliders</h2><p>The same seeds at strengths from {report.strengths[0]:g} to {report.strengths[-1]:g}; 0 is
@@ -237,7 +237,7 @@ def write_gallery(
     space: SliderSpace,  # of any origin
     report: Report
     | None = None,  # of these sliders, from `measure` or `measure_asked`; None: they are played here
-    found: Directions
+    directions: Directions
     | None = None,  # with them the page shows the spectrum, and both ends of theirs
     prompt: str
     | list[str]
@@ -256,7 +256,7 @@ def write_gallery(
     cannot be written, all before any picture is made."""
     path = Path(path).expanduser()
     if report is not None and (
-        report.space.labels != space.labels or report.space.mark() != space.mark()
+        report.space.labels != space.labels or report.space.weights_hash() != space.weights_hash()
     ):
         raise ValueError(
             f"the report is of other sliders: {report.space.labels}, not {space.labels}"
@@ -264,9 +264,9 @@ def write_gallery(
     if path.is_dir():
         raise ValueError(f"path must be a file, not the folder {str(path)!r}")
     own = [row["direction"] for row in space.rows if "direction" in row]
-    if found is not None and max(own, default=0) >= len(found.vectors):
+    if directions is not None and max(own, default=0) >= len(directions.vectors):
         raise ValueError(
-            f"these sliders are of other directions than {found}: of number {max(own)}"
+            f"these sliders are of other directions than {directions}: of number {max(own)}"
         )
     prompt, numbers = check_play(model, space, prompt, samples, steps, None, batch)
     ensure_writable_dir(path.parent)
@@ -287,7 +287,7 @@ def write_gallery(
         return all(row.get(key) is not None for row in space.rows)
 
     columns = {name: (k, f) for name, (k, f) in MORE_COLUMNS.items() if known(k)}
-    more = "" if found is None else _found_html(_found(model, found, own))
+    more = "" if directions is None else _found_html(_found(model, directions, own))
     of = (
         prompt
         if isinstance(prompt, str)

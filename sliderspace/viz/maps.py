@@ -38,8 +38,8 @@ class Embedding2D:
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-05
 def embed_2d(
-    found: Directions,
-    kind: str = "umap",  # or "pca"
+    directions: Directions,
+    method: str = "umap",  # or "pca"
     steps: str = "final",  # "final" images, or "all" steps' estimates
     neighbours: int = 15,  # of UMAP: few for detail, many for the whole
     seed: int = 0,
@@ -49,17 +49,17 @@ def embed_2d(
     Raises `ValueError` for another kind, another word for `steps`, and fewer points than neighbours allow."""
     from sklearn.manifold import trustworthiness
 
-    if kind not in ("umap", "pca"):
-        raise ValueError(f"kind must be 'umap' or 'pca', not {kind!r}")
+    if method not in ("umap", "pca"):
+        raise ValueError(f"kind must be 'umap' or 'pca', not {method!r}")
     if steps not in ("final", "all"):
         raise ValueError(f"steps must be 'final' or 'all', not {steps!r}")
-    phi = found.samples.features
+    phi = directions.samples.features
     n, total = phi.shape[:2]
     at = torch.arange(total) if steps == "all" else torch.tensor([total - 1])
     rows = phi[:, at].flatten(0, 1).numpy()
     if not 2 <= neighbours < len(rows):
         raise ValueError(f"neighbours must be 2 to {len(rows) - 1}, not {neighbours}")
-    if kind == "pca":
+    if method == "pca":
         from sklearn.decomposition import PCA
 
         points = PCA(2, random_state=seed).fit_transform(rows)
@@ -75,7 +75,7 @@ def embed_2d(
         torch.from_numpy(np.ascontiguousarray(points, np.float32)),
         torch.arange(n).repeat_interleave(len(at)),
         at.repeat(n),
-        kind.upper(),
+        method.upper(),
         float(trust),
     )
 
@@ -102,9 +102,9 @@ def _scatter(ax, points, colours, size):
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-08
 def plot_map(
     *maps: Embedding2D,  # side by side
-    colours=None,  # a text or a number a point: prompt, style, step, score along a direction, ...
+    color_by=None,  # a text or a number a point: prompt, style, step, score along a direction, ...
     title: str = "",
-    paths: int = 0,  # of a map of all steps: samples whose way from noise to image is drawn
+    n_trajectories: int = 0,  # of a map of all steps: samples whose way from noise to image is drawn
 ):  # a matplotlib `Figure`
     """Maps of the same points, each with its trustworthiness above it, coloured alike."""
     fig = new_figure(5.5 * len(maps), 4.5)
@@ -112,10 +112,10 @@ def plot_map(
         _scatter(
             ax,
             m.points.numpy(),
-            None if colours is None else list(colours),
+            None if color_by is None else list(color_by),
             40 if len(m.points) < 400 else 9,
         )
-        for i in m.samples.unique()[:paths].tolist():
+        for i in m.samples.unique()[:n_trajectories].tolist():
             ax.plot(
                 *m.points[m.samples == i].T.numpy(),
                 color="black",
@@ -131,19 +131,21 @@ def plot_map(
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-09
 def plot_images(
     model: Model,
-    found: Directions,
-    made: Embedding2D,
+    directions: Directions,
+    embedding: Embedding2D,
     count: int = 16,  # images across
 ):  # a matplotlib `Figure`
     """The map with images in the place of points: in each cell of a grid the sample nearest to its middle, if any."""
-    p = made.points - made.points.amin(0)
+    p = embedding.points - embedding.points.amin(0)
     p = p / p.amax(0).clamp(min=1e-9) * (count - 1e-3)
     cell = p.long()
     away = (p - cell - 0.5).pow(2).sum(1)
     nearest = {}
     for i in away.argsort().tolist():
         nearest.setdefault(tuple(cell[i].tolist()), i)
-    images = decode_latents(model, found.samples.latents[made.samples[list(nearest.values())]])
+    images = decode_latents(
+        model, directions.samples.latents[embedding.samples[list(nearest.values())]]
+    )
     fig = new_figure(8, 8)
     ax = fig.subplots()
     for (x, y), image in zip(nearest, images):
@@ -154,13 +156,13 @@ def plot_images(
         xticks=[],
         yticks=[],
         aspect="equal",
-        title=f"{made.kind}, trustworthiness {made.trustworthiness:.2f}",
+        title=f"{embedding.kind}, trustworthiness {embedding.trustworthiness:.2f}",
     )
     ax.set_frame_on(False)
     return fig
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-13
-def _uris(model, found, samples, edge=128):
+def _uris(model, directions, samples, edge=128):
     "Images as texts that a page can show."
     from torchvision.transforms.functional import to_pil_image
 
@@ -174,7 +176,7 @@ def _uris(model, found, samples, edge=128):
     made = [
         uri(image)
         for part in unique.split(64)
-        for image in decode_latents(model, found.samples.latents[part])
+        for image in decode_latents(model, directions.samples.latents[part])
     ]
     return [made[i] for i in back.tolist()]
 
@@ -182,9 +184,9 @@ def _uris(model, found, samples, edge=128):
 def save_map(
     path: str | Path,  # of an HTML file
     model: Model,
-    found: Directions,
-    made: Embedding2D,
-    colours=None,  # a text or a number a point
+    directions: Directions,
+    embedding: Embedding2D,
+    color_by=None,  # a text or a number a point
     title: str = "",
 ) -> Path:
     """Write a map whose points show their samples' final images, as one file that needs no network.
@@ -200,39 +202,43 @@ def save_map(
     from bokeh.resources import INLINE
     from bokeh.transform import factor_cmap, linear_cmap
 
-    x, y = made.points.T.tolist()
+    x, y = embedding.points.T.tolist()
     texts = (
         [""] * len(x)
-        if colours is None
-        else [c if isinstance(c, str) else f"{c:.2f}" for c in colours]
+        if color_by is None
+        else [c if isinstance(c, str) else f"{c:.2f}" for c in color_by]
     )
     data = dict(
-        x=x, y=y, image=_uris(model, found, made.samples), sample=made.samples.tolist(), of=texts
+        x=x,
+        y=y,
+        image=_uris(model, directions, embedding.samples),
+        sample=embedding.samples.tolist(),
+        of=texts,
     )
     fill = "#0072B2"
-    if colours is not None and isinstance(colours[0], str):
+    if color_by is not None and isinstance(color_by[0], str):
         kinds = sorted(set(texts))
         fill = factor_cmap("of", (Category10_10 * (len(kinds) // 10 + 1))[: len(kinds)], kinds)
-    elif colours is not None:
-        data["value"] = [float(c) for c in colours]
+    elif color_by is not None:
+        data["value"] = [float(c) for c in color_by]
         fill = linear_cmap("value", Viridis256, min(data["value"]), max(data["value"]))
     fig = figure(
-        title=title or repr(made), width=900, height=700, tools="pan,wheel_zoom,box_zoom,reset"
+        title=title or repr(embedding), width=900, height=700, tools="pan,wheel_zoom,box_zoom,reset"
     )
     fig.scatter("x", "y", source=ColumnDataSource(data), size=8, color=fill, alpha=0.8)
     shown = '<img src="@image" width="128" alt="sample @sample"><div>sample @sample @of</div>'
     fig.add_tools(HoverTool(tooltips=shown))
     fig.xaxis.visible = fig.yaxis.visible = fig.grid.visible = False
     path = Path(path).expanduser()
-    write_bytes(path, file_html(fig, INLINE, title or repr(made)).encode())
+    write_bytes(path, file_html(fig, INLINE, title or repr(embedding)).encode())
     return path
 
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-15
 def scatter_widget(
     model: Model,
-    found: Directions,
-    made: Embedding2D,
-    colours=None,  # a text or a number a point
+    directions: Directions,
+    embedding: Embedding2D,
+    color_by=None,  # a text or a number a point
 ):  # a `jscatter.Scatter`
     """Show the map as a widget: hover to see final images, lasso to select (see `selected_samples`).
 
@@ -241,14 +247,19 @@ def scatter_widget(
         import jscatter, pandas as pd
     except ImportError as e:
         raise ImportError('the map widget needs: pip install "sliderspace[lab]"') from e
-    x, y = made.points.T.numpy()
+    x, y = embedding.points.T.numpy()
     data = pd.DataFrame(
-        dict(x=x, y=y, sample=made.samples.numpy(), image=_uris(model, found, made.samples))
+        dict(
+            x=x,
+            y=y,
+            sample=embedding.samples.numpy(),
+            image=_uris(model, directions, embedding.samples),
+        )
     )
     more = {}
-    if colours is not None:
+    if color_by is not None:
         data["colour"] = pd.Series(
-            list(colours), dtype="category" if isinstance(colours[0], str) else float
+            list(color_by), dtype="category" if isinstance(color_by[0], str) else float
         )
         more = dict(color_by="colour", legend=True)
     widget = jscatter.Scatter(data=data, x="x", y="y", height=500, axes=False, size=10, **more)
@@ -257,11 +268,11 @@ def scatter_widget(
 # %% ../../nbs/08_viz/01_maps.ipynb #cell-16
 def selected_samples(
     widget,  # of `scatter_widget`
-    made: Embedding2D,
+    embedding: Embedding2D,
 ) -> list[int]:  # ascending
     """The numbers of the samples whose points are selected."""
     return (
-        made.samples[torch.as_tensor(np.asarray(widget.selection(), dtype=np.int64))]
+        embedding.samples[torch.as_tensor(np.asarray(widget.selection(), dtype=np.int64))]
         .unique()
         .tolist()
     )

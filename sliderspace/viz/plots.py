@@ -22,14 +22,17 @@ from ..sliders.space import SliderSpace
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-08
 def plot_spectrum(
-    found: Directions,
+    directions: Directions,
     count: int | None = None,  # directions shown; default: all that were kept
 ):  # a matplotlib `Figure`
     """Explained share of each direction, its running sum, and, pale, what only says how far the denoising has come."""
     from matplotlib.ticker import PercentFormatter
 
-    count = min(count or len(found.vectors), len(found.vectors))
-    share, timing = found.explained[:count], found.timing[:count].clamp(0, 1)
+    count = min(count or len(directions.vectors), len(directions.vectors))
+    share, timing = (
+        directions.explained_variance_ratio[:count],
+        directions.step_variance_ratio[:count].clamp(0, 1),
+    )
     fig = new_figure(8, 3)
     ax = fig.subplots()
     ax.bar(range(count), share * (1 - timing), color="#0072B2", label="what is in the image")
@@ -43,7 +46,7 @@ def plot_spectrum(
     ax.set(
         xlabel="direction",
         ylabel="share of variance",
-        title=f"Spectrum of “{found.samples.run.prompt}”".replace("$", r"\$"),
+        title=f"Spectrum of “{directions.samples.run.prompt}”".replace("$", r"\$"),
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     total = ax.twinx()
@@ -55,7 +58,7 @@ def plot_spectrum(
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-10
 def plot_significance(
-    found: Directions,
+    directions: Directions,
     real: Significance,  # from `rank.how_many`
     count: int = 60,  # directions shown
 ):  # a matplotlib `Figure`
@@ -69,8 +72,8 @@ def plot_significance(
     left.semilogy(range(count), real.variances[:count], ".-", color="#0072B2", label="samples")
     chance = real.null.quantile(torch.tensor([0.05, 0.95]), 0)[:, :count]
     left.fill_between(range(count), *chance, color="#E69F00", alpha=0.6, label="shuffled, 90 %")
-    left.axvline(real.above_chance - 0.5, color="#666", linestyle=":")
-    left.set(xlabel="direction", ylabel="variance", title=f"{real.above_chance} above chance")
+    left.axvline(real.n_above_null - 0.5, color="#666", linestyle=":")
+    left.set(xlabel="direction", ylabel="variance", title=f"{real.n_above_null} above chance")
     share = real.variances.cumsum(0) / real.variances.sum()
     middle.plot(x, share[:count], ".-", color="#D55E00")
     middle.set(
@@ -91,20 +94,22 @@ def plot_significance(
         xlabel="directions",
         ylabel="overlap of subspaces",
         ylim=(0, 1.02),
-        title=f"{real.found_again} found again",
+        title=f"{real.n_reproducible} found again",
     )
     for ax in (left, right):
         ax.legend(frameon=False, fontsize=8)
-    fig.suptitle(f"{real.suggested} directions of “{found.samples.run.prompt}”".replace("$", r"\$"))
+    fig.suptitle(
+        f"{real.recommended} directions of “{directions.samples.run.prompt}”".replace("$", r"\$")
+    )
     return fig
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-12
 def plot_variance_by_step(
-    found: Directions,
+    directions: Directions,
     count: int = 12,  # directions shown
 ):  # a matplotlib `Figure`
     """Where each direction lives: its variance at every step, over its largest; early is layout, late is detail."""
-    by_step = found.by_step[:, :count].T
+    by_step = directions.variance_by_step[:, :count].T
     fig = new_figure(5, 3.4)
     ax = fig.subplots()
     shown = ax.imshow(
@@ -119,14 +124,14 @@ def plot_variance_by_step(
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-14
 def plot_traversals(
     model: Model,
-    found: Directions,
-    directions=range(8),  # which
+    directions: Directions,
+    direction_ids=range(8),  # which
     count: int = 12,  # samples from end to end
 ):  # a matplotlib `Figure`
     """Directions from one end to the other before any training: a row each, samples in the order of their scores, as
     evenly spaced as there are any."""
-    rows = torch.tensor([found.ramp(d, count) for d in directions])
-    images = decode_latents(model, found.samples.latents[rows.flatten()])
+    rows = torch.tensor([directions.traversal(d, count) for d in direction_ids])
+    images = decode_latents(model, directions.samples.latents[rows.flatten()])
     picture = image_grid(images.view(*rows.shape, *images.shape[1:]))
     fig = new_figure(10, 10 * picture.height / picture.width + 0.3)
     ax, edge = fig.subplots(), picture.height / len(rows)
@@ -134,7 +139,7 @@ def plot_traversals(
     ax.set_frame_on(False)
     ax.set(xticks=[], xlabel="lowest scores, in order, to the highest")
     ax.set_yticks(
-        [edge * (i + 0.5) for i in range(len(rows))], [f"direction {d}" for d in directions]
+        [edge * (i + 0.5) for i in range(len(rows))], [f"direction {d}" for d in direction_ids]
     )
     ax.tick_params(length=0)
     return fig
@@ -142,13 +147,13 @@ def plot_traversals(
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-15
 def plot_extremes(
     model: Model,
-    found: Directions,
-    directions=range(8),  # which
+    directions: Directions,
+    direction_ids=range(8),  # which
     count: int = 5,  # samples at each end
 ) -> Image.Image:
     """Both ends of directions before any training: a row each, lowest scores on the left, highest on the right."""
-    rows = [[*low, *high] for low, high in (found.ends(d, count) for d in directions)]
-    images = decode_latents(model, found.samples.latents[torch.tensor(rows)].flatten(0, 1))
+    rows = [[*low, *high] for low, high in (directions.extremes(d, count) for d in direction_ids)]
+    images = decode_latents(model, directions.samples.latents[torch.tensor(rows)].flatten(0, 1))
     return image_grid(images.view(len(rows), 2 * count, *images.shape[1:]))
 
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-18
@@ -255,7 +260,7 @@ def plot_report(report: Report):  # a matplotlib `Figure`
     times.set(
         xlabel="timestep, from noise to image", title="alignment by timestep, a line a slider"
     )
-    _curves(below[0], report, report.scores.mean(2), "change of the own score, in sd")
+    _curves(below[0], report, report.score_change.mean(2), "change of the own score, in sd")
     ends = [report.strengths[0], report.strengths[-1]]
     below[0].plot(ends, ends, "k:", lw=1)  # what calibration aims at
     _curves(below[1], report, report.distance.mean(2), "distance (1: two images of the model)")

@@ -87,25 +87,25 @@ class LiveProgress(ipywidgets.VBox):
     def _newest(self, made):
         return decode_latents(self.model, made[-1][0][:12])[None]
 
-    def _curve(self, updates):
+    def _curve(self, trainer):
         figure = new_figure(5, 3)
         ax = figure.subplots()
         ax.plot(
-            range(updates.done - len(self.reached) + 1, updates.done + 1),
+            range(trainer.done - len(self.reached) + 1, trainer.done + 1),
             self.reached,
             color="#0072B2",
             lw=1,
         )
         ax.set(
             xlabel="update",
-            ylabel=updates.reached,
+            ylabel=trainer.reached,
             title="mean over the sliders, on training noise",
         )
         return figure
 
-    def _strips(self, updates):
+    def _strips(self, trainer):
         "The first sliders at -1, 0 and 1, on the same noise."
-        adapter, start = updates.adapter, getattr(updates.settings, "acts_from", 0.0)
+        adapter, start = trainer.adapter, getattr(trainer.settings, "active_from", 0.0)
         K, S = min(self.sliders, adapter.sliders), (-1.0, 0.0, 1.0)
         mixes = (
             F.one_hot(torch.arange(K), adapter.sliders).repeat_interleave(len(S), 0)
@@ -113,7 +113,7 @@ class LiveProgress(ipywidgets.VBox):
         )
 
         def drawn(part):
-            adapter.set(mixes[part], (start, 1.0))
+            adapter.set_strengths(mixes[part], (start, 1.0))
             return sample(self.model, self.prompt, initial_noise(self.model, 0, [0] * len(part)))
 
         try:
@@ -125,7 +125,7 @@ class LiveProgress(ipywidgets.VBox):
                 )
             )
         finally:
-            adapter.set(None)
+            adapter.set_strengths(None)
         return decode_latents(self.model, latents).unflatten(0, (K, len(S)))
 
 # %% ../../nbs/08_viz/08_progress.ipynb #cell-05

@@ -168,7 +168,7 @@ class BoardRenderer:
         if state != self.state:
             self.made, self.bytes, self.state = OrderedDict(), 0, state
 
-    def kept(
+    def cached(
         self,
         position: BoardState,
     ) -> bytes | None:  # PNG
@@ -182,14 +182,14 @@ class BoardRenderer:
             self.made[key] = picture  # the newest
         return picture
 
-    def paint(
+    def render(
         self,
         position: BoardState,
         superseded=lambda: False,  # whether nobody waits for it any more
         early=None,  # called with an estimate, PNG, of a picture that takes its time
     ) -> bytes | None:  # PNG; None when it was given up
         """The picture of a position, kept from before or made now."""
-        if (picture := self.kept(position)) is not None:
+        if (picture := self.cached(position)) is not None:
             return picture
         latents = self._sampled(position, superseded, early)
         if latents is None:

@@ -44,7 +44,7 @@ class Explorer(ipywidgets.VBox):
             0, 0, last, description="sample", layout={"width": "180px"}
         )
         self.picture = ipywidgets.Image(layout={"max_width": "100%", "align_self": "flex-start"})
-        self.reproduce = ipywidgets.Button(
+        self.set_from_coordinates = ipywidgets.Button(
             description="reproduce this",
             icon="sliders",
             disabled=board is None,
@@ -55,14 +55,16 @@ class Explorer(ipywidgets.VBox):
         )
         self.says = ipywidgets.Label(layout={"width": "100%"})
         self.sample.observe(lambda change: self._show([change["new"]]), "value")
-        self.reproduce.on_click(lambda _: self._try(lambda: board.reproduce(self.at)))
+        self.set_from_coordinates.on_click(
+            lambda _: self._try(lambda: board.set_from_coordinates(self.at))
+        )
 
         def read(change):
             change["new"] and self._try(self._read, change["new"][-1]["content"])
 
         self.upload.observe(read, "value")
         keys = ipywidgets.HBox(
-            [self.sample, self.reproduce, self.upload], layout={"flex_flow": "row wrap"}
+            [self.sample, self.set_from_coordinates, self.upload], layout={"flex_flow": "row wrap"}
         )
         super().__init__([self.scatter, keys, self.picture, self.says])
         self._show([0])
@@ -73,7 +75,7 @@ class Explorer(ipywidgets.VBox):
             scatter = scatter_widget(self.model, self.found, self.made, colours)
         except ImportError as e:
             still = ipywidgets.Image(
-                value=to_png(plot_map(self.made, colours=colours)), layout={"max_width": "100%"}
+                value=to_png(plot_map(self.made, color_by=colours)), layout={"max_width": "100%"}
             )
             return ipywidgets.VBox(
                 [still, ipywidgets.Label(f"{e}. Until then, choose samples by their number.")]
@@ -89,7 +91,7 @@ class Explorer(ipywidgets.VBox):
     def _show(self, samples):
         "Some samples, and where the first of them lies."
         self.samples, shown = samples, samples[:MOST]
-        self.at = self.found.place(self.found.samples.features[shown[:1], -1])[0]
+        self.at = self.found.project(self.found.samples.features[shown[:1], -1])[0]
         self._draw(decode_latents(self.model, self.found.samples.latents[shown]))
         number = (
             f"sample {samples[0]}"
@@ -135,10 +137,10 @@ class Explorer(ipywidgets.VBox):
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-06
 def explorer(
     model: Model,
-    found: Directions,
-    made: Embedding2D,  # of `embed_2d`
+    directions: Directions,
+    embedding: Embedding2D,  # of `embed_2d`
     board: Board | None = None,  # that "reproduce this" sets
     colours=None,  # a text or a number a point
 ) -> Explorer:  # an ipywidget
     """The map, samples that are clicked, circled or numbered, and an image of one's own, each with its coordinates."""
-    return Explorer(model, found, made, board, colours)
+    return Explorer(model, directions, embedding, board, colours)
