@@ -350,7 +350,7 @@ def bottleneck(bench, seed):
     "Directions of h-space beside sliders and random ones, on the same noise."
     space, _ = bench.space("person", seed)
     found = discover_hspace(
-        bench.student, PROMPT, samples=600, count=len(space), seed=seed, progress=quiet
+        bench.student, PROMPT, samples=600, n_directions=len(space), seed=seed, progress=quiet
     )
     fresh, out = list(range(5000, 5016)), {}
     sets = {

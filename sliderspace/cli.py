@@ -52,7 +52,9 @@ def _parser():
     d.add_argument("--samples", type=int, default=400, help="images to find the directions in")
     d.add_argument("--sliders", type=int, default=16)
     d.add_argument("--method", choices=METHODS, default="ours", help="of training")
-    d.add_argument("--updates", type=int, help="of the training, if not the method's own number")
+    d.add_argument(
+        "--training-steps", type=int, help="of the training, if not the method's own number"
+    )
     d.add_argument("--seed", type=int, default=0)
     d.add_argument(
         "--output",
@@ -88,7 +90,7 @@ def demo(
         raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
     options = {} if training_steps is None else {"training_steps": training_steps}
     if training_steps is not None and training_steps < 0:
-        raise ValueError(f"updates must be 0 or more, not {training_steps}")
+        raise ValueError(f"training_steps must be 0 or more, not {training_steps}")
     loaded = load(model, size=None if size is None else (size, size), **loading)
     found = discover(
         loaded, prompt, samples, sliders + 8, encoder, seed=seed, folder=output / "samples"

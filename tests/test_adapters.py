@@ -113,7 +113,7 @@ def test_layers_have_the_same_names_when_adapters_are_on_them(tiny, make):
 def test_a_model_has_the_same_identity_when_adapters_are_on_it(tiny, make):
     layers = target_layers(tiny)
     before = tiny.identity(), tiny.fingerprint(layers)
-    make().set(MIX)
+    make().set_strengths(MIX)
     assert (tiny.identity(), tiny.fingerprint(layers)) == before
 
 
@@ -315,7 +315,7 @@ def test_strengths_are_gone_with_the_next_set(tiny, make):
 
 
 def test_the_samplers_own_loop_agrees_with_the_pipeline(tiny, make):
-    make().set(MIX)
+    make().set_strengths(MIX)
     ours = sample(tiny, PROMPT, initial_noise(tiny, 0, [0, 1]), 2, 3.0)
     assert_close(ours, from_pipe(tiny, guidance=3.0), rtol=1e-4, atol=1e-4)
 
@@ -342,7 +342,7 @@ def test_bad_strengths_are_refused_and_change_nothing(tiny, make, strengths, mes
 
 
 def test_strengths_for_another_number_of_images_are_refused(tiny, make):
-    make().set(MIX.expand(3, 3))
+    make().set_strengths(MIX.expand(3, 3))
     with pytest.raises(
         ValueError, match="strengths are for 3 images, the denoiser was given a batch of 4"
     ):
@@ -522,7 +522,7 @@ def gradients(model, adapter, images=2, only=slice(None)):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_gradients_reach_the_chosen_sliders_only(tiny, trainable, mix):
-    trainable.set(torch.tensor(mix).float())
+    trainable.set_strengths(torch.tensor(mix).float())
     found = gradients(tiny, trainable)
     assert torch.equal(found != 0, (torch.tensor(mix) != 0).expand(2, 3)) and found.isfinite().all()
     assert not any(
@@ -531,7 +531,7 @@ def test_gradients_reach_the_chosen_sliders_only(tiny, trainable, mix):
 
 
 def test_gradients_of_an_image_reach_its_own_sliders_only(tiny, trainable):
-    trainable.set(torch.eye(3)[[2, 0]])
+    trainable.set_strengths(torch.eye(3)[[2, 0]])
     for image, slider in enumerate((2, 0)):
         assert (gradients(tiny, trainable, only=image) != 0).tolist() == [
             [k == slider for k in range(3)]

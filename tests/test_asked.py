@@ -91,7 +91,7 @@ def test_unchanged_images_have_noise_of_their_own(tiny, monkeypatch, samples):
     )
     monkeypatch.setattr(
         asked,
-        "final_latents",
+        "sample_latents",
         lambda model, prompt, numbers, *args, **rest: seen.append({*numbers}) or never(),
     )
     with pytest.raises(AssertionError, match="work began"):
@@ -133,7 +133,7 @@ def test_measured_ranges_stay_with_the_space(tiny, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, message):
-    monkeypatch.setattr(asked, "final_latents", never)
+    monkeypatch.setattr(asked, "sample_latents", never)
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
     with pytest.raises(ValueError, match=message):
         measure_concepts(tiny, random_space(tiny, ["one"]), **SWEEP | options)

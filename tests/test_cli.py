@@ -37,7 +37,7 @@ def python(*arguments, folder, **environment):
 
 # --- the whole job ---------------------------------------------------------------------------------------------------
 
-SMALL = ["demo", "--samples", "24", "--sliders", "2", "--updates", "1", "--seed", "3"]
+SMALL = ["demo", "--samples", "24", "--sliders", "2", "--training-steps", "1", "--seed", "3"]
 PICTURES = [
     "spectrum.png",
     "ends.png",
@@ -59,7 +59,7 @@ def written(folder):
 def few():
     """Fewer rows, images and strengths than the command's: all steps of the job, in seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "train", partial(cli.train, start_rows=16, held_rows=4))
+        patch.setattr(cli, "train", partial(cli.train, init_latents=16, n_held_out=4))
         patch.setattr(cli, "measure", partial(cli.measure, samples=2, strengths=(-1, 0, 1)))
         yield
 
@@ -150,7 +150,7 @@ QUICK = {
     "sliders must be 1 to 100, not -1": ["--sliders", "-1"],
     "sliders must be 1 to 100, not 1000": ["--sliders", "1000"],
     "samples must be 16 or more, not 15": ["--samples", "15"],
-    "updates must be 0 or more, not -2": ["--updates", "-2"],
+    "training_steps must be 0 or more, not -2": ["--training-steps", "-2"],
 }
 
 
@@ -257,9 +257,7 @@ def test_help_and_status_of_the_command(tmp_path):
     run = "import sys; from sliderspace.cli import main; sys.exit(main())"
     told = python("-c", run, "demo", "--help", folder=tmp_path)
     assert told.returncode == 0 and told.stderr == ""
-    for option in (
-        "--prompt --model --encoder --samples --sliders --method --updates --seed --output".split()
-    ):
+    for option in "--prompt --model --encoder --samples --sliders --method --training-steps --seed --output".split():
         assert option in told.stdout
     assert "(default: 400)" in told.stdout
     refused = python("-c", run, "demo", "--sliders", "0", folder=tmp_path)

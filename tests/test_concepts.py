@@ -387,14 +387,14 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tiny_of, tiny_fold
 import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
 from sliderspace import load
-from sliderspace.training.prediction_matching import RegressionUpdates
+from sliderspace.training.prediction_matching import ConceptTrainer
 from test_concepts import BEARD, GLASSES, QUICK, train_concepts
-parts, made = RegressionUpdates._parts, []
+parts, made = ConceptTrainer._parts, []
 def dying(self, *args):
     made.append(1)
     if len(made) == 8: os.kill(os.getpid(), signal.SIGKILL)
     return parts(self, *args)
-RegressionUpdates._parts = dying
+ConceptTrainer._parts = dying
 train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLASSES], folder={str(tmp_path)!r}, **QUICK | dict(updates=9, every=2))
 """
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -440,7 +440,7 @@ BAD = [
 
 @pytest.mark.parametrize("options, message", BAD)
 def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, message):
-    monkeypatch.setattr(regression, "new_adapter", never)
+    monkeypatch.setattr(regression, "temporary_adapter", never)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_concepts(tiny, **dict(concepts=[GLASSES]) | QUICK | options)
 
@@ -456,7 +456,7 @@ def test_bad_input_is_refused_before_any_work(tiny, monkeypatch, options, messag
     ],
 )
 def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message):
-    monkeypatch.setattr(regression, "new_adapter", never)
+    monkeypatch.setattr(regression, "temporary_adapter", never)
     with pytest.raises(ValueError, match=message):
         train_image_pairs(tiny, shown, PROMPT, **QUICK)
 
@@ -470,7 +470,7 @@ def test_bad_pairs_are_refused_before_any_work(tiny, monkeypatch, shown, message
     ],
 )
 def test_bad_sets_of_images_are_refused_before_any_work(tiny, monkeypatch, images, message):
-    monkeypatch.setattr(regression, "new_adapter", never)
+    monkeypatch.setattr(regression, "temporary_adapter", never)
     with pytest.raises(ValueError, match=message):
         train_customization(tiny, images, PROMPT, **QUICK)
 
@@ -588,7 +588,7 @@ def test_training_and_use_agree_on_the_steps(tiny, steps, late):
 
 @pytest.mark.parametrize("value", [1, -0.1, 0.9999, float("nan")])
 def test_late_sliders_need_a_step_to_act_in(tiny, monkeypatch, value):
-    monkeypatch.setattr(regression, "new_adapter", never)
+    monkeypatch.setattr(regression, "temporary_adapter", never)
     with pytest.raises(ValueError, match="active_from"):
         train_concepts(tiny, BEARD, active_from=value, **QUICK)
     with pytest.raises(ValueError, match="active_from"):

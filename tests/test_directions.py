@@ -298,7 +298,7 @@ def test_a_file_holds_all_of_it(tmp_path):
         assert torch.equal(getattr(again, name), getattr(found, name))
     for name in ("features", "latents"):
         assert torch.equal(getattr(again.samples, name)[:], getattr(found.samples, name)[:])
-    assert (again.rows, again.timesteps, asdict(again.samples.run)) == (
+    assert (again.n_rows, again.timesteps, asdict(again.samples.run)) == (
         36,
         "all",
         asdict(found.samples.run),
@@ -352,17 +352,21 @@ def test_a_space_file_is_refused(tiny, tmp_path):
 
 # --- discovery -------------------------------------------------------------------------------------------------------
 
-OPTIONS = dict(samples=5, count=3, encoder=pixel_encoder(4), steps=2, guidance=2.0, progress=quiet)
+OPTIONS = dict(
+    samples=5, n_directions=3, encoder=pixel_encoder(4), steps=2, guidance=2.0, progress=quiet
+)
 
 BAD = {
     "prompt must be a non-empty text, not ''": dict(prompt=""),
     "prompt must be a non-empty text, not '\\\\n'": dict(prompt="\n"),
     "timesteps must be 'all' or 'final', not 'none'": dict(timesteps="none"),
     "steps must be 1 or more, not 0": dict(steps=0),
-    r"count must be 1 to 9 for 5 samples \(10 rows\), not 10": dict(count=10),
-    r"count must be 1 to 4 for 5 samples \(5 rows\), not 5": dict(count=5, timesteps="final"),
-    r"count must be 1 to 9 for 5 samples \(10 rows\), not 0": dict(count=0),
-    r"count must be 1 to 0 for 0 samples \(0 rows\), not 3": dict(samples=0),
+    r"n_directions must be 1 to 9 for 5 samples \(10 rows\), not 10": dict(n_directions=10),
+    r"n_directions must be 1 to 4 for 5 samples \(5 rows\), not 5": dict(
+        n_directions=5, timesteps="final"
+    ),
+    r"n_directions must be 1 to 9 for 5 samples \(10 rows\), not 0": dict(n_directions=0),
+    r"n_directions must be 1 to 0 for 0 samples \(0 rows\), not 3": dict(samples=0),
     "encoder=None is only for the bundled model": dict(encoder=None),
     "open_clip knows no model 'eyes'": dict(encoder="eyes:open"),
 }
@@ -377,9 +381,9 @@ def test_bad_input_is_refused_before_any_sampling(tiny, monkeypatch, message):
 
 def test_more_directions_than_features_are_refused(tiny):
     with pytest.raises(
-        ValueError, match="count must be 1 to 3, the width of 'pixels-1''s features, not 5"
+        ValueError, match="n_directions must be 1 to 3, the width of 'pixels-1''s features, not 5"
     ):
-        discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixel_encoder(1), count=5))
+        discover(tiny, PROMPT, **OPTIONS | dict(encoder=pixel_encoder(1), n_directions=5))
 
 
 def test_discovery_is_the_pca_of_what_was_collected(tiny):

@@ -104,7 +104,7 @@ def test_bad_experiments_are_refused_before_any_work(message, monkeypatch, tmp_p
 def test_what_does_not_suit_the_model_is_refused_before_the_first_way(
     experiment, monkeypatch, tmp_path, changes, message
 ):
-    monkeypatch.setattr(experiments, "make_trial", never)
+    monkeypatch.setattr(experiments, "run_trial", never)
     with pytest.raises(ValueError, match=message):
         run_experiment(replace(experiment, ways={"a": {}, "b": changes}), tmp_path)
 
@@ -279,7 +279,7 @@ def test_a_line_for_what_is_so_without_sliders(judge):
 def test_what_is_kept_is_not_made_again(experiment, tmp_path, monkeypatch):
     first = run_experiment(experiment, tmp_path, progress=quiet)
     assert Results.load(tmp_path / "rank.json").rows == first.rows
-    monkeypatch.setattr(experiments, "make_trial", never)
+    monkeypatch.setattr(experiments, "run_trial", never)
     assert run_experiment(experiment, tmp_path, progress=quiet).rows == first.rows
     more = Experiment("rank", experiment.ways, experiment.setup, (0, 2), experiment.measures)
     with pytest.raises(AssertionError, match="work began"):
@@ -336,16 +336,16 @@ def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
 CHILD = """
 import os, signal, sys
 from sliderspace.experiments import runner as experiments
-from sliderspace.experiments.runner import Experiment, over, run
-from sliderspace.experiments.trial import Setup
+from sliderspace.experiments.runner import Experiment, run_experiment, vary_one
+from sliderspace.experiments.trial import TrialConfig
 save, saved = experiments.Results.save, []
 def kill_after(results, path):
     save(results, path)
     saved.append(path)
     if len(saved) == 3: os.kill(os.getpid(), signal.SIGKILL)
 experiments.Results.save = kill_after
-setup = Setup(sys.argv[1]).vary({small})
-run(Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained", "edits")), sys.argv[2], progress=lambda x, **_: x)
+setup = TrialConfig(sys.argv[1]).vary({small})
+run_experiment(Experiment("rank", vary_one("rank", [1, 2]), setup, (0, 1), ("trained", "edits")), sys.argv[2], progress=lambda x, **_: x)
 """
 
 
@@ -374,15 +374,15 @@ def test_several_processes_find_the_same(experiment, results, tmp_path):
 PARENT = """
 import os, sys, threading, time
 from pathlib import Path
-from sliderspace.experiments.runner import Experiment, over, run
-from sliderspace.experiments.trial import Setup
+from sliderspace.experiments.runner import Experiment, run_experiment, vary_one
+from sliderspace.experiments.trial import TrialConfig
 if __name__ == "__main__":
     def die():
         while not list(Path(sys.argv[2]).glob("*.lock")): time.sleep(.05) # a process has begun
         os.kill(os.getpid(), 9)
     threading.Thread(target=die).start()
-    setup = Setup(sys.argv[1]).vary({small})
-    run(Experiment("rank", over("rank", [1, 2]), setup, (0, 1), ("trained",)), sys.argv[2], 2, lambda x, **_: x)
+    setup = TrialConfig(sys.argv[1]).vary({small})
+    run_experiment(Experiment("rank", vary_one("rank", [1, 2]), setup, (0, 1), ("trained",)), sys.argv[2], 2, lambda x, **_: x)
 """
 
 
@@ -493,7 +493,7 @@ def test_ranks_need_the_same_sliders(x, y):
 def test_the_same_experiment_runs_on_sdxl(tmp_path):
     sdxl().save_pretrained(tmp_path / "sdxl")
     setup = TrialConfig(str(tmp_path / "sdxl")).vary(
-        {n: v for n, v in SMALL.items() if n != "start_rows"}
+        {n: v for n, v in SMALL.items() if n != "init_latents"}
     )
     ways = {
         "principal": {},

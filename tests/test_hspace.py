@@ -16,7 +16,7 @@ from sliderspace.directions.hspace import HSpace, discover_hspace, sweep_hspace
 from sliderspace.sampling.generate import sample_latents, cycle_prompts, sample, initial_noise
 
 STEPS, SAMPLES = 3, 12
-OPTIONS = dict(samples=SAMPLES, count=4, seed=2, steps=STEPS, guidance=2.0, progress=quiet)
+OPTIONS = dict(samples=SAMPLES, n_directions=4, seed=2, steps=STEPS, guidance=2.0, progress=quiet)
 
 
 @contextmanager
@@ -248,9 +248,9 @@ def test_a_transformer_has_no_bottleneck(transformer, found):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 BAD = {
-    "count must be 1 to 11 for 12 samples, not 12": dict(count=12),
-    "count must be 1 to 11 for 12 samples, not 0": dict(count=0),
-    "count must be 1 to 0 for 1 samples, not 1": dict(count=1, samples=1),
+    "n_directions must be 1 to 11 for 12 samples, not 12": dict(n_directions=12),
+    "n_directions must be 1 to 11 for 12 samples, not 0": dict(n_directions=0),
+    "n_directions must be 1 to 0 for 1 samples, not 1": dict(n_directions=1, samples=1),
     "prompt must be a non-empty text, not ' '": dict(prompt=" "),
     "steps must be 1 or more, not 0": dict(steps=0),
 }

@@ -104,7 +104,7 @@ def test_mixes_are_of_new_noise(trial, monkeypatch):
     real = judging.compare_ways
     monkeypatch.setattr(
         judging,
-        "compare_ways",
+        "compare_generators",
         lambda *args, **options: seeds.append(args[6]) or real(*args, **options),
     )
     MEASURES["mixes"](TrialEvaluation(trial))
@@ -153,7 +153,7 @@ def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
     seen = []
     monkeypatch.setattr(
         judging,
-        "compare_ways",
+        "compare_generators",
         lambda ways, *a, **o: seen.append(ways) or {w.name: {} for w in ways},
     )
     MEASURES["mixes"](changed(trial, used=2))
@@ -246,7 +246,7 @@ def test_measures_that_cannot_be_taken_are_refused(setup, names, message, model)
 def test_words_know_which_prompt_was_judged(trial, monkeypatch):
     monkeypatch.setattr(
         judging,
-        "label_by_words",
+        "label_with_clip",
         lambda model, ends, *rest: pytest.fail(f"{ends.prompt}, not the trial's"),
     )
     with pytest.raises(pytest.fail.Exception, match="a cat, not the trial's"):

@@ -360,7 +360,7 @@ def test_a_gallery_without_a_report(tiny, tmp_path):
 
 def test_a_gallery_that_cannot_be_is_refused_before_any_work(tiny, report, tmp_path, monkeypatch):
     monkeypatch.setattr("sliderspace.sliders.mixing.sample", never)
-    monkeypatch.setattr(pages, "player_of", never)
+    monkeypatch.setattr(pages, "player_from_report", never)
     space = random_space(tiny)
     with pytest.raises(ValueError, match="the report is of other sliders"):
         write_gallery(tmp_path / "page.html", tiny, space, report)

@@ -65,12 +65,12 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tiny, tmp_path):
 
 CHILD = """
 import os, signal, sys
-from sliderspace.features.encoders import pixels
+from sliderspace.features.encoders import pixel_encoder
 from sliderspace.models.loading import load
 from sliderspace.features import collect as store
-from sliderspace.features.collect import collect
+from sliderspace.features.collect import collect_features
 
-store.SHARD = 2
+store.SHARD_SIZE = 2
 synced, sync = [], os.fsync
 def killed_at_the_sixth_file(file):
     sync(file)
@@ -79,7 +79,7 @@ def killed_at_the_sixth_file(file):
 
 os.fsync = killed_at_the_sixth_file
 model = load(sys.argv[1], device="cpu")
-collect(model, pixels(4), sys.argv[3], 7, steps=2, guidance=2., batch=2, folder=sys.argv[2])
+collect_features(model, pixel_encoder(4), sys.argv[3], 7, steps=2, guidance=2., batch=2, folder=sys.argv[2])
 """
 
 

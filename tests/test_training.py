@@ -773,14 +773,14 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     pools, noises = [], []
     monkeypatch.setattr(
         training,
-        "make_pool",
+        "make_noised_latents",
         lambda m, f, samples, *a: (pools.append(samples), make_noised_latents(m, f, samples, *a))[
             1
         ],
     )
     monkeypatch.setattr(
         training,
-        "start_noise",
+        "initial_noise",
         lambda m, seed, samples: (noises.append(samples), initial_noise(m, seed, samples))[1],
     )
     space = train(model, found, **OPTIONS)
@@ -825,7 +825,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, opt
         {"start.safetensors"} if "method" not in options else set()
     )
     monkeypatch.setattr(
-        training, "first_order_start", never
+        training, "gradient_init", never
     )  # what has been computed is not computed again
     again = train(*shared, folder=tmp_path, **options)
     assert same_weights(again, whole) and again.card == whole.card
@@ -843,27 +843,27 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(shared, tiny_folde
     script = f"""
 import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from sliderspace.training.alignment import AlignmentUpdates
+from sliderspace.training.alignment import AlignmentTrainer
 from sliderspace.training.from_directions import train
-from sliderspace.features.encoders import latents
+from sliderspace.features.encoders import latent_encoder
 from tiny import quiet, random_directions
 from sliderspace import load
 model = load({str(tiny_folder("epsilon"))!r}, device="cpu")
-update, made = AlignmentUpdates._parts, []
+update, made = AlignmentTrainer._parts, []
 def dying(self, *args):
     made.append(1)
     if len(made) == 6: os.kill(os.getpid(), signal.SIGKILL)
     return update(self, *args)
-AlignmentUpdates._parts = dying
-train(model, random_directions(model, latents(), steps=2), sliders=2, updates=7, rows=2, start_rows=24, held_rows=4,
-      targets="keys-values", progress=quiet, folder={str(tmp_path)!r}, every=2)
+AlignmentTrainer._parts = dying
+train(model, random_directions(model, latent_encoder(), steps=2), sliders=2, training_steps=7, latents_per_step=2, init_latents=24, n_held_out=4,
+      targets="keys-values", progress=quiet, folder={str(tmp_path)!r}, save_every=2)
 """
     import subprocess
     import sys
 
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -9, died.stderr
-    options = OPTIONS | dict(training_steps=7, every=2)
+    options = OPTIONS | dict(training_steps=7, save_every=2)
     assert same_weights(train(*shared, folder=tmp_path, **options), train(*shared, **options))
 
 
@@ -977,13 +977,13 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_any_work(shared, monkeypatch, message):
-    monkeypatch.setattr(training, "make_pool", never)
+    monkeypatch.setattr(training, "make_noised_latents", never)
     with pytest.raises(ValueError, match=message):
         train(*shared, **OPTIONS | BAD[message])
 
 
 def test_too_few_samples_are_refused_before_any_work(shared, monkeypatch):
-    monkeypatch.setattr(training, "make_pool", never)
+    monkeypatch.setattr(training, "make_noised_latents", never)
     few = random_directions(shared[0], latent_encoder(), samples=15)
     with pytest.raises(
         ValueError, match="training needs 16 samples or more, and the directions have 15"

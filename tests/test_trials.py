@@ -151,7 +151,7 @@ def test_images_of_several_models_are_equal_parts(setup, tiny, tmp_path, tiny_fo
     assert (
         found.samples.features.shape[:2] == (24, 1)
         and found.samples.run.samples == 24
-        and found.rows == 24
+        and found.n_rows == 24
     )
     alone = [
         trial_directions(
@@ -272,7 +272,7 @@ def test_other_code_or_weights_make_other_keys(setup, tiny, tiny_of, tiny_folder
 def test_what_does_not_suit_the_model_is_refused_before_any_work(
     setup, tiny, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(trials, "collect", never)
+    monkeypatch.setattr(trials, "collect_features", never)
     with pytest.raises(ValueError, match=message):
         run_trial(setup.vary(changes), 1, None, tiny, quiet)
 
@@ -327,9 +327,10 @@ def test_sliders_of_parts_learn_their_own_images(setup, tiny, monkeypatch):
         shown.update(images, prompt=prompt, options=options)
         return random_space(model, list(images), card={"ended": ""})
 
-    monkeypatch.setattr(trials, "train_images", watched)
+    monkeypatch.setattr(trials, "train_customization", watched)
     plain = TrialConfig(setup.model).vary(
-        {n: v for n, v in SMALL.items() if n not in ("start_rows", "noised")} | {"parts": "random"}
+        {n: v for n, v in SMALL.items() if n not in ("init_latents", "noised")}
+        | {"parts": "random"}
     )
     made = run_trial(plain, 1, None, tiny, quiet)
     latents = made.found.samples.latents

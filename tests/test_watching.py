@@ -83,7 +83,7 @@ def test_sampling_that_is_stopped_keeps_what_there_is(tiny):
 
 
 def test_few_samples_have_few_directions(tiny):
-    options = dict(FEW, count=40, timesteps="final")
+    options = dict(FEW, n_directions=40, timesteps="final")
     with pytest.warns(UserWarning, match="interrupted"):
         found = discover(tiny, PROMPT, samples=100, progress=stopped_after(1), **options)
     assert len(found.vectors) == 31

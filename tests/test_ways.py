@@ -72,7 +72,7 @@ class Counted(ImageGenerator):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Ten images are a long run."""
-    monkeypatch.setattr(ways, "SHARD", 4)
+    monkeypatch.setattr(ways, "SHARD_SIZE", 4)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ class Directions:
     samples: SampleFeatures
 
     def __repr__(self):
-        return f"Directions({len(self.vectors)} in {self.rows} rows of {self.samples})"
+        return f"Directions({len(self.vectors)} in {self.n_rows} rows of {self.samples})"
 
     @property
     def explained_variance_ratio(self) -> Tensor:
@@ -167,7 +167,7 @@ class Directions:
         """Write to a safetensors file, samples included."""
         tensors = {k: getattr(self, k) for k in ("vectors", "singular_values", "mean")}
         tensors |= {"features": self.samples.features, "latents": self.samples.latents[:]}
-        card = {"rows": self.rows, "timesteps": self.timesteps, "run": asdict(self.samples.run)}
+        card = {"rows": self.n_rows, "timesteps": self.timesteps, "run": asdict(self.samples.run)}
         write_tensors(path, tensors, card, "directions")
 
     @classmethod
@@ -203,7 +203,7 @@ class Directions:
             )
         )
         return (
-            f"<p>{len(self.vectors)} directions of “{escape(r.prompt)}”: {self.rows} rows "
+            f"<p>{len(self.vectors)} directions of “{escape(r.prompt)}”: {self.n_rows} rows "
             f"({escape(self.timesteps)} steps of {r.samples} samples), {escape(r.encoder)} features; "
             f"the first 8:</p><table>{head}{body}</table>"
         )
@@ -268,13 +268,13 @@ def discover(
     )
     if not 1 <= n_directions < rows:
         raise ValueError(
-            f"count must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {n_directions}"
+            f"n_directions must be 1 to {max(rows - 1, 0)} for {samples} samples ({rows} rows), not {n_directions}"
         )
     encoder = get_encoder(encoder, model)
     width = feature_dim(model, encoder)
     if n_directions > width:
         raise ValueError(
-            f"count must be 1 to {width}, the width of {encoder.name!r}'s features, not {n_directions}"
+            f"n_directions must be 1 to {width}, the width of {encoder.name!r}'s features, not {n_directions}"
         )
     found = collect_features(
         model, encoder, prompt, samples, seed, steps, guidance, folder, batch, source, progress

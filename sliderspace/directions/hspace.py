@@ -119,7 +119,7 @@ def discover_hspace(
     model: Model,  # with a unet
     prompt: str | list[str],  # several take turns
     samples: int = 200,
-    count: int = 16,  # directions kept, 1 to samples - 1
+    n_directions: int = 16,  # directions kept, 1 to samples - 1
     seed: int = 0,
     steps: int | None = None,  # default: the model's
     guidance: float | None = None,  # default: the model's
@@ -133,8 +133,10 @@ def discover_hspace(
     check_prompt(prompt)
     _bottleneck(model)
     steps = check_steps(model, steps)
-    if not 1 <= count < samples:
-        raise ValueError(f"count must be 1 to {samples - 1} for {samples} samples, not {count}")
+    if not 1 <= n_directions < samples:
+        raise ValueError(
+            f"n_directions must be 1 to {samples - 1} for {samples} samples, not {n_directions}"
+        )
     rows, times = [], []
 
     def keep(h, t):
@@ -158,8 +160,8 @@ def discover_hspace(
     h = torch.cat(rows)
     flat = (h - h.mean(0)).flatten(1)
     left, values, right = torch.linalg.svd(flat, full_matrices=False)
-    unit = values[:count] / (samples - 1) ** 0.5
-    vectors = right[:count].view(count, *h.shape[1:])
+    unit = values[:n_directions] / (samples - 1) ** 0.5
+    vectors = right[:n_directions].view(n_directions, *h.shape[1:])
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     return HSpace(
         vectors, values[: samples - 1], unit, torch.tensor(times), prompts, guidance, steps

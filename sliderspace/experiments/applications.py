@@ -59,13 +59,15 @@ def mixing_strategies(
     sparse([0])  # or an error, before long work
     kinds = {
         f"sparse {count}": sparse,
-        "both signs": partial(sparse, both=True),
-        "both signs, in range": lambda numbers: clamp_to_ranges(sparse(numbers, both=True), ranges),
+        "both signs": partial(sparse, random_signs=True),
+        "both signs, in range": lambda numbers: clamp_to_ranges(
+            sparse(numbers, random_signs=True), ranges
+        ),
     }
     if directions is not None:
         at = _directions(space, directions)
         kinds["by singular value"] = partial(
-            sparse, both=True, weights=directions.singular_values[at]
+            sparse, random_signs=True, weights=directions.singular_values[at]
         )
         together = torch.corrcoef(directions.scores[:, -1, at].T) if K > 1 else torch.ones(1, 1)
         kinds["as the scores vary"] = partial(

@@ -122,8 +122,7 @@ class Model:
             "", 1, with_step_callback(self.pipe.scheduler, seen.append, []), steps, 0.0, idle=True
         )
         return tuple(
-            torch.stack([getattr(s, k) for s in seen]).cpu()
-            for k in ("timestep", "signal", "noise")
+            torch.stack([getattr(s, k) for s in seen]).cpu() for k in ("timestep", "alpha", "sigma")
         )
 
     def _encoded(self, call, keep=True):

@@ -205,7 +205,12 @@ def make_student(
         {name: copy.deepcopy(teacher).requires_grad_(True) for name in ("student", "fake")}
     )
     loss = Distillation(
-        model, teacher, embed, build.people, (noise, drawn, captions), **build.options(32)
+        model,
+        teacher,
+        embed,
+        build.people,
+        (noise, drawn, captions),
+        batch=build.batch_of("student", 32),
     )
     build.fit("student", model, loss, 1500, lr=2e-4, ema=0.99, bf16=True)
     student = model.student.to(memory_format=torch.contiguous_format, dtype=torch.float16)

@@ -41,7 +41,7 @@ def override(settings, options, **counts):
     unknown = set(options) - set(known)
     if unknown:
         raise ValueError(
-            f"there is no option {sorted(unknown)[0]!r}; the options are {', '.join(known)}"
+            f"train has no option {sorted(unknown)[0]!r}; the options are {', '.join(known)}"
         )
     settings = replace(settings, **options)
     for name, least in (
