@@ -30,7 +30,7 @@ WAYS = {
     "cross-attention": replace(DEFAULT, training_steps=300, targets="cross-attention"),
     "full": replace(DEFAULT, training_steps=300, targets="full"),
     "one sign": replace(DEFAULT, training_steps=300, two_sided=False),
-    "no views": replace(DEFAULT, training_steps=300, views=False),
+    "no views": replace(DEFAULT, training_steps=300, augmented=False),
     "no leash": replace(DEFAULT, training_steps=300, output_penalty=0.0),
     "leakage": replace(DEFAULT, training_steps=300, leakage_penalty=1.0),
     "rank 4": replace(DEFAULT, training_steps=300, rank=4),

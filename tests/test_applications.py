@@ -64,7 +64,7 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
         made.append(mixes)
         return torch.zeros(len(mixes), *model.latent_shape)
 
-    monkeypatch.setattr("sliderspace.evaluation.comparison.mixed", keep)
+    monkeypatch.setattr("sliderspace.evaluation.comparison.sample_mixtures", keep)
     for way in mixing_strategies(tiny, space, found, count=2, strength=1.5):
         way.generate([PROMPT], list(range(400)), 0)
     for mixes in made:
@@ -74,7 +74,7 @@ def test_all_kinds_of_mixes_are_of_one_length(tiny, space, found, monkeypatch):
 def test_chances_follow_singular_values(tiny, space, found, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "sliderspace.evaluation.comparison.mixed",
+        "sliderspace.evaluation.comparison.sample_mixtures",
         lambda m, s, mixes, *a, **k: made.append(mixes) or torch.zeros(len(mixes), *m.latent_shape),
     )
     way = next(

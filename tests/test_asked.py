@@ -53,7 +53,7 @@ def test_scores_are_along_the_other_halfs_change(tiny):
 def test_signs_exchanged_tell_the_same(tiny):
     space = random_space(tiny, ["one", "two"])
     one, other = (measure_concepts(tiny, s, **SWEEP) for s in (space, turned(space)))
-    assert_close(other.scores, -one.scores.flip(1), rtol=1e-3, atol=1e-3)
+    assert_close(other.score_change, -one.score_change.flip(1), rtol=1e-3, atol=1e-3)
     for mine, theirs in zip(one.space.card["sliders"], other.space.card["sliders"], strict=True):
         for key in ("effect", "consistency", "monotonicity", "CR", "novelty", "distance"):
             assert_close(mine[key], theirs[key], rtol=1e-3, atol=1e-3)

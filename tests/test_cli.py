@@ -178,7 +178,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_before_sampling(complaint, monkeypatch, message):
-    monkeypatch.setattr("sliderspace.directions.discovery.collect", never)
+    monkeypatch.setattr("sliderspace.directions.discovery.collect_features", never)
     assert message in complaint(*BAD[message])
 
 

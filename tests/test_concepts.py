@@ -358,7 +358,7 @@ def test_sliders_learn_what_pairs_show(tiny):
     ids=["words", "pairs"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny, tmp_path, train_one):
-    options = dict(training_steps=9, every=2)
+    options = dict(training_steps=9, save_every=2)
     whole = train_one(tiny, **options)
     with pytest.raises(RuntimeError, match="power cut"):
         train_one(tiny, folder=tmp_path, **options, progress=stopped(7))
@@ -395,11 +395,11 @@ def dying(self, *args):
     if len(made) == 8: os.kill(os.getpid(), signal.SIGKILL)
     return parts(self, *args)
 ConceptTrainer._parts = dying
-train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLASSES], folder={str(tmp_path)!r}, **QUICK | dict(updates=9, every=2))
+train_concepts(load({str(tiny_folder("epsilon"))!r}, device="cpu"), [BEARD, GLASSES], folder={str(tmp_path)!r}, **QUICK | dict(training_steps=9, save_every=2))
 """
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    options = QUICK | dict(training_steps=9, every=2)
+    options = QUICK | dict(training_steps=9, save_every=2)
     model = tiny_of("epsilon")
     assert same(
         train_concepts(model, [BEARD, GLASSES], folder=tmp_path, **options),
@@ -426,13 +426,13 @@ BAD = [
     (dict(concepts=[]), "concepts must be"),
     (dict(concepts=["glasses"]), "concepts must be"),
     (dict(concepts=[GLASSES, GLASSES]), "two sliders have the label 'glasses'"),
-    (dict(training_steps=-1), "updates must be 0 or more"),
+    (dict(training_steps=-1), "training_steps must be 0 or more"),
     (dict(rank=0), "rank must be 1 or more"),
     (dict(batch=0), "batch must be 1 or more"),
-    (dict(every=0), "every must be 1 or more"),
+    (dict(save_every=0), "save_every must be 1 or more"),
     (dict(steps=0), "steps must be 1 or more"),
     (dict(lr=float("nan")), "lr must be 0 or more, and finite"),
-    (dict(start="first-order"), "start must be 'random' or 'orthonormal'"),
+    (dict(init="first-order"), "init must be 'random' or 'orthonormal'"),
     (dict(guidence=3), "no option 'guidence'"),
     (dict(targets="nothing here"), "matches no layer"),
 ]
@@ -655,7 +655,7 @@ def test_a_step_back_undoes_the_step(tiny_of, kind, monkeypatch):
     "options, message",
     [
         (dict(method="renoise"), "method must be one of"),
-        (dict(rounds=-1), "rounds must be 0 or more"),
+        (dict(fixed_point_iterations=-1), "fixed_point_iterations must be 0 or more"),
         (dict(prompt=""), "prompt must be a non-empty text"),
         (dict(prompt=["a"]), "prompt must be one text, or 2, not 1"),
         (dict(images=torch.zeros(2, 3, 5, 5)), "images must be of"),
@@ -690,7 +690,10 @@ def test_prompt_to_prompt_starts_from_prompt_change(tiny, guidance):
 
 @pytest.mark.parametrize(
     "options, message",
-    [(dict(share=2), "share must be 0 to 1"), (dict(edited=" "), "non-empty text")],
+    [
+        (dict(cross_replace_steps=2), "cross_replace_steps must be 0 to 1"),
+        (dict(edited=" "), "non-empty text"),
+    ],
 )
 def test_bad_prompt_to_prompt_is_refused(tiny, options, message):
     with pytest.raises(ValueError, match=message):

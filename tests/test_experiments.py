@@ -328,7 +328,7 @@ def test_what_is_not_finite_is_no_number(experiment, tmp_path, monkeypatch):
         Experiment("one", {"a": {}}, experiment.setup, (0,), ("edits",)), tmp_path, progress=quiet
     )
     assert one.rows[0]["figures"] == {"x": [1.0, None, None], "y": None}
-    assert one.of("a", "x") == [1.0] and one.of("a", "y") == []
+    assert one.values("a", "x") == [1.0] and one.values("a", "y") == []
     assert one.table()[1] == ["a", "1", ""]
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads(json.dumps(vars(one)))
 
@@ -426,7 +426,7 @@ def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
             "no PCA": {"parts": "random"},
             "prompts": {"prompt": list("abcdefgh")},
         },
-        TrialConfig().vary({"updates": 80, "sliders": 40, "used": 30}),
+        TrialConfig().vary({"training_steps": 80, "sliders": 40, "used": 30}),
         (3, 4),
     )
     small = smoke_test(large)
@@ -436,7 +436,13 @@ def test_a_shrunk_experiment_has_no_large_number_and_the_same_ways():
     )
     for changes in small.ways.values():
         made = small.setup.vary(changes)
-        assert (made.samples, made.sliders, made.used, made.options["updates"], made.mixed) == (
+        assert (
+            made.samples,
+            made.sliders,
+            made.used,
+            made.options["training_steps"],
+            made.mixed,
+        ) == (
             16,
             2,
             2,
@@ -507,7 +513,8 @@ def test_the_same_experiment_runs_on_sdxl(tmp_path):
     )
     assert found.ways == list(ways) and found.names[:2] == ["weights", "seconds"]
     assert all(
-        len(found.of(way, "overlap")) == len(found.of(way, "diversity")) == 1 for way in ways
+        len(found.values(way, "overlap")) == len(found.values(way, "diversity")) == 1
+        for way in ways
     )
 
 
@@ -533,11 +540,13 @@ def test_a_study_runs_on_sdxl_by_its_name_alone(study, tmp_path, monkeypatch):
     )
     cells = json.loads((STUDIES / f"{study}.ipynb").read_text("utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert code.count("Setup(") == 1
+    assert code.count("TrialConfig(") == 1
     (tmp_path / "study.py").write_text(
-        code.replace("Setup(", f"Setup({str(tmp_path / 'sdxl')!r}, "), "utf-8"
+        code.replace("TrialConfig(", f"TrialConfig({str(tmp_path / 'sdxl')!r}, "), "utf-8"
     )
     found = runpy.run_path(str(tmp_path / "study.py"))["results"]
     assert found.setup["model"] == str(tmp_path / "sdxl") and len(found.rows) == len(found.ways)
-    assert all(found.of(way, "overlap") and not found.of(way, "selectivity") for way in found.ways)
+    assert all(
+        found.values(way, "overlap") and not found.values(way, "selectivity") for way in found.ways
+    )
     assert "overlap" in found._repr_html_()

@@ -74,7 +74,7 @@ def honest(images, text, high="bright", low="dark"):
 )
 @pytest.mark.parametrize("asks", [2, 3, 4])
 def test_the_order_is_undone(asks, high, low):
-    found = label(partial(honest, high=high, low=low), shades(20), asks=asks)
+    found = label(partial(honest, high=high, low=low), shades(20), n_questions=asks)
     assert [(row.high, row.low, row.confidence) for row in found.rows] == [(high, low, 1)] * 20
     assert repr(found) == "Labels of 20 by eyes: 20 confident, 0 errors"
 
@@ -84,7 +84,7 @@ def test_the_order_is_random():
     label(
         lambda images, text: (orders.append(brighter_right(images)), honest(images, text))[1],
         shades(40),
-        asks=4,
+        n_questions=4,
     )
     assert len(orders) == 160 and 0.35 < sum(orders) / 160 < 0.65
     assert len({tuple(orders[i : i + 4]) for i in range(0, 160, 4)}) >= 4
@@ -101,7 +101,7 @@ SAME = [
 @pytest.mark.parametrize("asks", [3, 4, 5])
 def test_who_answers_by_position_is_not_trusted(names, asks):
     """Words that both names share are no agreement, and orders that come out alike must not pass for it."""
-    found = label(lambda images, text: answer(*names), shades(40), asks=asks)
+    found = label(lambda images, text: answer(*names), shades(40), n_questions=asks)
     assert sum(row.confident for row in found.rows) <= 4 and not any(
         row.error for row in found.rows
     )
@@ -111,13 +111,13 @@ def test_who_answers_by_position_is_not_trusted(names, asks):
 @pytest.mark.parametrize("names", SAME[:2])
 def test_who_guesses_is_rarely_trusted(names):
     rng = random.Random(0)
-    found = label(lambda images, text: answer(*rng.sample(names, 2)), shades(60), asks=6)
+    found = label(lambda images, text: answer(*rng.sample(names, 2)), shades(60), n_questions=6)
     assert sum(row.confident for row in found.rows) <= 6
 
 
 def test_another_voice_each_time_is_not_trusted():
     voices = iter([("red", "blue"), ("old", "young"), ("near", "far")])
-    (row,) = label(lambda images, text: answer(*next(voices)), asks=3).rows
+    (row,) = label(lambda images, text: answer(*next(voices)), n_questions=3).rows
     assert row.confidence == 0 and not row.confident and row.error is None
 
 
@@ -129,20 +129,22 @@ def test_other_things_that_come_and_go_are_no_agreement():
         thing = next(things)
         return honest(images, text, thing, f"no {thing}")
 
-    (row,) = label(ask, asks=3).rows
+    (row,) = label(ask, n_questions=3).rows
     assert not row.confident and row.error is None
 
 
 def test_the_name_is_what_most_say():
     names = iter(["pale", "sunny", "sunny"])
-    (row,) = label(lambda images, text: honest(images, text, next(names)), asks=3).rows
+    (row,) = label(lambda images, text: honest(images, text, next(names)), n_questions=3).rows
     assert (row.high, row.low) == ("sunny", "dark") and 0.5 < row.confidence < 1
 
 
 def test_how_much_agreement_is_enough_can_be_said():
     names = iter(["pale", "sunny", "sunny"] * 2)
     (row,), (other,) = [
-        label(lambda images, text: honest(images, text, next(names)), asks=3, least=least).rows
+        label(
+            lambda images, text: honest(images, text, next(names)), n_questions=3, min_margin=least
+        ).rows
         for least in (0.6, 0.7)
     ]
     assert row.confident and not other.confident and 0.6 < row.confidence == other.confidence < 0.7
@@ -401,7 +403,7 @@ def test_choices_are_given_as_they_are_spelled(high, low):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(asks=1), "asks must be 2 or more, or there is no agreement, not 1"),
+        (dict(n_questions=1), "n_questions must be 2 or more, or there is no agreement, not 1"),
         (dict(pairs=0), "pairs must be 1 or more, not 0"),
         (dict(choices=[]), "choices"),
         (dict(choices=["bright"]), "choices"),

@@ -398,7 +398,9 @@ def test_sliders_that_are_asked_for_train_and_act_late(model, noise):
         train_image_pairs(model, {"hat": shown}, PROMPT, **options),
     ):
         assert (
-            space.card["updates"] == 4 and space.active_from == 0.4 and not any(space.card["lost"])
+            space.card["training_steps"] == 4
+            and space.active_from == 0.4
+            and not any(space.card["lost"])
         )
         assert all(w.isfinite().all() for w in space.up.values()) and any(
             w.any() for w in space.up.values()

@@ -93,13 +93,13 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_fitting import fit, loss_on, network
+from test_fitting import loss_on, network, train_network
 module = network()
 plain = loss_on(module)
 def slow(gen):
     time.sleep(0.02)
     return plain(gen)
-fit("part", module, slow, 60, Path({folder!r}), every=4, log_every=2, lr=1e-2, muon=1e-2, ema=0.9)
+train_network("part", module, slow, 60, Path({folder!r}), every=4, log_every=2, lr=1e-2, muon=1e-2, ema=0.9)
 """
 
 

@@ -101,7 +101,7 @@ def test_all_are_judged_on_the_same_new_images(trial):
 
 def test_mixes_are_of_new_noise(trial, monkeypatch):
     seeds = []
-    real = judging.compare_ways
+    real = judging.compare_generators
     monkeypatch.setattr(
         judging,
         "compare_generators",
@@ -159,7 +159,7 @@ def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
     MEASURES["mixes"](changed(trial, used=2))
     drawn = []
     monkeypatch.setattr(
-        "sliderspace.evaluation.comparison.mixed",
+        "sliderspace.evaluation.comparison.sample_mixtures",
         lambda model, space, mixes, *a, **o: (
             drawn.append(mixes) or torch.zeros(len(mixes), *model.latent_shape)
         ),

@@ -123,7 +123,7 @@ def test_pairs_without_an_edit_are_rarely_named_with_confidence(model):
 # A model whose latents are its images and an encoder of raw pixels: what is in the features is what a test puts there.
 
 PLAIN_MODEL = SimpleNamespace(
-    decode=lambda x, preview=False: x, device=torch.device("cpu"), sizes={}
+    decode=lambda x, preview=False: x, device=torch.device("cpu"), batch_sizes={}
 )
 
 

@@ -88,7 +88,7 @@ def test_what_is_circled_comes_back_as_samples(tiny, islands):
 
 
 BAD = {
-    "kind must be 'umap' or 'pca', not 'tsne'": dict(kind="tsne"),
+    "method must be 'umap' or 'pca', not 'tsne'": dict(method="tsne"),
     "steps must be 'final' or 'all', not 'first'": dict(steps="first"),
     "neighbours must be 2 to 23, not 24": dict(neighbours=24),
     "neighbours must be 2 to 23, not 1": dict(neighbours=1),

@@ -351,7 +351,7 @@ def test_a_gallery_without_directions(tiny, report, tmp_path):
 
 def test_a_gallery_without_a_report(tiny, tmp_path):
     found = random_directions(tiny, latent_encoder(), steps=2)
-    more = dict(found=found, samples=[1], title=EVIL) | OPTIONS
+    more = dict(directions=found, samples=[1], title=EVIL) | OPTIONS
     path = write_gallery(tmp_path / "page.html", tiny, random_space(tiny), **more)
     page = Page(path.read_text("utf-8"))
     assert "Spectrum" in page.text and EVIL in page.text and page.tags.count("img") == 1 + 3 + 2

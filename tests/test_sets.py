@@ -216,7 +216,7 @@ class Given(torch.nn.Module):
 
 
 def test_text_alignment_is_the_clip_score_of_torchmetrics():
-    from torchmetrics.functional.multimodal import clip_score
+    from torchmetrics.functional.multimodal import clip_score as torchmetrics_clip_score
 
     images, text = cloud(6, at=6.0), cloud(6, seed=1, at=6.0)
     asked = {
@@ -225,7 +225,7 @@ def test_text_alignment_is_the_clip_score_of_torchmetrics():
         "attention_mask": torch.zeros(6, 4),
     }
     words, net = ["a"] * 6, Given(images, text)
-    theirs = clip_score(
+    theirs = torchmetrics_clip_score(
         list(torch.zeros(6, 3, 8, 8).byte()), words, lambda: (net, lambda *args, **options: asked)
     )
     assert (
@@ -586,11 +586,11 @@ BAD = {
     ),
     "rounds": (
         lambda: bootstrap_mean(X[:, 0], n_bootstrap=19),
-        "rounds must be 20 or more, not 19",
+        "n_bootstrap must be 20 or more, not 19",
     ),
     "broken rounds": (
         lambda: bootstrap_mean(X[:, 0], n_bootstrap=20.5),
-        "rounds must be 20 or more, not 20.5",
+        "n_bootstrap must be 20 or more, not 20.5",
     ),
     "values of nan": (lambda: bootstrap_mean(NAN[:, 0]), "values hold NaN"),
     "values in columns": (lambda: bootstrap_mean(X), "values must be"),

@@ -301,9 +301,9 @@ def test_no_change_has_a_finite_loss_and_gradient():
 # --- the updates -----------------------------------------------------------------------------------------------------
 
 
-def trained(model, adapter, pool, vectors, updates=3, batch=64, **options):
+def trained(model, adapter, pool, vectors, training_steps=3, batch=64, **options):
     """Alignment of each update; the adapter is trained in place."""
-    method = AlignmentConfig(training_steps=updates, **options)
+    method = AlignmentConfig(training_steps=training_steps, **options)
     return torch.stack(
         list(AlignmentTrainer(model, latent_encoder(), adapter, pool, vectors, method, batch=batch))
     )
@@ -405,7 +405,10 @@ def test_a_direction_of_nan_does_not_spoil_the_others(shared, pool, start, adapt
 def test_a_row_of_nan_does_not_spoil_the_update(shared, pool, start, adapter_of):
     model, found = shared
     broken = replace(
-        pool, latents=pool.latents.clone(), output=pool.base_prediction.clone(), x0=pool.x0.clone()
+        pool,
+        latents=pool.latents.clone(),
+        base_prediction=pool.base_prediction.clone(),
+        x0=pool.x0.clone(),
     )
     for part in (broken.latents, broken.base_prediction, broken.x0):
         part[3] = torch.nan
@@ -565,13 +568,14 @@ def test_train_by_the_published_recipe(shared):
         n_held_out=4,
         progress=quiet,
     )
-    assert (space.card["start"], space.card["targets"], space.card["lr"]) == (
+    assert (space.card["init"], space.card["targets"], space.card["lr"]) == (
         "orthonormal",
         "keys-values",
         2e-3,
     )
     assert (
-        set(space.down) == set(target_layers(model, "keys-values")) and space.card["updates"] == 6
+        set(space.down) == set(target_layers(model, "keys-values"))
+        and space.card["training_steps"] == 6
     )
     assert all(a.abs().amax(1).min() > 0 for a in space.down.values())
 
@@ -601,7 +605,14 @@ def test_leakage_is_trained_away(shared, pool, start, adapter_of):
 
     def leaks(leakage):
         adapter = adapter_of(*start)
-        trained(model, adapter, pool, found.vectors[:SLIDERS], training_steps=10, leakage=leakage)
+        trained(
+            model,
+            adapter,
+            pool,
+            found.vectors[:SLIDERS],
+            training_steps=10,
+            leakage_penalty=leakage,
+        )
         cosines = held_out_cosines(model, latent_encoder(), adapter, pool, found.vectors[:SLIDERS])
         return (cosines.pow(2).sum(2) - cosines.diagonal(dim1=0, dim2=2).T.pow(2)).mean()
 
@@ -700,9 +711,9 @@ def test_calibration_reaches_one_standard_deviation_where_it_can(planted):
 OPTIONS = dict(
     sliders=2,
     training_steps=2,
-    rows=2,
+    latents_per_step=2,
     init_latents=24,
-    held_rows=4,
+    n_held_out=4,
     targets=LAYERS,
     progress=quiet,
 )
@@ -733,7 +744,7 @@ def test_a_trained_space_says_what_it_is(tiny, eye, rank):
     found = random_directions(tiny, eye, steps=2)
     space = train(tiny, found, rank=rank, seed=4, **OPTIONS)
     space.check(tiny)
-    assert (len(space), space.rank, space.card["training_seed"], space.card["updates"]) == (
+    assert (len(space), space.rank, space.card["training_seed"], space.card["training_steps"]) == (
         2,
         rank,
         4,
@@ -753,7 +764,7 @@ def test_a_trained_space_says_what_it_is(tiny, eye, rank):
 
 def test_no_updates_are_the_calibrated_start(shared):
     space = train(*shared, **OPTIONS | dict(training_steps=0))
-    assert space.card["updates"] == 0 and not same_weights(space, train(*shared, **OPTIONS))
+    assert space.card["training_steps"] == 0 and not same_weights(space, train(*shared, **OPTIONS))
 
 
 def test_directions_of_the_step_alone_are_passed_over(shared):
@@ -811,7 +822,7 @@ def test_held_out_samples_are_not_trained_on(shared, monkeypatch):
     ids=["ours", "published", "patience"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(shared, tmp_path, options, monkeypatch):
-    options = OPTIONS | dict(training_steps=7, every=2) | options
+    options = OPTIONS | dict(training_steps=7, save_every=2) | options
     whole = train(*shared, **options)
     with pytest.raises(RuntimeError, match="power cut"):
         train(
@@ -869,18 +880,18 @@ train(model, random_directions(model, latent_encoder(), steps=2), sliders=2, tra
 
 def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
     model, found = shared
-    predict, calls = training.AlignmentUpdates._parts, []
+    predict, calls = training.AlignmentTrainer._parts, []
 
     def breaking(self, *args):
         calls.append(1)
         yield from () if len(calls) > self.settings.training_steps - 12 else predict(self, *args)
 
-    monkeypatch.setattr(training.AlignmentUpdates, "_parts", breaking)
+    monkeypatch.setattr(training.AlignmentTrainer, "_parts", breaking)
     with pytest.warns(
-        UserWarning, match="training stopped at update 14: nothing .* was finite in 10 updates"
+        UserWarning, match="training stopped at step 14: all losses were non-finite for 10 steps"
     ):
         space = train(model, found, **OPTIONS | dict(training_steps=17))
-    assert "was finite in 10 updates" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
+    assert "non-finite for 10 steps" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
     calls.clear()
     with pytest.raises(FloatingPointError, match="training stopped at update 9"):
         train(model, found, **OPTIONS | dict(training_steps=12))
@@ -963,12 +974,12 @@ BAD = {
     "sliders must be 1 to 6 for 6 directions, not -1": dict(sliders=-1),
     "sliders must be 1 to 6 for 6 directions, not 1.5": dict(sliders=1.5),
     "rank must be 1 or more, not 0": dict(rank=0),
-    "updates must be 0 or more, not -1": dict(training_steps=-1),
+    "training_steps must be 0 or more, not -1": dict(training_steps=-1),
     "lr must be 0 or more, and finite, not nan": dict(lr=float("nan")),
-    "start must be one of .* not 'zero'": dict(start="zero"),
+    "init must be one of .* not 'zero'": dict(init="zero"),
     "batch must be 1 or more, not 0": dict(batch=0),
-    "every must be 1 or more, not 0": dict(every=0),
-    "train has no option 'lerning_rate'; the method's are rank, targets": dict(lerning_rate=1.0),
+    "save_every must be 1 or more, not 0": dict(save_every=0),
+    "train has no option 'lerning_rate'; the options are rank, targets": dict(lerning_rate=1.0),
     "encoder 'pixels-5' is not the one .* found with: 'latents'": dict(encoder=pixel_encoder(5)),
     "targets='hats' matches no layer": dict(targets="hats"),
     "targets='[(]' is neither one of .* nor a regular expression": dict(targets="("),

@@ -177,7 +177,7 @@ def test_views_stand_before_the_image_itself(setup, tiny, tmp_path):
         tmp_path,
         quiet,
     )
-    assert seen.samples.features.shape == (24, 4, plain.features.shape[2]) and seen.rows == 96
+    assert seen.samples.features.shape == (24, 4, plain.features.shape[2]) and seen.n_rows == 96
     assert torch.equal(seen.samples.features[:, -1], plain.features[:, -1])
     away = (seen.samples.features[:, :-1] - plain.features[:, -1:]).norm(dim=2)
     assert (away > 1e-3).all()
@@ -339,5 +339,5 @@ def test_sliders_of_parts_learn_their_own_images(setup, tiny, monkeypatch):
     assert (
         shown["prompt"] == plain.prompt
         and shown["options"]["rank"] == 1
-        and shown["options"]["updates"] == 2
+        and shown["options"]["training_steps"] == 2
     )

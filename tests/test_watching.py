@@ -12,7 +12,7 @@ from sliderspace.training.from_text import Concept, train_concepts
 from sliderspace.features.encoders import latent_encoder
 from sliderspace.viz.progress import live_progress
 
-FEW = dict(steps=2, count=4, encoder=latent_encoder())
+FEW = dict(steps=2, n_directions=4, encoder=latent_encoder())
 
 
 def size(image):
@@ -32,7 +32,7 @@ def test_watching_changes_nothing_but_what_is_shown(tiny):
         encoder=latent_encoder(),
         training_steps=3,
         init_latents=8,
-        held_rows=4,
+        n_held_out=4,
         calibrated=False,
         targets="keys-values",
     )
@@ -58,7 +58,7 @@ def test_asked_for_sliders_are_watched_too(tiny):
 
 def test_what_cannot_be_shown_does_not_end_the_work(tiny, monkeypatch):
     shown = live_progress(tiny, PROMPT, every=0.0)
-    monkeypatch.setattr("sliderspace.viz.progress.decoded", never)
+    monkeypatch.setattr("sliderspace.viz.progress.decode_latents", never)
     discover(tiny, PROMPT, samples=40, progress=shown, **FEW)
     assert "nothing to see: AssertionError" in shown.says.value
 

@@ -169,7 +169,7 @@ def rephrased_prompts(
     )
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-12
-SHARD = 100  # images whose features are in a file
+SHARD_SIZE = 100  # images whose features are in a file
 
 # %% ../../nbs/07_evaluation/05_comparison.ipynb #cell-13
 @torch.no_grad()
@@ -222,7 +222,7 @@ def generator_features(
     known = folder and metadata_hash(
         card | {"encoders": {e.name: _probe(e, device) for e in encoders}}
     )
-    for numbers in progress(torch.arange(images).split(SHARD), desc=way.name):
+    for numbers in progress(torch.arange(images).split(SHARD_SIZE), desc=way.name):
         wanted = min(len(numbers), max(0, n_kept_images - numbers[0].item()))
         path = folder and folder / known / f"{numbers[0]:07d}-{len(numbers)}-{wanted}.safetensors"
         if path and path.is_file():

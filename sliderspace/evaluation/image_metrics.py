@@ -42,7 +42,7 @@ def _check(x, name="features", least=2):
 def _drawn(n, rounds, seed):
     "How often each of n images is in every round of a bootstrap, `(rounds, n)`; the first round is the set itself."
     if not isinstance(rounds, int) or rounds < 20:
-        raise ValueError(f"rounds must be 20 or more, not {rounds!r}")
+        raise ValueError(f"n_bootstrap must be 20 or more, not {rounds!r}")
     gen = torch.Generator().manual_seed(seed)
     each = torch.randint(n, (rounds, n), generator=gen)
     counts = torch.zeros(rounds, n).scatter_add_(1, each, torch.ones(rounds, n))

@@ -124,7 +124,7 @@ def label_with_vlm(
     model: Model,
     ends: EditPairs,
     ask: Callable,  # (list of PIL images, text) -> text, see `anthropic_vlm`, `openai_vlm` and `transformers_vlm`
-    n_questions: int = 6,  # questions about each slider, 2 or more; of 3, one guesser in four is trusted, of 6 hardly any
+    n_questions: int = 6,  # about each slider, 2 or more; with 3, a guesser in four is accepted, with 6 hardly any
     pairs: int = 4,  # of images in a question
     choices: list[str] | None = None,  # the only names that may be given; default: any
     min_margin: float = 0.5,  # agreement that makes confident
@@ -135,10 +135,12 @@ def label_with_vlm(
     """Name sliders by what a vision-language model says of pairs of images whose order it does not know. Confidence:
     how much its answers agree, 0 to 1: shared words less those shared with the other end, a mean over pairs.
 
-    Raises `ValueError` for fewer than 2 asks, 1 pair or 2 choices; what `ask` raises or answers is an error on its
+    Raises `ValueError` for fewer than 2 questions, 1 pair or 2 choices; what `ask` raises or answers is an error on its
     slider alone."""
     if n_questions < 2:
-        raise ValueError(f"asks must be 2 or more, or there is no agreement, not {n_questions}")
+        raise ValueError(
+            f"n_questions must be 2 or more, or there is no agreement, not {n_questions}"
+        )
     if pairs < 1:
         raise ValueError(f"pairs must be 1 or more, not {pairs}")
     if choices is not None:

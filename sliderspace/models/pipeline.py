@@ -431,7 +431,7 @@ class Model:
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be 1 or more, not {steps!r}")
         return replace(
-            self, leader=(other, steps, other.guidance if guidance is None else guidance)
+            self, first_steps_model=(other, steps, other.guidance if guidance is None else guidance)
         )
 
     def parts(self) -> list[nn.Module]:

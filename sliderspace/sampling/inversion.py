@@ -108,7 +108,9 @@ def invert(
     if method not in (known := ("edit-friendly", "direct", "ddim")):
         raise ValueError(f"method must be one of {known}, not {method!r}")
     if not isinstance(fixed_point_iterations, int) or fixed_point_iterations < 0:
-        raise ValueError(f"rounds must be 0 or more, not {fixed_point_iterations!r}")
+        raise ValueError(
+            f"fixed_point_iterations must be 0 or more, not {fixed_point_iterations!r}"
+        )
     prompts = _each(prompt, images)
     steps, guidance = check_steps(model, steps), model.guidance if guidance is None else guidance
     clean = torch.cat([model.encode(x) for x in images.split(batch)])
@@ -200,7 +202,7 @@ def prompt_to_prompt(
         check_prompt(text)
     steps = check_steps(model, steps)
     if not 0 <= cross_replace_steps <= 1:
-        raise ValueError(f"share must be 0 to 1, not {cross_replace_steps!r}")
+        raise ValueError(f"cross_replace_steps must be 0 to 1, not {cross_replace_steps!r}")
     if model.denoiser_name != "unet":
         raise ValueError(f"prompt-to-prompt needs a unet, and {model.name} has none")
     tokens = [

@@ -31,7 +31,7 @@ class AlignmentConfig(TrainingConfig):
     """How sliders of directions are trained. The defaults are this project's way."""
 
     init_latents: int = 48  # noised samples for the first-order start
-    precompute_base: bool = True  # the base model predicts before training, in full batches, not row by row in each step
+    precompute_base: bool = True  # predictions of the base model before training, in full batches
     alignment_weight: float = 1.0  # of the cosine
     min_change: float = 1e-6  # norm of a change below which the cosine fades
     two_sided: bool = True  # negative strengths are trained too

@@ -209,10 +209,10 @@ def train(
 ) -> SliderSpace:
     """Train a slider for each of the main directions, calibrate them, and measure alignment and leakage.
 
-    Ctrl-C ends the training early, a second one the calibration. Raises `ValueError` before any work, for bad numbers, options
+    Ctrl-C ends training early, a second one calibration. Raises `ValueError` before any work, for bad numbers, options
     and targets, and for another model or encoder; `FloatingPointError` when nothing is finite from the first update."""
     run, chosen = directions.samples.run, choose_directions(directions, sliders)
-    method = override(method, options, batch=batch, every=save_every)
+    method = override(method, options, batch=batch, save_every=save_every)
     encoder = encoder_of(model, encoder, directions.samples)
     layers = target_layers(model, method.targets)
     last, fresh = run.samples - max(2, run.samples // 8), list(range(run.samples, run.samples + 10))

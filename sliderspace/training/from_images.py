@@ -141,7 +141,7 @@ class ImageTargets:
                 torch.arange(len(x0)),
                 self.batch,
             )
-            made.append(replace(rows, base=mse(torch.cat(list(parts)), rows.target)))
+            made.append(replace(rows, base_error=mse(torch.cat(list(parts)), rows.target)))
         return made
 
 # %% ../../nbs/06_training/06_from_images.ipynb #cell-07
@@ -182,7 +182,7 @@ def _fitted(
         raise ValueError(f"prompt must be one text, not {prompt!r}")
     check_prompt(prompt)
     settings, steps = (
-        override(settings, options, batch=batch, every=save_every),
+        override(settings, options, batch=batch, save_every=save_every),
         check_steps(model, steps),
     )
     target_layers(model, settings.targets)  # or an error, before long work

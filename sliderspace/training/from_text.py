@@ -197,7 +197,7 @@ class TextTargets:
             wanted = wanted * wide(
                 strong.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-12)
             )
-        return replace(rows, wanted=wanted, base=mse(out[own], wanted))
+        return replace(rows, target=wanted, base_error=mse(out[own], wanted))
 
 # %% ../../nbs/06_training/05_from_text.ipynb #cell-08
 def train_concepts(
@@ -224,7 +224,7 @@ def train_concepts(
         raise ValueError(
             f"concepts must be `Concept`s or the path of a file with some, not {concepts!r}"
         )
-    settings = override(settings, options, batch=batch, every=save_every)
+    settings = override(settings, options, batch=batch, save_every=save_every)
     if settings.rescale_target is None:
         settings = replace(settings, rescale_target=model.prediction_type == "flow_prediction")
     steps = check_steps(model, steps)

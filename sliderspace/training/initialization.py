@@ -42,8 +42,8 @@ class NoisedLatents:
     ) -> "NoisedLatents":
         """Some of the rows, in that order."""
         cpu, device = rows.cpu(), rows.to(self.latents.device)
-        there = {n: getattr(self, n)[device] for n in ("latents", "output", "x0")}
-        here = {n: getattr(self, n)[cpu] for n in ("timestep", "signal", "noise")}
+        there = {n: getattr(self, n)[device] for n in ("latents", "base_prediction", "x0")}
+        here = {n: getattr(self, n)[cpu] for n in ("timestep", "alpha", "sigma")}
         return replace(self, **there, **here, prompts=[self.prompts[i] for i in cpu.tolist()])
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-06
@@ -90,7 +90,9 @@ def with_base_predictions(model: Model, pool: NoisedLatents, batch: int = 64) ->
         )
     )
     return replace(
-        pool, output=torch.cat([o for o, _ in parts]), x0=torch.cat([x0 for _, x0 in parts])
+        pool,
+        base_prediction=torch.cat([o for o, _ in parts]),
+        x0=torch.cat([x0 for _, x0 in parts]),
     )
 
 # %% ../../nbs/06_training/00_initialization.ipynb #cell-08

@@ -72,7 +72,9 @@ class ConceptConfig(TrainingConfig):
     training_steps: int = 500
     latents_per_step: int = 1  # samples, or pairs, of a slider in an update, each at every strength
     lr: float = 0.1
-    sample_preserved: bool = False  # an update draws one preserved text, as the released code; or takes all, as the paper
+    sample_preserved: bool = (
+        False  # draw one preserved text a step, as the released code, not all, as the paper
+    )
     active_from: float = (
         0.0  # part of the noise schedule after which the sliders act, in training as in use: 0 to 1
     )
@@ -176,7 +178,7 @@ def fit_sliders(
     "Sliders fitted to the rows of a source, with a card."
     check_trainable(model)
     if settings.init == "first-order":
-        raise ValueError("start must be 'random' or 'orthonormal' for these sliders")
+        raise ValueError("init must be 'random' or 'orthonormal' for these sliders")
     layers, K = target_layers(model, settings.targets), len(labels)
     if twice := [l for l in labels if labels.count(l) > 1]:
         raise ValueError(f"two sliders have the label {twice[0]!r}")

@@ -30,7 +30,9 @@ class TrainingConfig:
     training_steps: int = 450  # of every slider; those of a slider that stops go to the others
     latents_per_step: int = 1  # noised samples in an update, each given to all its sliders
     sliders_per_step: int = 0  # sliders of an update, drawn at random; 0: all
-    relative_lr: bool = True  # steps in units of each slider's start, by Adam, falling to a tenth; or by AdamW, as it is
+    relative_lr: bool = (
+        True  # Adam in units of each slider's start, falling to a tenth; or plain AdamW
+    )
     lr: float = 0.15
     patience: int = 0  # a slider stops when its metric has not grown for so many steps; 0: never
 
@@ -141,7 +143,7 @@ class PerSliderAdam:
             for n in ("exp_avg", "exp_avg_sq")
         }
         steps = torch.tensor([float(s.get("step", 0)) for s in known])
-        return dict(hats=torch.stack(self.hats), unit=self.step_scale, steps=steps) | kept
+        return dict(hats=torch.stack(self.hats), step_scale=self.step_scale, steps=steps) | kept
 
     @torch.no_grad()
     def load(self, state):
@@ -227,7 +229,8 @@ class Trainer:
         self.barren = 0 if count.any() else self.barren + 1
         if self.barren == 10:
             raise FloatingPointError(
-                f"training stopped at step {self.done}: all losses were non-finite for 10 steps ({self.involved}); load "
+                f"training stopped at step {self.done}: all losses were non-finite for 10 steps ({self.involved}); "
+                "load "
                 "the model in float32 or bfloat16, or train with a smaller lr"
             )
         self.stack.step(

@@ -50,7 +50,7 @@ def embed_2d(
     from sklearn.manifold import trustworthiness
 
     if method not in ("umap", "pca"):
-        raise ValueError(f"kind must be 'umap' or 'pca', not {method!r}")
+        raise ValueError(f"method must be 'umap' or 'pca', not {method!r}")
     if steps not in ("final", "all"):
         raise ValueError(f"steps must be 'final' or 'all', not {steps!r}")
     phi = directions.samples.features

@@ -140,7 +140,7 @@ def explorer(
     directions: Directions,
     embedding: Embedding2D,  # of `embed_2d`
     board: Board | None = None,  # that "reproduce this" sets
-    colours=None,  # a text or a number a point
+    color_by=None,  # a text or a number a point
 ) -> Explorer:  # an ipywidget
     """The map, samples that are clicked, circled or numbered, and an image of one's own, each with its coordinates."""
-    return Explorer(model, directions, embedding, board, colours)
+    return Explorer(model, directions, embedding, board, color_by)
