@@ -162,7 +162,9 @@ class Bench:
         self.encoder = new_encoder(sizes["clip"], self.device)
         self.model = load(self.pipe, device=self.device, steps=STEPS, guidance=GUIDANCE)
         machine = "cpu" if tiny else torch.cuda.get_device_name()
-        self.note("machine", device=machine, torch=torch.__version__, diffusers=diffusers.__version__)
+        self.note(
+            "machine", device=machine, torch=torch.__version__, diffusers=diffusers.__version__
+        )
 
     def note(self, name, **values):
         """Keep figures, and show them."""

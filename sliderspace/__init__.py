@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # for editors; at run time a name is imported when it is firs
         plot_traversals as plot_traversals,
         sweep_strip as sweep_strip,
     )
-    from .viz.maps import embed_2d as embed_2d, plot_map as plot_map
+    from .directions.embedding import embed_2d as embed_2d
+    from .viz.maps import plot_map as plot_map
     from .viz.board_widget import board as board
     from .viz.sample_explorer import explorer as explorer
     from .viz.player import play as play
@@ -72,7 +73,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "plot_traversals",
             "sweep_strip",
         ],
-        "viz.maps": ["embed_2d", "plot_map"],
+        "directions.embedding": ["embed_2d"],
+        "viz.maps": ["plot_map"],
         "viz.board_widget": ["board"],
         "viz.sample_explorer": ["explorer"],
         "viz.player": ["play"],

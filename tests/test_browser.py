@@ -21,7 +21,8 @@ from playwright.sync_api import expect, sync_playwright
 from tiny import random_directions
 
 from sliderspace.features.encoders import pixel_encoder
-from sliderspace.viz.maps import embed_2d, save_map
+from sliderspace.directions.embedding import embed_2d
+from sliderspace.viz.maps import save_map
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "nbs/studies/quickstart.ipynb"

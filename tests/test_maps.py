@@ -9,14 +9,8 @@ from tiny import PROMPT, random_directions
 
 from sliderspace.directions.discovery import fit_directions
 from sliderspace.features.encoders import pixel_encoder
-from sliderspace.viz.maps import (
-    scatter_widget,
-    embed_2d,
-    plot_images,
-    plot_map,
-    save_map,
-    selected_samples,
-)
+from sliderspace.directions.embedding import embed_2d
+from sliderspace.viz.maps import scatter_widget, plot_images, plot_map, save_map, selected_samples
 from sliderspace.figures import to_png
 from sliderspace.features.collect import SamplingConfig, SampleFeatures
 

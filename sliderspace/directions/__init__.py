@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors; at run time a name is imported when it is firs
         count_significant as count_significant,
         permutation_spectra as permutation_spectra,
     )
+    from .embedding import Embedding2D as Embedding2D, embed_2d as embed_2d
     from .hspace import discover_hspace as discover_hspace
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "discovery": ["Directions", "discover", "fit_directions", "coordinates"],
         "significance": ["Significance", "count_significant", "permutation_spectra"],
+        "embedding": ["Embedding2D", "embed_2d"],
         "hspace": ["discover_hspace"],
     },
 )

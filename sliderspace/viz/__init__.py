@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # for editors; at run time a name is imported when it is firs
         plot_report as plot_report,
         sweep_strip as sweep_strip,
     )
-    from .maps import embed_2d as embed_2d, plot_map as plot_map
+    from .maps import plot_map as plot_map, save_map as save_map
     from .board_widget import board as board
     from .sample_explorer import explorer as explorer
     from .player import play as play
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "plots": ["plot_spectrum", "plot_extremes", "plot_report", "sweep_strip"],
-        "maps": ["embed_2d", "plot_map"],
+        "maps": ["plot_map", "save_map"],
         "board_widget": ["board"],
         "sample_explorer": ["explorer"],
         "player": ["play"],

@@ -14,7 +14,8 @@ import torch
 # %% ../../nbs/08_viz/05_sample_explorer.ipynb #cell-03
 from .board_controls import close_all
 from ..directions.discovery import Directions, coordinates
-from .maps import Embedding2D, scatter_widget, plot_map
+from ..directions.embedding import Embedding2D
+from .maps import scatter_widget, plot_map
 from ..models.pipeline import Model
 from ..figures import image_grid, to_png
 from ..sampling.generate import decode_latents

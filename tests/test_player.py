@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import expect
 from test_browser import chromium, jupyterlab, run_all_cells, screenshot
-from test_measures import EVIL, Page
+from test_report import EVIL, Page
 from tiny import PROMPT, never, quiet, random_directions, random_space
 
 from sliderspace.viz import gallery as pages

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from sliderspace import discover
 from sliderspace.features.encoders import pixel_encoder
 from sliderspace.viz.sample_explorer import explorer
-from sliderspace.viz.maps import embed_2d
+from sliderspace.directions.embedding import embed_2d
 from sliderspace.viz.board_widget import board
 
 

@@ -388,7 +388,7 @@ import sys, os, signal
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
 from sliderspace import load
 from sliderspace.training.prediction_matching import ConceptTrainer
-from test_concepts import BEARD, GLASSES, QUICK, train_concepts
+from test_from_text import BEARD, GLASSES, QUICK, train_concepts
 parts, made = ConceptTrainer._parts, []
 def dying(self, *args):
     made.append(1)
