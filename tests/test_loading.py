@@ -277,7 +277,7 @@ def gradients(model, thread=False):
     """Gradients of two sliders, of an image each."""
     adapter = GatedAdapter(model, target_layers(model), sliders=2)
     try:
-        gen = torch.Generator().manual_seed(0)
+        gen = torch.Generator(model.device).manual_seed(0)
         for a, b in adapter.parameters().values():
             with torch.no_grad():
                 a.normal_(generator=gen), b.normal_(std=0.1, generator=gen)
