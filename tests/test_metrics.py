@@ -164,7 +164,7 @@ def test_mixes_are_of_the_first_sliders(trial, monkeypatch):
             drawn.append(mixes) or torch.zeros(len(mixes), *model.latent_shape)
         ),
     )
-    seen[0][1].draw([trial.setup.prompt], list(range(8)), 0)
+    seen[0][1].generate([trial.setup.prompt], list(range(8)), 0)
     assert drawn[0].shape == (8, 3) and not drawn[0][:, 2].any() and (drawn[0][:, :2] == 1).all()
 
 

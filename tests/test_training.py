@@ -893,7 +893,7 @@ def test_nothing_finite_stops_training_with_a_reason(shared, monkeypatch):
         space = train(model, found, **OPTIONS | dict(training_steps=17))
     assert "non-finite for 10 steps" in space.card["ended"] and space.card["lost"] == [20.0, 20.0]
     calls.clear()
-    with pytest.raises(FloatingPointError, match="training stopped at update 9"):
+    with pytest.raises(FloatingPointError, match="training stopped at step 9"):
         train(model, found, **OPTIONS | dict(training_steps=12))
 
 
