@@ -230,7 +230,11 @@ def figures(runs, ways):
         [w]
         + [
             spread(v, "{:.3f}")
-            if (v := [p["alignment"] for r in by[w] for p in r["points"] if p["updates"] == n])
+            if (
+                v := [
+                    p["alignment"] for r in by[w] for p in r["points"] if p["training_steps"] == n
+                ]
+            )
             else ""
             for n in AT
         ]

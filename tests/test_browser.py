@@ -291,7 +291,7 @@ def test_a_map_shows_the_image_of_the_point_under_the_mouse(lab):
     expect(page.locator("[style*='data:image/png']")).to_be_visible(timeout=20_000)
     screenshot(page, "map.png")
 
-    chosen = page.locator(".jp-CodeCell").filter(has_text="chosen = selected(widget, umap)")
+    chosen = page.locator(".jp-CodeCell").filter(has_text="chosen = selected_samples(widget, umap)")
     picture = chosen.locator(".jp-OutputArea-output img")
     before, box = picture.evaluate("image => image.naturalWidth"), canvas.bounding_box()
     corners = [(0.95, 0.05), (0.2, 0.05), (0.2, 0.95), (0.95, 0.95), (0.95, 0.2)]

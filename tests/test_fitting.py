@@ -19,6 +19,7 @@ OPTIONS = {
     "adamw": dict(lr=1e-2),
     "muon and average": dict(lr=1e-2, muon=1e-2, ema=0.9),
     "bfloat16": dict(lr=1e-2, ema=0.5, bf16=True),
+    "captured": dict(lr=1e-2, muon=1e-2, ema=0.9, captured=True),
 }
 each_way = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -282,3 +283,31 @@ def test_two_processes_do_not_train_one_part(tmp_path):
     finally:
         child.kill()
         child.wait()
+
+
+# --- steps that a GPU captures, whose arithmetic runs on a CPU too -----------------------------------------------------
+
+
+def trained_plain(folder, **options):
+    """Weights of a network without norms: a bias before one has no gradient but rounding, which Adam makes large."""
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 36, 1))
+    train_network("part", module, loss_on(module), 12, folder, **options)
+    return load_file(folder / "part.safetensors")
+
+
+@pytest.mark.parametrize("muon", [0.0, 1e-2])
+def test_a_captured_step_keeps_the_share_of_a_full_one_that_the_schedule_asks_for(tmp_path, muon):
+    options = dict(lr=1e-2, muon=muon)
+    plain = trained_plain(tmp_path / "plain", **options)
+    captured = trained_plain(tmp_path / "captured", captured=True, **options)
+    for name, value in plain.items():
+        torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_networks_are_compiled_or_captured_not_both(tmp_path):
+    module = network()
+    with pytest.raises(ValueError, match="captured=True and compiled networks exclude each other"):
+        train_network(
+            "part", module, loss_on(module), 1, tmp_path, compiled=(module,), captured=True
+        )

@@ -1,6 +1,7 @@
 """The recipe at its smallest size: every stage, stopped and resumed, from nothing and from given weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from sliderspace.portraits import fitting
-from sliderspace.portraits import recipe
+from sliderspace.portraits import fitting, recipe
+from sliderspace.portraits.distill import make_student
 from sliderspace.portraits.losses import (
     SharpDecoder,
     balanced,
@@ -367,3 +368,32 @@ def test_the_schedule_survives_its_file(tmp_path):
     assert len(config["trained_betas"]) == 1000
     again = type(new_scheduler()).from_pretrained(tmp_path)
     assert torch.equal(again.alphas_cumprod, new_scheduler().alphas_cumprod)
+
+
+# --- what a command says of some stages --------------------------------------------------------------------------------
+
+
+def test_steps_and_batches_can_be_those_of_some_stages(made, tmp_path):
+    build = Build(tmp_path, images=6, length={"classifier": 1}, batch={"words": 3}, figures=False)
+    assert build.batch_of("words", 128) == 3 and build.batch_of("clip", 5) == 5
+    STAGES["classifier"](build)
+    assert (tmp_path / "classifier.safetensors").exists()
+    assert not (tmp_path / "classifier-figures.csv").exists()
+
+
+@pytest.mark.parametrize("words", [["decodr=2"], ["decoder=0"], ["many"], ["2", "3"]])
+def test_a_command_with_other_numbers_is_refused(tmp_path, monkeypatch, capsys, words):
+    command = ["recipe", "--output", str(tmp_path / "new"), "--batch", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "give one number for all stages, or stage=number" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_sibling_is_distilled_from_what_the_recipe_made(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    make_student(Build(tmp_path / "made", **SMALLEST), pairs=2)
+    student = UNet2DConditionModel.from_pretrained(tmp_path / "made/student/unet")
+    teacher = UNet2DConditionModel.from_pretrained(made / "model/unet")
+    assert not torch.equal(student.conv_in.weight, teacher.conv_in.weight)

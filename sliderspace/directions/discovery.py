@@ -233,11 +233,11 @@ def discover(
     model: Model,
     prompt: str
     | list[str]
-    | None = None,  # several take turns, see `sources.expand_prompt`; None: the captions of `source`
+    | None = None,  # several take turns, see `prompts.expand_prompt`; None: the captions of `source`
     samples: int
     | None = None,  # images; default: 600 (the paper takes about 5,000), or all pictures of `source`
     n_directions: int = 40,  # directions kept, 1 to min(rows - 1, feature size)
-    encoder=None,  # see `encoders.encoder`
+    encoder=None,  # see `encoders.get_encoder`
     timesteps: str = "all",  # "all" (the paper) or "final"
     seed: int = 0,
     steps: int | None = None,  # default: the model's
@@ -246,7 +246,7 @@ def discover(
     batch: int = 32,
     source: Model
     | ImageFolder
-    | None = None,  # of the images, if not the model: another model, or `sources.read_pictures`
+    | None = None,  # of the images, if not the model: another model, or `prompts.load_image_folder`
     progress=tqdm,
 ) -> Directions:
     """Find the main directions in which a model's images of one prompt vary (SliderSpace, sec. 4).

@@ -178,7 +178,7 @@ def sweep_hspace(
     batch: int = 64,
     progress=tqdm,
 ) -> Tensor:  # final latents, `(k, strengths, samples, ...)`, on the CPU
-    """The same samples at several strengths of each direction alone: for `truth.score_edits` and `labels.Ends`."""
+    """Sample the same noise at several strengths of each direction alone, for `score_images` and `EditPairs`."""
     k, n, s = len(space.vectors), len(samples), torch.tensor(strengths)
     mixes = (torch.eye(k)[:, None] * s[:, None]).repeat_interleave(n, 1).flatten(0, 1)  # (k S n, k)
     numbers = list(samples) * (k * len(s))

@@ -94,7 +94,7 @@ def slider_mixtures(
     model: Model,
     space: SliderSpace,
     name: str,
-    mixes: Callable,  # numbers of images -> strengths `(n, K)`, such as a partial `sparse_mixes`
+    mixes: Callable,  # numbers of images -> strengths `(n, K)`, such as a partial `sparse_mixtures`
     key: str = "",  # what tells these mixes from others that are kept
     start: float
     | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
@@ -148,7 +148,7 @@ def rephrased_prompts(
     guidance: float | None = None,
     batch: int = 64,
 ) -> ImageGenerator:
-    """The model with other words for every prompt, such as of `sources.expand_prompt`, or styles by name.
+    """The model with other words for every prompt, such as of `prompts.expand_prompt`, or styles by name.
 
     Raises `ValueError` for an empty list of texts."""
     for prompt, texts in variations.items():
@@ -268,7 +268,7 @@ def reference_features(
 class Comparison:
     """Ways to make images, side by side: figures of each, and its first images."""
 
-    rows: dict[str, dict]  # way -> figure's name -> `sets.Interval`, or a number
+    rows: dict[str, dict]  # way -> figure's name -> `image_metrics.ConfidenceInterval`, or a number
     pictures: dict[str, Tensor]  # way -> uint8 `(shown, 3, h, w)`
     images: int  # a way
     prompts: list[str]
@@ -306,8 +306,8 @@ def compute_metrics(
     groups: Tensor,  # number of the prompt of each, `(n,)`
     texts: Tensor | None = None,  # features of the prompts, `(prompts, d)`
     reference: Tensor | None = None,  # features of a reference, `(m, d)`
-) -> dict:  # name -> `sets.Interval` or a number
-    """Every figure of one encoder's features, by its name (`sets.name_of`)."""
+) -> dict:  # name -> `image_metrics.ConfidenceInterval` or a number
+    """Every figure of one encoder's features, by its name (`image_metrics.metric_name`)."""
     name, out = encoder.name, {}
     if (groups.bincount() > 1).all():
         out[metric_name("DreamSim", name)] = mean_pairwise_distance(x, groups, "cosine")
@@ -341,7 +341,7 @@ def compare_generators(
     ways: list[ImageGenerator],
     prompts: str | list[str],  # they take turns
     images: int = 1000,  # of each way, of all prompts
-    encoders=(None,),  # see `encoders.encoder`; None: the bundled model's
+    encoders=(None,),  # see `encoders.get_encoder`; None: the bundled model's
     reference: ImageGenerator
     | Tensor
     | ImageFolder

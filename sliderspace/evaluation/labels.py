@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-03
-from ..features.encoders import get_encoder
+from ..features.encoders import encode_latents, get_encoder
 from .report import Report
 from ..models.pipeline import Model
-from ..features.encoders import encode_latents
 from ..sampling.generate import check_prompt
 from ..sliders.space import SliderSpace
 from ..sampling.prompts import PROMPT_MODIFIERS
@@ -50,7 +49,7 @@ class EditPairs:
 
 # %% ../../nbs/07_evaluation/03_labels.ipynb #cell-06
 def edit_pairs_from_report(
-    report: Report,  # of `measure`, `measure_asked`, or any with latents at both strengths
+    report: Report,  # of `measure`, `measure_concepts`, or any with latents at both strengths
     strength: float = 1.0,  # of the high end; the low one has the same, negative
 ) -> EditPairs:
     """Both ends of every slider. Raises `ValueError` for a strength that was not swept."""
@@ -186,7 +185,7 @@ def label_with_clip(
     | list[
         str
     ] = PROMPT_MODIFIERS,  # kind -> phrases that exclude each other, or a list of one kind
-    encoder=None,  # that knows words, see `encoders.encoder`
+    encoder=None,  # that knows words, see `encoders.get_encoder`
     min_margin: float = 0.2,  # margin that makes confident, in probability
     alpha: float = 0.05,  # that pairs in random order change a kind as much; .05 takes 6 pairs or more
     batch: int = 64,

@@ -275,7 +275,7 @@ def measure(
     directions: Directions,  # that the sliders were trained for
     samples: int = 8,  # images of each slider and strength, 2 or more
     encoder=None,  # must be the one that the directions were found with; None: by its name
-    second_encoder="latents",  # an encoder that had no part in training, see `encoders.encoder`
+    second_encoder="latents",  # an encoder that had no part in training, see `encoders.get_encoder`
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
     batch: int = 64,  # images in a denoiser call
     progress=tqdm,

@@ -14,10 +14,9 @@ from tqdm.auto import tqdm
 # %% ../../nbs/07_evaluation/01_search.ipynb #cell-03
 from ..training.alignment import held_out_cosines
 from ..directions.discovery import Directions
-from ..features.encoders import get_encoder
+from ..features.encoders import encode_latents, get_encoder
 from .report import STRENGTHS, Report, _scored, _views, check_strengths, sweep
 from ..models.pipeline import Model
-from ..features.encoders import encode_latents
 from sliderspace.sampling.generate import (
     check_prompt,
     decode_latents,
@@ -56,7 +55,7 @@ def measure_concepts(
     prompt: str | list[str] | None = None,  # default: that of the space
     samples: int = 8,  # images of each slider and strength, 2 or more
     reference: int = 128,  # unchanged images that the others are held against, 8 or more
-    encoder=None,  # default: the model's, see `encoders.encoder`
+    encoder=None,  # default: the model's, see `encoders.get_encoder`
     strengths=STRENGTHS,  # ascending; -1, 0 and 1 must be among them
     start: float
     | None = None,  # part of the noise schedule after which sliders act; default: as they were trained
@@ -68,7 +67,7 @@ def measure_concepts(
 
     Effect: half the change along the slider's own axis from -1 to 1, in standard deviations of unchanged images. In
     words, and for an encoder with a text tower, also `dclip`: the rise of the cosine with the positive prompt from 0 to
-    1 (R10). Else as in `measures.measure`. Raises `ValueError` for bad numbers and prompts, and another model."""
+    1 (R10). Else as in `report.measure`. Raises `ValueError` for bad numbers and prompts, and another model."""
     prompt = (space.card.get("prompts") or [""]) if prompt is None else prompt
     check_prompt(prompt)
     check_strengths(strengths := tuple(strengths), samples)
@@ -169,7 +168,7 @@ def search_sliders(
     model: Model,
     report: Report,  # of `measure`, or any with latents at strengths -1 and 1
     text: str,  # such as "glasses"
-    encoder=None,  # that knows words, see `encoders.encoder`
+    encoder=None,  # that knows words, see `encoders.get_encoder`
     batch: int = 64,
 ) -> list[
     tuple[str, float]

@@ -49,7 +49,7 @@ def mixing_strategies(
     count: int = 3,  # sliders of a sparse mix
     strength: float = 1.0,
     transfer: bool = False,  # allow a model with other weights than the sliders were made for
-    **options,  # of `ways.with_mixes`: start, steps, guidance, batch
+    **options,  # of `comparison.slider_mixtures`: start, steps, guidance, batch
 ) -> list[ImageGenerator]:
     """The papers' sparse mixes, and their rivals; all have mixes of the same expected length.
 
@@ -95,15 +95,15 @@ def decompose(
     images: int = 2500,  # of each way
     encoders=(
         None,
-    ),  # see `encoders.encoder`; the paper: "dreamsim" for diversity, one of CLIP for the text
+    ),  # see `encoders.get_encoder`; the paper: "dreamsim" for diversity, one of CLIP for the text
     control: SliderSpace
-    | None = None,  # sliders that mean nothing, such as `truth.random_sliders`, mixed in the same way
+    | None = None,  # sliders that mean nothing, such as `ground_truth.random_sliders`, mixed in the same way
     count: int = 3,
     strength: float = 1.0,
     seed: int = 0,
     folder=None,  # keep features here; a run that was stopped goes on
     progress=tqdm,
-    **options,  # of `ways.with_mixes`
+    **options,  # of `comparison.slider_mixtures`
 ) -> Comparison:
     """SliderSpace's first experiment (its sec. 5.1): images of the prompt with random sparse mixes of its sliders,
     against the unchanged model on the same noise; distance of pairs and text alignment.
@@ -131,7 +131,7 @@ def baselines(
     model: Model,
     other: Model,  # such as the one that the model was distilled from
     guidances=(),  # of the model, other than its own
-    **options,  # of `ways.plain`: steps, batch
+    **options,  # of `comparison.base_model`: steps, batch
 ) -> list[ImageGenerator]:
     """What needs no sliders: the unchanged model, the other model, the other model for the first step (Gandikota & Bau
     2025, arXiv 2503.10637), and other guidances."""

@@ -176,7 +176,7 @@ def training_metrics(judged: TrialEvaluation) -> dict:
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-13
 @torch.no_grad()
 def edit_metrics(judged: TrialEvaluation) -> dict:
-    """What strengths -1 and 1 do to new images, in the first judge's eyes (see `asked.measure_asked`).
+    """What strengths -1 and 1 do to new images, in the first judge's eyes (see `search.measure_concepts`).
 
     Effect: along the slider's own axis, in standard deviations of unchanged images. Consistency: cosine of an image's
     change with the mean one. Distance: over that of two unchanged images. Similarity: SSIM with the unchanged image
@@ -211,7 +211,7 @@ def edit_metrics(judged: TrialEvaluation) -> dict:
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-14
 def factor_metrics(judged: TrialEvaluation) -> dict:
-    """Truth of the bundled models' world (`truth.Truth`): how much each slider changes each factor, its selectivity;
+    """Ground truth of the bundled world (`FactorReport`): how much each slider changes each factor, its selectivity;
     how many factors any slider changes by .25 or more; redundancy. None of it is known of another model."""
     if judged.setup.model not in BUNDLED:
         return dict.fromkeys([*FACTORS, "selectivity", "redundancy", "factors"])
@@ -278,7 +278,7 @@ def mixture_metrics(judged: TrialEvaluation) -> dict:
 
 # %% ../../nbs/10_experiments/03_metrics.ipynb #cell-17
 def label_metrics(judged: TrialEvaluation) -> dict:
-    """How sure the first judge's words are of each slider (`labels.label_by_words`): the confidence."""
+    """How sure the first judge's words are of each slider (`labels.label_with_clip`): the confidence."""
     kinds = FACTORS if judged.setup.model in BUNDLED else PROMPT_MODIFIERS
     ends = replace(edit_pairs_from_report(judged.report), prompt=judged.prompts[0])
     named = label_with_clip(judged.trial.model, ends, kinds, judged.encoders[0])

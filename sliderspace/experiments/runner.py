@@ -55,7 +55,7 @@ class Experiment:
         "edits",
         "factors",
         "mixes",
-    )  # of `judging.MEASURES`; added ones need one process
+    )  # of `metrics.MEASURES`; added ones need one process
 
     def check(self):
         """Raise `ValueError` for what would fail after long work."""

@@ -55,7 +55,7 @@ class TrialConfig:
     source: str | tuple | None = (
         None  # models that draw them, image by image in turn; None: the model itself
     )
-    encoder: str | None = None  # see `encoders.encoder`; None: see `encoder_for`
+    encoder: str | None = None  # see `encoders.get_encoder`; None: see `encoder_for`
     data_views: int = (
         0  # random views of every final image beside it, for directions that survive them
     )
@@ -67,10 +67,10 @@ class TrialConfig:
     sliders: int = 8
     options: dict = field(
         default_factory=dict
-    )  # of `training.train`, such as `training_steps`, `rank`, `targets`
+    )  # of `from_directions.train`, such as `training_steps`, `rank`, `targets`
     noised: int = 48  # noised held-out samples that alignment is measured on
     distance: float | None = (
-        None  # every slider is scaled until strength 1 moves images so far, see `judging.edits`
+        None  # every slider is scaled until strength 1 moves images so far, see `metrics.edit_metrics`
     )
     used_from: float = (
         0.0  # part of the noise schedule after which sliders act when they are judged
@@ -353,13 +353,13 @@ def _trained(model, encoder, directions, setup, seed, folder, progress):
 
 # %% ../../nbs/10_experiments/02_trial.ipynb #cell-22
 def encoder_for(
-    spec,  # see `encoders.encoder`
+    spec,  # see `encoders.get_encoder`
     model: Model,
 ) -> Encoder:
     """The encoder that `spec` names; None: portraits-clip for the bundled models, and for all others OpenAI's CLIP
     ViT-L/14 (Radford et al. 2021), so that an experiment runs on another model by its name alone.
 
-    Raises as `encoders.encoder` does."""
+    Raises as `encoders.get_encoder` does."""
     return get_encoder(
         spec if spec is not None or model.name in BUNDLED else "ViT-L-14:openai", model
     )
@@ -385,7 +385,7 @@ def run_trial(
     """Find a setup's directions and train its sliders, unless they are in the folder. The card says how many seconds it
     took to make them, since training last began.
 
-    Raises as `training.train` does, `ValueError` where sliders would act in no step, and `KeyboardInterrupt` when work
+    Raises as `train` does, `ValueError` where sliders would act in no step, and `KeyboardInterrupt` when work
     was interrupted: it goes on from there another time."""
     model = load(setup.model, **setup.loading) if model is None else model
     encoder, folder = check_trial(setup, model), folder and ensure_writable_dir(folder)

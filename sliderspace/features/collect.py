@@ -42,7 +42,7 @@ class SamplingConfig:
     model: str  # name of the model that gets sliders
     identity: str  # its `Model.identity`
     encoder: str  # name
-    prompts: list[str]  # they take turns, see `sampling.in_turn`
+    prompts: list[str]  # they take turns, see `generate.cycle_prompts`
     samples: int
     seed: int
     steps: int  # of the model's sampler
@@ -272,7 +272,7 @@ def collect_features(
     batch: int = 32,  # images at once, at most 32
     source: Model
     | ImageFolder
-    | None = None,  # of the images, if not the model: another model, or `read_pictures`
+    | None = None,  # of the images, if not the model: another model, or `load_image_folder`
     progress=tqdm,  # wraps the list of batches
 ) -> SampleFeatures | list[SampleFeatures]:  # one for each encoder, if there are several
     """Sample prompts and keep what later steps need. Another model samples with its own steps and guidance.

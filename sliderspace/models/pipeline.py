@@ -233,7 +233,7 @@ class Model:
         steps: int | None = None,
         guidance: float | None = None,
         generator=None,  # noise of samplers that add some, one or one an image
-        on_step=None,  # called with each `schedules.Step`
+        on_step=None,  # called with each `schedulers.Step`
     ) -> Tensor:  # latents of the images, `(n, ...)`
         """The pipeline's own sampling, watched."""
         newest = []

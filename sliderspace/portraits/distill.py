@@ -93,7 +93,7 @@ def matching_loss(
 
 # %% ../../nbs/09_portraits/09_distill.ipynb #cell-13
 class Distillation:
-    """Losses of batches for `fit`: fake learns the student's drawings, and now and then the student from fake."""
+    """Losses for `train_network`: fake learns the student's drawings, and now and then the student from fake."""
 
     def __init__(
         self,

@@ -320,9 +320,7 @@ class CapturedStep:
         self.trained = [p for p in run.module.parameters() if p.requires_grad]
         self.device = self.trained[0].device
         self.rate = torch.ones((), device=self.device)  # share of the peak learning rates
-        self.newest = torch.ones(
-            (), device=self.device
-        )  # share of the newest weights in the average
+        self.newest = torch.ones((), device=self.device)  # their share in the average
         self.graph, self.values, self.eager = None, None, 0
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes never change
@@ -347,7 +345,7 @@ class CapturedStep:
         average, module = self.run.average, self.run.module
         if average is None:
             return
-        averaged = [x for x in average.module.parameters()]
+        averaged = list(average.module.parameters())
         change = torch._foreach_sub(list(module.parameters()), averaged)
         torch._foreach_mul_(change, self.newest)
         torch._foreach_add_(averaged, change)

@@ -79,7 +79,7 @@ def balanced(
 
 
 class SharpDecoder:
-    """Losses of batches for `fit`: the decoder learns to fool the discriminator, the discriminator not to be fooled."""
+    """Losses for `train_network`: the decoder learns to fool the discriminator, the discriminator to tell."""
 
     def __init__(
         self,

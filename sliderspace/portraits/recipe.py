@@ -32,10 +32,8 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/09_portraits/08_recipe.ipynb #cell-03
 from .world import PORTRAITS_128, write_world
-from .classifier import FactorClassifier
-from .renders import NUMBERS, PROMPT, caption, dataset_numbers
-from .classifier import factor_ids
-from .renders import portrait
+from .classifier import FactorClassifier, factor_ids
+from .renders import NUMBERS, PROMPT, caption, dataset_numbers, portrait
 from sliderspace.portraits.text_encoder import (
     Captions,
     adopt_words,

@@ -55,7 +55,7 @@ def sample(
     steps: int | None = None,  # default: the model's
     guidance: float | None = None,  # default: the model's; 1 and below is none in most pipelines
     generator=None,  # noise of samplers that add some, one or one an image; default: seeded by the noise
-    on_step=None,  # called with a `schedules.Step` after each; what it raises ends the run
+    on_step=None,  # called with a `schedulers.Step` after each; what it raises ends the run
 ) -> Tensor:  # latents of the images, `(n, ...)`
     """Run the pipeline. Equals `pipe(prompt, latents=noise, generator=generator)`; sliders that are on act here too.
 

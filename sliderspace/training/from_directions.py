@@ -195,7 +195,7 @@ def train(
     model: Model,
     directions: Directions,
     sliders: int = 16,  # how many directions get a slider
-    method: AlignmentConfig = DEFAULT,  # or `alignment.PUBLISHED`
+    method: AlignmentConfig = DEFAULT,  # or `alignment.SLIDERSPACE_RELEASE`
     encoder=None,  # must be the one that the directions were found with; None: by its name
     seed: int = 0,
     folder: str

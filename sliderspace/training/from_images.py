@@ -281,7 +281,7 @@ def train_customization(
 
     if not images:
         raise ValueError(
-            "images must hold a set or more, such as {'mine': read_pictures('folder')}"
+            "images must hold a set or more, such as {'mine': load_image_folder('folder')}"
         )
     shown = {label: {1.0: x} for label, x in images.items()}
     return _fitted(

@@ -24,8 +24,8 @@ class TrainingConfig:
     """What every way to train has to say."""
 
     rank: int = 1
-    targets: str = "attention"  # layers that change, see `adapters.target_layers`
-    # "first-order", "random" or "orthonormal" (`usual_start`; its up-projections stay as they are)
+    targets: str = "attention"  # layers that change, see `adapter.target_layers`
+    # "first-order", "random" or "orthonormal" (`standard_init`; its up-projections stay as they are)
     init: str = "first-order"
     training_steps: int = 450  # of every slider; those of a slider that stops go to the others
     latents_per_step: int = 1  # noised samples in an update, each given to all its sliders

@@ -75,7 +75,7 @@ class Board(Controls):
 
     def set_from_coordinates(
         self,
-        coordinates,  # of an image, `(k,)`, in standard deviations, from `directions.coordinates`
+        coordinates,  # of an image, `(k,)`, in standard deviations, from `discovery.coordinates`
     ):
         """Set every slider that was found to where an image lies along its direction; ranges end it.
 

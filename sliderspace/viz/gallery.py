@@ -140,7 +140,7 @@ def _days(model, space, prompt, samples, seed, steps, guidance, batch, progress)
 
 # %% ../../nbs/08_viz/07_gallery.ipynb #cell-13
 def _scrubbed(report, label, usable, picture):
-    "A slider's strip, from `plots.strip`, in a box that scrubs it: white lines of 2 pixels between its images."
+    "A slider's strip, from `plots.sweep_strip`, in a box that scrubs it: white lines of 2 pixels between its images."
     strengths = [round(float(s), 3) for s in report.strengths]
     n, count = report.latents.shape[2], len(strengths)
     size = (picture.height - 2) // n - 2, (picture.width - 2) // count - 2
@@ -180,7 +180,7 @@ def write_report(
     folder: str | Path,
     model: Model,
     directions: Directions,
-    report: Report,  # from `measures.measure`
+    report: Report,  # from `report.measure`
     progress=tqdm,
 ) -> Path:  # of the page
     """Write space file, spectrum, ends, report, a strip for each slider, the table (CSV) and `index.html`.
@@ -236,7 +236,7 @@ def write_gallery(
     model: Model,
     space: SliderSpace,  # of any origin
     report: Report
-    | None = None,  # of these sliders, from `measure` or `measure_asked`; None: they are played here
+    | None = None,  # of these sliders, from `measure` or `measure_concepts`; None: they are played here
     directions: Directions
     | None = None,  # with them the page shows the spectrum, and both ends of theirs
     prompt: str

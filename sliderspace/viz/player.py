@@ -351,7 +351,7 @@ def play(
 # %% ../../nbs/08_viz/06_player.ipynb #cell-25
 def player_from_report(
     model: Model,
-    report: Report,  # of `measure` or `measure_asked`
+    report: Report,  # of `measure` or `measure_concepts`
     slider,  # number or label
 ) -> Player:
     """The sweep that was measured, without making any of it again. Raises `KeyError` for an unknown slider."""

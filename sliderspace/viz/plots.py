@@ -59,7 +59,7 @@ def plot_spectrum(
 # %% ../../nbs/08_viz/00_plots.ipynb #cell-10
 def plot_significance(
     directions: Directions,
-    real: Significance,  # from `rank.how_many`
+    real: Significance,  # from `significance.count_significant`
     count: int = 60,  # directions shown
 ):  # a matplotlib `Figure`
     """What is real, in three panels: variances against shuffled data (log), their running share, and what halves of the

@@ -134,6 +134,8 @@ def live_progress(
     prompt: str,  # of the pictures that are shown
     every: float = 10.0,  # seconds between two looks
     sliders: int = 6,  # shown while they are trained
-) -> LiveProgress:  # a `progress` for `discover`, `train`, `train_concepts`, `train_pairs` and others, shown at once
+) -> (
+    LiveProgress
+):  # a `progress` for `discover`, `train`, `train_concepts` and others, shown at once
     """Shows spectrum, curve and pictures of what there is so far, in a notebook."""
     return LiveProgress(model, prompt, every, sliders)
